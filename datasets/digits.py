@@ -1,0 +1,160 @@
+"""The offline data sets: handwritten digits and what is near to and far from them, all 8×8 grey.
+
+Made only of what scikit-learn and matplotlib ship, so the suite `digits` runs without a network or a download.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.model_selection import train_test_split
+
+from howsure import ArrayImages, Dataset, UserError
+
+SIDE = 8
+KNOWN = tuple("01234567")
+UPPER, LOWER = "ABCDEFGHJKLMNPQRTUVWXY", "abdefghjmnqrty"
+"""Letters that can be told from digits (no I, O, S, Z, i, l) and, once scaled to one height, from each other's capital."""
+
+FONTS = (
+    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+    *("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
+)
+
+
+class Digits(Dataset):
+    """Handwritten digits 0 to 7. Alpaydin & Kaynak, 1998 (UCI optdigits), as shipped with scikit-learn.
+
+    1,443 images in three fixed, stratified parts: `train` 60 %, `val` 10 %, `test` 30 %.
+    """
+
+    name = "digits"
+    splits = ("train", "val", "test")
+    classes = KNOWN
+
+    def split(self, name: str) -> ArrayImages:
+        if name not in self.splits:
+            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
+        x, y = _digits()
+        part = _parts()[name]
+        return ArrayImages(x[part], y[part], where=self.name)
+
+
+class DigitsUnseen(Dataset):
+    """Handwritten digits 8 and 9, by the same writers as `digits`: the near shift. 354 images."""
+
+    name = "digits-unseen"
+    classes = ("8", "9")
+
+    def split(self, name: str) -> ArrayImages:
+        x, y = _digits()
+        return ArrayImages(x[y >= len(KNOWN)], y[y >= len(KNOWN)] - len(KNOWN), where=self.name)
+
+
+class Letters(Dataset):
+    """Letters in the fonts that matplotlib ships (DejaVu, STIX, Computer Modern), processed as the digits were.
+
+    A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel counts a block of 4×4.
+    """
+
+    name = "letters"
+    classes = (*UPPER, *LOWER)
+
+    def split(self, name: str) -> ArrayImages:
+        x, y = _letters()
+        return ArrayImages(x, y, where=self.name)
+
+
+class Photos(Dataset):
+    """Patches of scikit-learn's two sample photographs (a temple, a flower): grey, 24×24 pixels averaged to 8×8."""
+
+    name = "photos"
+    classes = ("china", "flower")
+
+    def split(self, name: str) -> ArrayImages:
+        patches = [_patches(photo, step=3) for photo in load_sample_images().images]
+        labels = np.repeat(np.arange(len(patches)), [len(p) for p in patches])
+        return ArrayImages(np.concatenate(patches), labels, where=self.name)
+
+
+class Noise(Dataset):
+    """300 images of uniform and 300 of Gaussian noise (mean 127.5, standard deviation 64), from a fixed seed."""
+
+    name = "noise"
+    classes = ("uniform", "gaussian")
+
+    def split(self, name: str) -> ArrayImages:
+        rng = np.random.default_rng(0)
+        uniform = rng.integers(0, 256, (300, SIDE, SIDE))
+        gaussian = rng.normal(127.5, 64, (300, SIDE, SIDE)).round().clip(0, 255)
+        return ArrayImages(np.concatenate([uniform, gaussian]).astype(np.uint8), np.repeat([0, 1], 300), where=self.name)
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 digits: uint8 `[N, 8, 8]` and labels 0 to 9 `[N]`."""
+    data = load_digits()
+    return _to_uint8(data.images), data.target.astype(np.int64)
+
+
+@cache
+def _parts() -> dict[str, np.ndarray]:
+    """Indices of the three splits of the known classes, fixed and stratified."""
+    _, y = _digits()
+    known = np.flatnonzero(y < len(KNOWN))
+    train, rest = train_test_split(known, train_size=0.6, stratify=y[known], random_state=0)
+    val, test = train_test_split(rest, train_size=0.25, stratify=y[rest], random_state=0)
+    return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
+
+
+@cache
+def _letters() -> tuple[np.ndarray, np.ndarray]:
+    """Every letter in every font, without exact repeats: uint8 `[N, 8, 8]` and labels `[N]`."""
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    letters = (*UPPER, *LOWER)
+    x, y = [], []
+    for font in FONTS:
+        face = ImageFont.truetype(str(folder / f"{font}.ttf"), 64)
+        for label, letter in enumerate(letters):
+            x.append(_to_uint8(_blocks(_bitmap(face, letter))))
+            y.append(label)
+    _, first = np.unique(np.stack(x).reshape(len(x), -1), axis=0, return_index=True)
+    keep = np.sort(first)
+    return np.stack(x)[keep], np.array(y)[keep]
+
+
+def _bitmap(face: ImageFont.FreeTypeFont, letter: str) -> np.ndarray:
+    """A letter as a 0/1 bitmap `[32, 32]`, scaled to fill the height, or the width where it is wider, and centred."""
+    page = Image.new("L", (192, 192))
+    ImageDraw.Draw(page).text((64, 64), letter, fill=255, font=face)
+    glyph = page.crop(page.getbbox())
+    scale = 4 * SIDE / max(glyph.size)
+    width, height = (max(1, round(side * scale)) for side in glyph.size)
+    square = Image.new("L", (4 * SIDE, 4 * SIDE))
+    square.paste(glyph.resize((width, height)), ((4 * SIDE - width) // 2, (4 * SIDE - height) // 2))
+    return (np.asarray(square) >= 128).astype(np.int64)
+
+
+def _blocks(bitmap: np.ndarray) -> np.ndarray:
+    """How many pixels of each block of 4×4 are set: 0 to 16, `[8, 8]`."""
+    return bitmap.reshape(SIDE, 4, SIDE, 4).sum(axis=(1, 3))
+
+
+def _to_uint8(counts: np.ndarray) -> np.ndarray:
+    return np.round(counts * 255 / 16).astype(np.uint8)
+
+
+def _patches(photo: np.ndarray, step: int) -> np.ndarray:
+    """A grid of patches that do not overlap, uint8 `[N, 8, 8]`; each pixel is the mean of step × step grey pixels."""
+    grey = np.asarray(Image.fromarray(photo).convert("L"), dtype=np.float64)
+    rows, columns = (side // (SIDE * step) for side in grey.shape)
+    grid = grey[: rows * SIDE * step, : columns * SIDE * step].reshape(rows, SIDE, step, columns, SIDE, step)
+    return grid.mean(axis=(2, 5)).transpose(0, 2, 1, 3).reshape(-1, SIDE, SIDE).round().astype(np.uint8)

@@ -1,0 +1,62 @@
+"""howsure: how sure is your network? A benchmark suite of uncertainty scores for image classifiers."""
+
+from pathlib import Path
+
+_root = Path(__file__).resolve().parent.parent
+if (_root / "setup.cfg").is_file():  # a checkout: the plugin folders stand beside this one
+    __path__.append(str(_root))
+
+from .backbone import Backbone  # noqa: E402
+from .data import ArrayImages, Dataset, FolderImages, Images  # noqa: E402
+from .errors import MissingData, UserError  # noqa: E402
+from .losses import Confound, Loss, Predicted, Uniform  # noqa: E402
+from .method import Method  # noqa: E402
+from .network import Network  # noqa: E402
+from .registry import register  # noqa: E402
+from .representations import (  # noqa: E402
+    ActivationNorms,
+    Batch,
+    Features,
+    GradNorms,
+    Head,
+    Labels,
+    LayerMeans,
+    LayerMoments,
+    Logits,
+    Representation,
+    Reps,
+    SmallGrads,
+    Tap,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivationNorms",
+    "ArrayImages",
+    "Backbone",
+    "Batch",
+    "Confound",
+    "Dataset",
+    "Features",
+    "FolderImages",
+    "GradNorms",
+    "Head",
+    "Images",
+    "Labels",
+    "LayerMeans",
+    "LayerMoments",
+    "Logits",
+    "Loss",
+    "Method",
+    "MissingData",
+    "Network",
+    "Predicted",
+    "Representation",
+    "Reps",
+    "SmallGrads",
+    "Tap",
+    "Uniform",
+    "UserError",
+    "register",
+]

@@ -1,0 +1,58 @@
+"""A practical answer: how unsure is this network about each image of a folder?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from .cells import refusal, seeded
+from .data import FolderImages, cache_root
+from .errors import UserError
+from .extract import Extractor, Split, union
+from .networks import load_network
+from .representations import Logits
+from .sources import num_classes, resolve
+from .store import Store
+from .suite import make_method
+
+
+def score_folder(
+    backbone: str, method: str, train: str, images: Path, checkpoint: str | None, device: torch.device
+) -> pd.DataFrame:
+    """One row an image, most uncertain first: `file`, `class` (predicted), `score`, and `percentile`, the share of
+    training images that score lower, in percent.
+
+    Raises:
+        UserError: a method that needs outliers, one that cannot score this network, or anything wrong with the inputs.
+    """
+    scorer = make_method(method, {})
+    if scorer.supervision == "outliers":
+        raise UserError(f"{method} must be shown outliers, and a folder has none; choose a method that sees none or id-train")
+    source = resolve(train, Path.cwd())
+    known = source.split("train")
+    split, folder = Split("train", known), Split(str(images), FolderImages(images))
+    network = load_network(
+        "network", backbone, num_classes=num_classes(source, known), base=Path.cwd(), checkpoint=checkpoint, device=device,
+        train_images=known,
+    )  # fmt: skip
+    refused = refusal(scorer, network)
+    if refused:
+        raise UserError(f"{method} cannot score this network: {refused}")
+    extractor = Extractor(network, Store(cache_root() / "representations"), split)
+    needs = union([(Logits(), *scorer.needs)])
+    seen = extractor(split, [rep for rep in needs if not rep.needs])
+    seen = extractor(split, needs).only(tuple(scorer.needs), method) if len(needs) > len(seen) else seen
+    state = seeded(0, lambda: scorer.fit(seen)) if scorer.supervision == "id-train" else {}
+    found = extractor(folder, needs)
+    scores, usual = (scorer.score(reps, **state).double() for reps in (found, seen))
+    below = torch.searchsorted(usual.sort().values, scores) / len(usual)
+    names = list(getattr(source, "classes", ())) or [str(i) for i in range(network.num_classes)]
+    table = pd.DataFrame({
+        "file": [str(file) for file, _ in folder.images.files],
+        "class": [names[i] for i in found[Logits()].argmax(1).tolist()],
+        "score": scores.numpy(),
+        "percentile": (100 * below).round(decimals=1).numpy(),
+    })  # fmt: skip
+    return table.sort_values("score", ascending=False, ignore_index=True)

@@ -1,0 +1,290 @@
+"""The contracts that every method keeps, run over whatever is registered, third parties' plugins included.
+
+Each contract is a small named function that raises AssertionError with one line. They run on made-up images and on two
+tiny networks (a convolutional one with batch norm and dropout, a transformer); a method must be able to score one.
+"""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import inspect
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .backbone import InputSpec
+from .cells import refusal, seeded
+from .data import ArrayImages
+from .extract import Extractor, Split, batches, run_pass
+from .method import Method
+from .network import Network
+from .representations import Representation, Reps
+
+CLASSES = 4
+
+
+@dataclass
+class Trial:
+    """A method on a network, fitted on made-up images, with what it needs of some more."""
+
+    method: Method
+    network: Network
+    extractor: Extractor
+    split: Split
+    reps: Reps
+    state: dict[str, Tensor]
+
+    def rescore(self, network: Network | None = None, batch_size: int = 16, order: np.ndarray | None = None) -> Tensor:
+        images = self.split.images
+        split = self.split if order is None else Split("other", ArrayImages(images.x[order], images.y[order]))
+        states = {rep: self.extractor.state(rep) for rep in self.method.needs if rep.needs}
+        reps = run_pass(network or self.network, batches(split, network or self.network, batch_size), self.method.needs, states)
+        return self.method.score(reps, **self.state)
+
+
+def keeps_its_declaration(trial: Trial) -> None:
+    """A frozen dataclass with a one-line summary, valid supervision, and needs that are representations."""
+    cls = type(trial.method)
+    assert is_dataclass(cls) and cls.__dataclass_params__.frozen, "is not a frozen dataclass"  # type: ignore[attr-defined]
+    assert (cls.__doc__ or "").strip() and not cls.__doc__.startswith(f"{cls.__name__}("), "has no docstring"  # type: ignore[union-attr]
+    assert cls.supervision in ("none", "id-train", "outliers"), f"unknown supervision '{cls.supervision}'"
+    assert isinstance(trial.method.needs, tuple), "`needs` is not a tuple"
+    assert all(isinstance(rep, Representation) for rep in trial.method.needs), "`needs` holds something else"
+    fits = type(trial.method).fit is not Method.fit
+    assert fits == (cls.supervision != "none"), f"supervision '{cls.supervision}' does not go with {'a' if fits else 'no'} fit"
+    strangers = set(cls.grid) - {f.name for f in fields(cls)}
+    assert not strangers, f"grid names no field: {', '.join(sorted(strangers))}"
+
+
+def scores_every_image_once(trial: Trial) -> None:
+    """Scores are `[N]`, floating and finite."""
+    scores = trial.method.score(trial.reps, **trial.state)
+    assert tuple(scores.shape) == (len(trial.split),), f"scores have shape {list(scores.shape)}, not [{len(trial.split)}]"
+    assert scores.is_floating_point(), f"scores are {scores.dtype}"
+    assert bool(scores.isfinite().all()), f"{int((~scores.isfinite()).sum())} scores are NaN or infinite"
+
+
+def is_deterministic(trial: Trial) -> None:
+    """The same seed gives the same state and scores."""
+    again = fit(trial.method, trial.extractor)
+    assert again.keys() == trial.state.keys(), "fit gives other entries the second time"
+    for key, value in again.items():
+        assert torch.equal(value, trial.state[key]), f"fit gives another '{key}' the second time"
+    _same(trial.rescore(), trial.rescore(), "a second time", exact=True)
+
+
+def ignores_batch_size(trial: Trial) -> None:
+    """Scores do not depend on how images are batched."""
+    _same(trial.rescore(batch_size=16), trial.rescore(batch_size=7), "in batches of another size")
+
+
+def ignores_order(trial: Trial) -> None:
+    """Scores do not depend on the order of images."""
+    order = np.random.default_rng(1).permutation(len(trial.split))
+    _same(trial.rescore()[order], trial.rescore(order=order), "in another order")
+
+
+def scores_a_copy_alike(trial: Trial) -> None:
+    """A copy of the network gives the same scores."""
+    other = replace(trial.network, model=copy.deepcopy(trial.network.model))
+    _same(trial.rescore(), trial.rescore(other), "on a copy of the network")
+
+
+def leaves_no_trace(trial: Trial) -> None:
+    """Weights, gradients, hooks, modes and `requires_grad` are as before."""
+    before = snapshot(trial.network.model)
+    trial.rescore()
+    for what, value in snapshot(trial.network.model).items():
+        assert value == before[what], f"changes the network's {what}"
+
+
+def has_portable_state(trial: Trial) -> None:
+    """State is a flat dict of tensors that survives safetensors."""
+    for key, value in trial.state.items():
+        assert isinstance(value, Tensor), f"state '{key}' is a {type(value).__name__}, not a tensor"
+    if not trial.state:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        save_file({k: v.contiguous() for k, v in trial.state.items()}, path)
+        loaded = load_file(path)
+    _same(trial.method.score(trial.reps, **trial.state), trial.method.score(trial.reps, **loaded), "with stored state", exact=True)
+
+
+def changes_no_input(trial: Trial) -> None:
+    """`score` leaves representations and state as they are."""
+    entries = {repr(rep): v for rep in trial.reps for v in rep.pack(trial.reps[rep]).values()} | trial.state
+    before = {k: v.clone() for k, v in entries.items()}
+    trial.method.score(trial.reps, **trial.state)
+    for key, value in entries.items():
+        assert torch.equal(value, before[key]), f"writes into {key}"
+
+
+def scores_images_apart(trial: Trial) -> None:
+    """Scores of images do not depend on which others are scored with them."""
+    whole = trial.method.score(trial.reps, **trial.state)
+    some = trial.method.score(trial.reps.take(torch.arange(5)), **trial.state)
+    _same(whole[:5], some, "without the other images")
+
+
+def passes_its_doctests(trial: Trial) -> None:
+    """Examples in the docstrings run."""
+    module = inspect.getmodule(type(trial.method))
+    assert module is not None and doctest.testmod(module).failed == 0, "a doctest fails"
+
+
+CONTRACTS: tuple[Callable[[Trial], None], ...] = (
+    keeps_its_declaration,
+    scores_every_image_once,
+    is_deterministic,
+    ignores_batch_size,
+    ignores_order,
+    scores_a_copy_alike,
+    leaves_no_trace,
+    has_portable_state,
+    changes_no_input,
+    scores_images_apart,
+    passes_its_doctests,
+)
+
+
+def check_method(name: str, cls: type[Method]) -> Iterator[tuple[str, str | None]]:
+    """Run every contract on every tiny network that the method can score: (contract, problem or None)."""
+    try:
+        method = cls(**cls.test_params)
+        reasons = {network.name: refusal(method, network) for network in networks()}
+    except Exception as error:
+        yield "can be made", _explain(error)
+        return
+    if all(reasons.values()):
+        yield "scores some network", f"refuses all: {reasons}"
+        return
+    for network in networks():
+        if reasons[network.name]:
+            continue
+        try:
+            trial = make_trial(method, network)
+        except Exception as error:
+            yield f"fits on the {network.name}", _explain(error)
+            continue
+        for contract in CONTRACTS:
+            yield f"{contract.__name__} ({network.name})", _outcome(contract, trial)
+
+
+def make_trial(method: Method, network: Network) -> Trial:
+    """A method fitted on made-up training images of a tiny network."""
+    extractor = Extractor(network, None, split("train"))
+    state = fit(method, extractor)
+    return Trial(method, network, extractor, split("test"), extractor(split("test"), method.needs), state)
+
+
+def fit(method: Method, extractor: Extractor) -> dict[str, Tensor]:
+    """The state of a method fitted as its supervision says."""
+    if method.supervision == "none":
+        return {}
+    names = ("known", "outliers") if method.supervision == "outliers" else ("train",)
+    seen = [extractor(split(name), method.needs) for name in names]
+    return seeded(0, lambda: method.fit(*seen))
+
+
+@cache
+def split(name: str) -> Split:
+    """Made-up images: four classes of noisy gratings; outliers are plain noise."""
+    sizes = {"train": 64, "known": 40, "outliers": 40, "test": 24}
+    rng = np.random.default_rng(list(sizes).index(name))
+    y = np.arange(sizes[name]) % CLASSES
+    grid = np.arange(16) / 16
+    waves = np.stack([np.sin(2 * np.pi * (1 + k // 2) * (grid[:, None] if k % 2 else grid[None, :])) * np.ones((16, 16)) for k in range(CLASSES)])
+    clean = 0 if name == "outliers" else waves[y][..., None]
+    x = 128 + 60 * clean + rng.normal(0, 40, (sizes[name], 16, 16, 3))
+    return Split(name, ArrayImages(np.clip(x, 0, 255).astype(np.uint8), y))
+
+
+@cache
+def networks() -> tuple[Network, ...]:
+    """The tiny networks: random weights, random batch-norm statistics, two ensemble members."""
+    spec = InputSpec((16, 16), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convs = [_conv_net() for _ in range(3)]
+        conv = Network("convolutional network", convs[0], spec, CLASSES, members=convs[1:])
+        return conv, Network("transformer", _transformer(), spec, CLASSES)
+
+
+class _ConvNet(nn.Sequential):
+    """Three stages of convolution, batch norm and ReLU, with dropout before the last layer, and a learned temperature."""
+
+
+def _conv_net() -> nn.Module:
+    widths = (3, 8, 12, 16)
+    layers: list[nn.Module] = []
+    for inside, outside in zip(widths, widths[1:], strict=False):
+        norm = nn.BatchNorm2d(outside)
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+        layers += [nn.Conv2d(inside, outside, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
+    layers[-1] = nn.AdaptiveAvgPool2d(1)
+    return _ConvNet(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(widths[-1], CLASSES))
+
+
+def _transformer() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=CLASSES)
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that a score could leave changed."""
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {
+        "weights": {name: value.sum().item() for name, value in weights.items()},
+        "gradients": [name for name, p in model.named_parameters() if p.grad is not None],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(m._backward_pre_hooks))
+            for m in model.modules()
+        ],
+        "forward": ["forward" in vars(m) for m in model.modules()],
+    }
+
+
+def _same(a: Tensor, b: Tensor, when: str, exact: bool = False) -> None:
+    if exact:
+        assert torch.equal(a, b), f"scores differ {when}"
+        return
+    scale = float(a.double().std(correction=0)) + 1e-6 * float(a.double().abs().max())
+    gap = float((a.double() - b.double()).abs().max())
+    assert gap <= 1e-3 * scale, f"scores differ by {gap:.2g} {when} (their spread is {scale:.2g})"
+
+
+def _outcome(contract: Callable[[Trial], None], trial: Trial) -> str | None:
+    try:
+        contract(trial)
+    except Exception as error:
+        return _explain(error)
+    return None
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, AssertionError):
+        return " ".join(str(error).split())
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    where = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})" if traceback else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+if sys.flags.optimize:
+    raise ImportError("howsure.check relies on assert; run Python without -O")

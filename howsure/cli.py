@@ -1,0 +1,271 @@
+"""The command line. Exit status: 0 on success, 2 on a user's mistake (one line says which), 1 when cells failed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import UserError, unknown
+from .plugins import BACKBONES, DATASETS, METHODS, REGISTRIES
+from .suite import PROTOCOLS, load_suite, suite_names
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    try:
+        howsure.main(arguments, prog_name="howsure", standalone_mode=False)
+    except UserError as error:
+        _stop(str(error), 2)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _stop(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _stop("interrupted; what was finished is kept, run the same command again to go on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _stop(message: str, status: int) -> None:
+    click.echo("howsure: " + " ".join(message.split()), err=True)
+    sys.exit(status)
+
+
+def _load_plugins(_context: click.Context, _option: click.Parameter, files: tuple[str, ...]) -> tuple[str, ...]:
+    for file in files:
+        _load_plugin(file)
+    return files
+
+
+def _load_plugin(file: str) -> list[str]:
+    """Register whatever kind of plugin a file holds; returns the names."""
+    from .registry import import_file
+
+    found = [name for registry in REGISTRIES.values() for name in registry.add_module(import_file(file))]
+    if not found:
+        raise UserError(f"{file}: no plugin in it; derive a class from howsure.Method, Dataset or Backbone")
+    return found
+
+
+plugin = click.option(
+    "--plugin", multiple=True, metavar="FILE", callback=_load_plugins, is_eager=True, help="A Python file with plugins; may be given again."
+)  # fmt: skip
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="howsure")
+def howsure() -> None:
+    """How sure is your network? Compares uncertainty scores for trained image classifiers."""
+
+
+@howsure.command()
+@click.argument("suite")
+@click.option("--methods", metavar="A,B", help="Only these methods (names or globs).")
+@click.option("--backbones", metavar="X,Y", help="Only these backbones of the suite.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of results. [default: results/SUITE]")
+@click.option("--seed", type=int, help="One seed instead of the suite's.")
+@click.option("--fresh", is_flag=True, help="Compute cells anew even where the folder holds them.")
+@device_option
+@plugin
+def run(suite: str, methods: str | None, backbones: str | None, out: Path | None, seed: int | None, fresh: bool, device: str, plugin: Any) -> None:
+    """Run SUITE (a name or a TOML file): every method on every shift and backbone."""
+    from .harness import Run, failures
+    from .plots import write_plots
+    from .results import RunFolder
+    from .tables import write_tables
+
+    chosen = load_suite(suite)
+    if methods:
+        chosen = chosen.model_copy(update={"methods": tuple(m for m in methods.split(",") if m)})
+    if backbones:
+        chosen = chosen.model_copy(update={"backbone": _pick(chosen.backbone, backbones.split(","))})
+    if seed is not None:
+        chosen = chosen.model_copy(update={"seeds": (seed,)})
+    folder = RunFolder(out or Path("results") / chosen.name)
+    job = Run(chosen, chosen.chosen_methods(), folder, pick_device(device), fresh, quiet=not sys.stderr.isatty())
+    results = job()
+    failed = list(failures(job.record))
+    if len(results):
+        write_tables(folder.folder)
+        write_plots(folder.folder)
+        _summary(results, folder.folder)
+    for line in failed:
+        click.echo(f"howsure: failed: {line}", err=True)
+    sys.exit(1 if failed else 0)
+
+
+def _summary(results: Any, folder: Path) -> None:
+    from .tables import leaderboard
+
+    for protocol in PROTOCOLS:
+        if (results["protocol"] == protocol).any():
+            click.echo(f"\nMean AUROC, protocol {protocol}\n")
+            click.echo(leaderboard(results, protocol).to_markdown(index=False, floatfmt=".3f"))
+    click.echo(f"\n{folder}: results.csv, timing.csv, run.json, scores/, tables/, plots/")
+
+
+def _pick(specs: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
+    by_name = {spec.name: spec for spec in specs}
+    for name in names:
+        if name not in by_name:
+            raise unknown("backbone of this suite", name, by_name)
+    return tuple(by_name[name] for name in names)
+
+
+def pick_device(name: str) -> Any:
+    """A torch device by name; `auto` is the GPU where there is one. UserError when it is not to be had."""
+    import torch
+
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no GPU that torch can use; take --device cpu")
+    return device
+
+
+@howsure.command("list")
+@click.argument("kind", type=click.Choice(["methods", "datasets", "backbones", "suites"]))
+@plugin
+def list_(kind: str, plugin: Any) -> None:
+    """List what there is, one line each."""
+    if kind == "suites":
+        for name in suite_names():
+            suite = load_suite(name)
+            click.echo(f"{name:<18} {suite.id.test} against {', '.join(s.name for s in suite.shift)}")
+        return
+    registry = REGISTRIES[kind]
+    width = max((len(name) for name in registry), default=0) + 2
+    for name in registry:
+        click.echo(f"{name:<{width}}{_describe(kind, registry[name])}")
+    for broken in registry.broken.values():
+        click.echo(f"howsure: broken plugin: {broken}", err=True)
+    if registry.broken:
+        sys.exit(1)
+
+
+def _describe(kind: str, cls: Any) -> str:
+    summary = (cls.__doc__ or "").strip().split("\n")[0]
+    if kind == "methods":
+        needs = ", ".join(dict.fromkeys(type(rep).__name__ for rep in cls().needs))
+        return f"{summary}  [needs {needs}; sees {cls.supervision}]"
+    if kind == "datasets":
+        return f"{summary}  [{cls.source}; {', '.join(cls.splits)}]"
+    size = "x".join(map(str, (cls.input.channels, *cls.input.size)))
+    return f"{summary}  [{size}; {'trained on the spot' if cls.recipe else 'needs a checkpoint'}]"
+
+
+@howsure.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def table(folder: Path) -> None:
+    """Redraw the tables of a run's FOLDER from its results."""
+    from .tables import write_tables
+
+    for path in write_tables(folder):
+        click.echo(path)
+
+
+@howsure.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def plot(folder: Path) -> None:
+    """Redraw the plots of a run's FOLDER from its results."""
+    from .plots import write_plots
+
+    for path in write_plots(folder):
+        click.echo(path)
+
+
+@howsure.command()
+@click.argument("names", nargs=-1)
+@plugin
+def check(names: tuple[str, ...], plugin: tuple[str, ...]) -> None:
+    """Run the contract tests of methods: NAMES, those of the plugin files, or all."""
+    from .check import check_method
+
+    if plugin and not names:
+        names = tuple(name for file in plugin for name in _load_plugin(file) if name in METHODS)
+    failed = 0
+    for name in names or tuple(METHODS):
+        for contract, problem in check_method(name, METHODS[name]):
+            failed += problem is not None
+            if problem or names:
+                click.echo(f"{name:<24}{contract:<30}{'FAILED: ' + problem if problem else 'ok'}")
+    for broken in METHODS.broken.values():
+        click.echo(f"broken plugin: {broken}")
+    failed += len(METHODS.broken)
+    click.echo(f"{len(names or METHODS)} methods checked, {failed} problem{'s' * (failed != 1)}")
+    sys.exit(1 if failed else 0)
+
+
+@howsure.group()
+def new() -> None:
+    """Start a plugin."""
+
+
+@new.command("method")
+@click.argument("name")
+@click.option("--into", type=click.Path(file_okay=False, path_type=Path), default=Path("."), help="Folder. [default: here]")
+def new_method(name: str, into: Path) -> None:
+    """Write a working method file NAME.py and its test, to edit."""
+    from .scaffold import write_method
+
+    for path in write_method(name, into):
+        click.echo(path)
+
+
+@howsure.group()
+def data() -> None:
+    """Where data sets live, what is missing, and how to get it."""
+
+
+@data.command()
+@click.argument("names", nargs=-1)
+def status(names: tuple[str, ...]) -> None:
+    """Say of each data set whether it can be read."""
+    from .data import data_root
+
+    click.echo(f"data root: {data_root()} (set HOWSURE_DATA to change it)")
+    width = max(len(name) for name in DATASETS) + 2
+    for name in names or tuple(DATASETS):
+        missing = DATASETS[name]().missing()
+        click.echo(f"{name:<{width}}{'missing: ' + missing if missing else 'ready'}")
+
+
+@data.command()
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Download a data set into the data root."""
+    DATASETS[name]().fetch()
+    click.echo(f"{name}: ready")
+
+
+@howsure.command()
+@click.option("--backbone", required=True, help="A registered backbone, timm/NAME, torchvision/NAME or FILE.py:FUNCTION.")
+@click.option("--method", required=True, help="A method that needs no outlier.")
+@click.option("--train", required=True, metavar="DATA", help="The network's training images: a data set, imagefolder:PATH or npz:PATH.")
+@click.option("--checkpoint", help="Weights: a state dict or .safetensors.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV file. [default: standard output]")
+@click.argument("images", type=click.Path(file_okay=False, path_type=Path))
+@device_option
+@plugin
+def score(backbone: str, method: str, train: str, checkpoint: str | None, out: Path | None, images: Path, device: str, plugin: Any) -> None:
+    """Score each image of the folder IMAGES: a CSV with its class and how unsure the network is."""
+    from .answer import score_folder
+
+    table = score_folder(backbone, method, train, images, checkpoint, pick_device(device))
+    if out is None:
+        click.echo(table.to_csv(index=False), nl=False)
+    else:
+        table.to_csv(out, index=False)
+        click.echo(f"{out}: {len(table)} images")
+
+
+__all__ = ["BACKBONES", "howsure", "main"]

@@ -1,0 +1,266 @@
+"""One pass over a split computes every representation that the selected methods need; what is stored is not redone."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from .corruptions import corrupt
+from .errors import UserError
+from .gradients import grad_sq_norms
+from .layers import module
+from .losses import Loss
+from .network import Network
+from .representations import Batch, Grads, ImageIds, Logits, Representation, Reps, Tap
+from .store import Store, make_key
+
+BATCH_SIZE = 128
+States = Mapping[Representation[Any], dict[str, Tensor]]
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to look at: a torch data set of (PIL image, label), perhaps corrupted on the fly: `(type, severity)`."""
+
+    name: str
+    images: Any
+    corruption: tuple[str, int] | None = None
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes whenever an image, a label or the corruption does."""
+        return f"{fingerprint(self.images)} {self.corruption} {self.seed if self.corruption else ''}"
+
+
+def fingerprint(images: Any) -> str:
+    """A set's own `fingerprint`, else a hash of every pixel and label."""
+    own = getattr(images, "fingerprint", None)
+    if own is not None:
+        return str(own)
+    digest = hashlib.sha256()
+    for index in range(len(images)):
+        image, label = images[index]
+        digest.update(np.asarray(image).tobytes() + str(int(label)).encode())
+    return digest.hexdigest()
+
+
+class Prepared(TorchDataset[tuple[np.ndarray, int, int]]):
+    """A split as the network sees it: `(uint8 pixels [H, W, C], label, id)`; the id is a hash of the clean pixels."""
+
+    def __init__(self, split: Split, network: Network) -> None:
+        self.split, self.network = split, network
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int]:
+        image, label = self.split.images[index]
+        if not isinstance(image, Image.Image):
+            raise UserError(f"{self.split.name}: image {index} is a {type(image).__name__}; give PIL images")
+        pixels = self.network.prepare(image)
+        identity = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1
+        if self.split.corruption:
+            kind, severity = self.split.corruption
+            pixels = corrupt(pixels, kind, severity, (identity + self.split.seed) % 2**32)
+        return np.array(pixels), int(label), identity
+
+
+def batches(split: Split, network: Network, batch_size: int = BATCH_SIZE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order."""
+    workers = 0 if network.device.type == "cpu" else min(8, torch.get_num_threads())
+    for pixels, labels, ids in DataLoader(Prepared(split, network), batch_size, num_workers=workers):
+        yield pixels, labels, ids
+
+
+def run_pass(
+    network: Network,
+    loaded: Iterable[tuple[Tensor, Tensor, Tensor]],
+    representations: Sequence[Representation[Any]],
+    states: States | None = None,
+    progress: Progress = lambda n: None,
+) -> Reps:
+    """The representations of all batches, computed with one forward pass of the network over each.
+
+    Args:
+        loaded: batches as `batches` gives them.
+        representations: what to compute; those that are fitted need their state in `states`.
+        progress: called with the number of images done after each batch.
+    """
+    states = states or {}
+    rows: dict[Representation[Any], list[dict[str, Tensor]]] = {rep: [] for rep in representations}
+    for pixels, labels, ids in loaded:
+        batch = _look(network, pixels, labels, ids, representations)
+        for rep in representations:
+            if rep.per_image or not rows[rep]:
+                value = rep.pack(rep.compute(batch, **states.get(rep, {})))
+                rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
+        progress(len(pixels))
+    return Reps({rep: rep.unpack({k: torch.cat([r[k] for r in found]) for k in found[0]}) for rep, found in rows.items()})
+
+
+def _look(
+    network: Network, pixels: Tensor, labels: Tensor, ids: Tensor, representations: Sequence[Representation[Any]]
+) -> Batch:
+    """The shared forward pass, with one backward pass for each loss that is wanted."""
+    images = network.normalise(pixels)
+    taps = list(dict.fromkeys(tap for rep in representations for tap in rep.taps(network)))
+    losses = list(dict.fromkeys(loss for rep in representations for loss in rep.losses()))
+    grads: dict[Loss, Grads] = {}
+    with _reading(network.model, taps) as readings:
+        if losses:
+            small = any(rep.small for rep in representations)
+            result = grad_sq_norms(network.model, images, losses, small=small)
+            logits = result.logits
+            for k, loss in enumerate(losses):
+                grads[loss] = Grads(result.norms[k], None if result.small is None else result.small[k])
+        else:
+            with torch.no_grad():
+                logits = network.model(images)
+    read = {tap: readings.rows(tap, len(images)) for tap in taps}
+    return Batch(network, images, pixels, labels, ids, logits.detach().float(), read, grads)
+
+
+@dataclass
+class _Readings:
+    """What hooks have read, by tap: one list a forward pass of the model, one entry a call of the layer."""
+
+    passes: list[dict[Tap, Tensor]] = field(default_factory=list)
+
+    def rows(self, tap: Tap, n: int) -> Tensor:
+        parts = [reading[tap] for reading in self.passes if tap in reading]
+        rows = torch.cat(parts) if parts else torch.empty(0)
+        if len(rows) != n:
+            raise UserError(f"layer '{tap.layer}' gives {len(rows)} rows for {n} images; name another layer")
+        return rows.float()
+
+
+@contextmanager
+def _reading(model: nn.Module, taps: Sequence[Tap]) -> Iterator[_Readings]:
+    readings = _Readings()
+
+    def start(_module: nn.Module, _inputs: Any) -> None:
+        readings.passes.append({})
+
+    def reader(tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+        def read(layer: nn.Module, inputs: Any, output: Any) -> None:
+            value = inputs[0] if tap.side == "input" else output
+            with torch.no_grad():
+                readings.passes[-1][tap] = tap.reduce(value.detach(), layer).clone()
+
+        return read
+
+    hooks = [model.register_forward_pre_hook(start)] if taps else []
+    try:
+        hooks += [module(model, tap.layer).register_forward_hook(reader(tap)) for tap in taps]
+        yield readings
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def union(needs: Iterable[Sequence[Representation[Any]]]) -> list[Representation[Any]]:
+    """All that is needed, each once, with what fitted representations need themselves before them."""
+    found: dict[Representation[Any], None] = {}
+    for rep in (rep for group in needs for rep in group):
+        for inner in (*rep.needs, rep):
+            found.setdefault(inner)
+    return list(found)
+
+
+class Extractor:
+    """Representations of splits for one network, read from the store or computed in one pass and stored.
+
+    `fit_split` is the in-distribution training split, which fitted representations are fitted on.
+    """
+
+    def __init__(self, network: Network, store: Store | None, fit_split: Split) -> None:
+        self.network, self.store, self.fit_split = network, store, fit_split
+        self._states: dict[Representation[Any], dict[str, Tensor]] = {}
+        self._train = Reps({})
+
+    def __call__(
+        self, split: Split, representations: Sequence[Representation[Any]], progress: Progress = lambda n: None
+    ) -> Reps:
+        """The representations of a split; whatever is not stored is computed in one pass."""
+        values = self._stored(split, representations)
+        missing = [rep for rep in representations if rep not in values]
+        if missing:
+            states = {rep: self.state(rep) for rep in missing if rep.needs}
+            fresh = run_pass(self.network, batches(split, self.network), missing, states, progress)
+            for rep in missing:
+                values[rep] = fresh[rep]
+                if self.store:
+                    self.store.put(self._key(split, rep), rep.pack(fresh[rep]))
+        else:
+            progress(len(split))
+        reps = Reps({rep: values[rep] for rep in representations})
+        if split == self.fit_split:
+            self._train = Reps({**self._train, **reps})
+        return reps
+
+    def _stored(self, split: Split, representations: Sequence[Representation[Any]]) -> dict[Representation[Any], Any]:
+        if self.store is None:
+            return {}
+        found = {rep: self.store.get(self._key(split, rep)) for rep in representations}
+        return {rep: rep.unpack(arrays) for rep, arrays in found.items() if arrays is not None}
+
+    def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
+        """The state of a fitted representation."""
+        if rep not in self._states:
+            if not all(need in self._train for need in rep.needs):
+                self(self.fit_split, rep.needs)
+            self._states[rep] = rep.fit(self._train.only(rep.needs, repr(rep)))
+        return self._states[rep]
+
+    def _key(self, split: Split, rep: Representation[Any]) -> str:
+        versions = (torch.__version__, torchvision.__version__)
+        data = split.fingerprint if rep.per_image else ""
+        fitted = self.fit_split.fingerprint if rep.needs else ""
+        return make_key(self.network.digest, data, fitted, rep, source_of(type(rep)), _engine_source(), *versions)
+
+
+def source_of(cls: type) -> str:
+    """A hash of the file that defines a class: editing it makes what was stored under it miss."""
+    file = inspect.getsourcefile(cls)
+    return _hash_file(file) if file else cls.__qualname__
+
+
+@cache
+def _engine_source() -> str:
+    """A hash of the code that every representation goes through."""
+    room = Path(__file__).parent
+    names = ("extract", "network", "layers", "losses", "gaussian", "corruptions")
+    files = [room / f"{name}.py" for name in names] + sorted((room / "gradients").glob("*.py"))
+    return make_key(*map(_hash_file, files))
+
+
+@cache
+def _hash_file(file: str | Path) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def accuracy(reps: Reps, labels: Tensor) -> float:
+    """Top-1 accuracy, 0 to 1."""
+    return float((reps[Logits()].argmax(1) == labels).double().mean())
+
+
+__all__ = ["BATCH_SIZE", "Extractor", "ImageIds", "Split", "accuracy", "batches", "run_pass", "union"]

@@ -1,0 +1,37 @@
+"""Class-conditional Gaussians with a tied covariance, and the distances they give: right for singular covariances too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def class_means(x: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean of each class, `[num_classes, D]`, float64; that of all rows for a class without any."""
+    x = x.double()
+    onehot = torch.zeros(num_classes, len(x), dtype=x.dtype)
+    onehot[labels, torch.arange(len(x))] = 1
+    counts = onehot.sum(1, keepdim=True)
+    return torch.where(counts > 0, onehot @ x / counts.clamp_min(1), x.mean(0))
+
+
+def whitener(centred: Tensor, shrinkage: float = 0.0) -> Tensor:
+    """`W [D, D]`, float64, with `W Wᵀ` the (pseudo-)inverse covariance of centred rows `[N, D]`.
+
+    `shrinkage` in [0, 1] is the weight of the covariance's own diagonal. Directions without variance are left out, as
+    the pseudo-inverse does.
+    """
+    centred = centred.double()
+    covariance = centred.T @ centred / len(centred)
+    covariance = (1 - shrinkage) * covariance + shrinkage * torch.diag(covariance.diagonal())
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = values.amax().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+    scale = torch.where(values > floor, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt(), 0.0)
+    return vectors * scale
+
+
+def sq_distances(x: Tensor, means: Tensor, whiten: Tensor) -> Tensor:
+    """Squared Mahalanobis distances `[N, K]`, float64, of rows `[N, D]` to means `[K, D]`."""
+    centre = means.mean(0)
+    a, b = (x.double() - centre) @ whiten, (means - centre) @ whiten
+    return (a.square().sum(1, keepdim=True) - 2 * a @ b.T + b.square().sum(1)).clamp_min(0)

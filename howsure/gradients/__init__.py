@@ -1,0 +1,10 @@
+"""The gradient engine: exact per-sample squared gradient norms of every parameter, in less than a training step.
+
+``grad_sq_norms`` is the engine, ``one_by_one`` the slow reference, ``verify`` compares the two on given inputs,
+``explain`` says which rule each parameter takes. ``docs/gradients.md`` has the mathematics.
+"""
+
+from .engine import GradResult, grad_sq_norms
+from .reference import one_by_one
+
+__all__ = ["GradResult", "grad_sq_norms", "one_by_one"]

@@ -1,0 +1,349 @@
+"""Per-sample squared gradient norms of a whole network from one batched forward and backward pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .general import General, pull_back
+from .layout import Layout, candidates, codes, explains
+from .ledger import Ledger
+from .trace import Site, Tracer, leaves
+
+Loss = Callable[[Tensor], Tensor]
+
+_PROBE = 4
+
+
+class GradResult(NamedTuple):
+    """What ``grad_sq_norms`` returns, for K losses, N samples, P parameters and C classes."""
+
+    norms: Tensor
+    """``[K, N, P]``: squared L2 norms, in squared units of loss per unit of parameter."""
+    names: tuple[str, ...]
+    """The P parameter names, in the order of ``model.named_parameters()``."""
+    logits: Tensor
+    """``[N, C]``: the network's output."""
+    small: Tensor | None
+    """``[K, N, Q]``: per-sample gradients of one-dimensional parameters side by side, or None."""
+    small_names: tuple[str, ...]
+    """Their names, in order."""
+    small_sizes: tuple[int, ...]
+    """How many of the Q columns each takes."""
+
+
+@dataclass
+class _Plan:
+    """What a first pass learned about a network: valid while the same calls are made."""
+
+    signature: list[tuple] = field(default_factory=list)
+    layouts: list[tuple[list[Layout], ...]] = field(default_factory=list)
+    hidden: frozenset[str] = frozenset()
+    settled: bool = False
+
+
+_plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Plan]] = weakref.WeakKeyDictionary()
+
+
+def grad_sq_norms(
+    model: nn.Module,
+    x: Tensor,
+    losses: Sequence[Loss] | Loss,
+    *,
+    parameters: Iterable[str] | None = None,
+    max_batch: int | None = None,
+    small: bool | Iterable[str] = False,
+    on_restart: Callable[[], None] | None = None,
+) -> GradResult:
+    """Squared L2 norm of each sample's loss gradient with respect to each parameter, exactly.
+
+    Parameters
+    ----------
+    model
+        A network in evaluation mode whose output is ``[N, C]``. It is left as it was: mode, ``requires_grad``,
+        ``.grad`` and hooks. Frozen parameters have norms like the others.
+    x
+        ``[N, …]``, a batch of inputs.
+    losses
+        K functions of the logits ``[n, C]`` that give one loss per sample, ``[n]``. Each costs one backward pass.
+    parameters
+        Names to restrict the work to; left out, all of ``model.named_parameters()``. A parameter shared by several
+        modules counts once, under its first name, and has the norm of the summed gradient.
+    max_batch
+        The most samples in one pass. Left out, chosen by the size of the activations.
+    small
+        True, or names, to get the gradients themselves of one-dimensional parameters (biases, the scales and shifts of
+        normalisation) too.
+    on_restart
+        Called before the whole call starts again with half the batch because a GPU ran out of memory. Hooks of the
+        caller see each image exactly once, in order, chunk by chunk, but for such a restart: clear what they captured.
+
+    Returns
+    -------
+    GradResult
+        ``norms [K, N, P]``, ``names``, ``logits [N, C]``, ``small [K, N, Q]`` or None, ``small_names``, ``small_sizes``.
+
+    Raises
+    ------
+    ValueError
+        For a layer that mixes samples (batch normalisation without running statistics), naming it; for an unknown
+        parameter name; for a loss that does not give ``[n]`` values or depends on other samples' logits.
+    RuntimeError
+        Where a gradient cannot be attributed to single samples.
+
+    Notes
+    -----
+    Goodfellow, 2015, arXiv:1510.01799, for linear layers; Rochette, Manoel and Tramel, 2019, arXiv:1912.06015, and
+    Bu, Mao and Xu, 2022, arXiv:2205.10683, for convolutions. ``docs/gradients.md`` derives the rules.
+    """
+    losses = [losses] if callable(losses) else list(losses)
+    _refuse_mixing(model)
+    wanted = _select(model, parameters)
+    small_names = _select_small(wanted, small)
+    limit = max_batch
+    while True:
+        try:
+            return _run(model, x, losses, wanted, small_names, limit)
+        except torch.OutOfMemoryError:
+            size = min(limit or len(x), len(x))
+            if size <= 1:
+                raise
+            limit = size // 2
+        torch.cuda.empty_cache()
+        if on_restart is not None:
+            on_restart()
+
+
+def _run(
+    model: nn.Module, x: Tensor, losses: list[Loss], wanted: dict[str, nn.Parameter], small: list[str], limit: int | None
+) -> GradResult:
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    plan = _plan_for(model, x, wanted)
+    start = 0
+    while start < len(x):
+        size = len(x) - start if limit is None else limit
+        if not plan.settled:
+            size = min(size, _PROBE)
+        parts.append(_Pass(model, x[start : start + size], losses, wanted, small, plan).result())
+        start += size
+    norms, logits, grads = zip(*parts, strict=True)
+    return GradResult(
+        torch.cat(norms, dim=1),
+        tuple(wanted),
+        torch.cat(logits),
+        torch.cat(grads, dim=1) if small else None,
+        tuple(small),
+        tuple(wanted[name].numel() for name in small),
+    )
+
+
+class _Pass:
+    """One chunk: a forward pass that finds the sites, then a backward pass per loss that serves them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        losses: list[Loss],
+        wanted: dict[str, nn.Parameter],
+        small: list[str],
+        plan: _Plan,
+    ):
+        self.model, self.losses, self.wanted, self.small, self.plan = model, losses, wanted, small, plan
+        self.x = x.detach()
+        self.n = len(x)
+        self.serve: Callable[[Site, tuple], None] = lambda site, grads: None
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = {id(p) for p in self.wanted.values()}
+        everything = list(self.model.parameters())
+        others = [p for p in everything if id(p) not in chosen]
+        self.tracer = Tracer(self.wanted, others, self.x, lambda site, grads: self.serve(site, grads))
+        watched = list(self.wanted.values()) if not self.plan.settled else [self.wanted[h] for h in self.plan.hidden]
+        with torch.enable_grad(), _requires_grad(everything, watched):
+            with self.tracer:
+                logits = self.model(self.x)
+            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
+                raise ValueError(f"the network must map {self.n} inputs to logits [{self.n}, C], not to {_shape(logits)}")
+            self.hidden = self._find_hidden(logits)
+            with torch.no_grad():
+                return self._backward(logits)
+
+    def _find_hidden(self, logits: Tensor) -> list[Tensor]:
+        """Parameters (or their aliases) that reach the logits by a way the tracer did not see."""
+        if self.plan.settled and not self.plan.hidden:
+            return []
+        known = {id(p) for p in self.wanted.values()} | {id(a) for a in self.tracer.aliases.values()}
+        return [t for t in leaves(logits) if id(t) in known]
+
+    def _backward(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seeds = [_seed(loss, logits) for loss in self.losses]
+        self.ledger = Ledger(self.wanted, self.small, self.tracer, self.hidden, self.n, logits)
+        self._find_layouts(logits)
+        self.serve = self._account
+        for k, seed in enumerate(seeds):
+            self.ledger.open()
+            last = k == len(seeds) - 1
+            self._pull(logits, seed, keep=not last or bool(self.hidden))
+            if self.hidden:
+                self._add_hidden(logits, seed, keep=not last)
+            self.ledger.close()
+        norms, small = self.ledger.result()
+        return norms, logits.detach(), small
+
+    def _pull(self, logits: Tensor, seed: Tensor, keep: bool = True) -> None:
+        if self.tracer.sites and logits.requires_grad:
+            torch.autograd.grad(logits, [self.tracer.anchor], seed, retain_graph=keep, allow_unused=True)
+
+    def _add_hidden(self, logits: Tensor, seed: Tensor, keep: bool) -> None:
+        serve, self.serve = self.serve, lambda site, grads: None
+        rows = torch.diag_embed(seed.T).permute(1, 2, 0)
+        for leaf, grads in zip(self.hidden, pull_back([logits], self.hidden, [rows]), strict=True):
+            if grads is not None:
+                self.ledger.add_leaf(leaf, grads)
+        self.serve = serve
+
+    def _account(self, site: Site, grads: tuple) -> None:
+        if all(g is None for g in grads):
+            return
+        site.check_inputs()
+        with torch.no_grad():
+            self.ledger.serve(site, tuple(g if g is None or g.dtype in _FULL else g.float() for g in grads))
+
+    # -- layouts ------------------------------------------------------------------------------------------------
+
+    def _find_layouts(self, logits: Tensor) -> None:
+        plan, sites, n = self.plan, self.tracer.sites, self.n
+        signature = [_signature(site) for site in sites]
+        if plan.signature != signature:
+            plan.signature, plan.settled = signature, False
+            plan.layouts = []
+        if not plan.layouts or not plan.settled or not self._apply(plan):
+            if n == 1:
+                for site in sites:
+                    site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)
+                return
+            self._probe(logits)
+            plan.hidden = frozenset(name for name, p in self.wanted.items() if any(p is h for h in self.hidden))
+
+    def _apply(self, plan: _Plan) -> bool:
+        for site, options in zip(self.tracer.sites, plan.layouts, strict=True):
+            if not all(o and o[0].fits(s, self.n) for o, s in zip(options, site.shapes, strict=True) if o):
+                return False
+            site.layout = tuple(o[0] if o else Layout() for o in options)
+        return True
+
+    def _probe(self, logits: Tensor) -> None:
+        """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is."""
+        generator = torch.Generator().manual_seed(0)
+        seed = torch.randn(logits.shape, generator=generator).to(logits)
+        before: dict[int, tuple] = {}
+        options: dict[int, tuple] = {}
+
+        def keep(site: Site, grads: tuple) -> None:
+            before[site.index] = grads
+
+        def compare(site: Site, grads: tuple) -> None:
+            options[site.index] = tuple(
+                [] if g is None else self._explained(site, b, g)
+                for b, g in zip(before.pop(site.index), grads, strict=True)
+            )
+
+        self.serve = keep
+        self._pull(logits, seed)
+        self.serve = compare
+        self._pull(logits, seed * codes(self.n, seed)[:, None])
+        plan = self.plan
+        plan.layouts = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
+        plan.settled = True
+        for site, found in zip(self.tracer.sites, plan.layouts, strict=True):
+            site.layout = tuple(o[0] if o else Layout() for o in found)
+
+    def _explained(self, site: Site, plain: Tensor, coded: Tensor) -> list[Layout]:
+        found = [c for c in candidates(plain.shape, self.n) if explains(c, plain, coded, self.n)]
+        if not found:
+            raise RuntimeError(
+                f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own there:"
+                " the network mixes the samples of a batch, or its values overflow"
+            )
+        return found
+
+
+_FULL = (torch.float32, torch.float64)
+
+
+def _signature(site: Site) -> tuple:
+    return site.label, tuple(s[1:] if len(s) > 1 else () for s in site.shapes)
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _seed(loss: Loss, logits: Tensor) -> Tensor:
+    with torch.enable_grad():
+        z = logits.detach().requires_grad_()
+        values = loss(z)
+        if values.shape != z.shape[:1]:
+            raise ValueError(f"a loss must give one value per sample, [{len(z)}], not {_shape(values)}")
+        if not values.requires_grad:
+            return torch.zeros_like(z)
+        (seed,) = torch.autograd.grad(values.sum(), [z], allow_unused=True)
+    return torch.zeros_like(z) if seed is None else seed.detach()
+
+
+def _plan_for(model: nn.Module, x: Tensor, wanted: dict[str, Any]) -> _Plan:
+    plans = _plans.setdefault(model, {})
+    return plans.setdefault((tuple(x.shape[1:]), x.dtype, x.device, tuple(wanted)), _Plan())
+
+
+def _select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    available = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    if names is None:
+        return available
+    chosen = [names] if isinstance(names, str) else list(names)
+    unknown = [name for name in chosen if name not in available]
+    if unknown:
+        raise ValueError(f"the network has no parameter {unknown[0]!r}; it has {', '.join(list(available)[:5])}, …")
+    return {name: p for name, p in available.items() if name in set(chosen)}
+
+
+def _select_small(wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
+    if isinstance(small, bool):
+        return [name for name, p in wanted.items() if p.dim() == 1] if small else []
+    chosen = set(small)
+    wrong = [name for name in chosen if name not in wanted or wanted[name].dim() != 1]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is not a one-dimensional parameter among those asked for")
+    return [name for name in wanted if name in chosen]
+
+
+def _refuse_mixing(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            why = "is in training mode" if module.training else "keeps no running statistics"
+            raise ValueError(
+                f"{name or 'the network'} ({type(module).__name__}) {why}, so it normalises by the batch and no sample has"
+                " a gradient of its own; call model.eval() and use running statistics"
+            )
+
+
+@contextmanager
+def _requires_grad(everything: list[nn.Parameter], watched: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters that a call might use unseen require grad meanwhile, and no other does."""
+    before = [(p, p.requires_grad) for p in everything]
+    on = {id(p) for p in watched}
+    try:
+        for p, was in before:
+            if was != (id(p) in on):
+                p.requires_grad_(id(p) in on)
+        yield
+    finally:
+        for p, was in before:
+            p.requires_grad_(was)

@@ -1,0 +1,110 @@
+"""The exact path for any other call: its own vector-Jacobian product, with one sample's output gradient at a time.
+
+The gradient at the output with all entries but those of sample i set to zero, pulled back through the call, is the
+gradient of sample i's loss. No knowledge of the call's inputs is needed. All samples go through one vectorised
+product (``is_grads_batched``), or one after the other where the call has no batching rule.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .layout import Layout
+from .rule import Rule
+
+
+def one_sample_each(d: Tensor, layout: Layout, n: int) -> Tensor:
+    """``[n, *d.shape]``: in row i only the entries of sample i are left."""
+    rows = d.new_zeros(n, *d.shape)
+    split = Layout(layout.dim + 1, layout.inner, layout.major).split(rows, n)
+    at = torch.arange(n, device=d.device)
+    split[at, at] = layout.split(d, n)
+    return rows
+
+
+def pull_back(outputs: list[Tensor], inputs: list[Tensor], rows: list[Tensor]) -> list[Tensor | None]:
+    """For each row of output gradients ``[n, …]``, the gradients of ``inputs``: a list of ``[n, *shape]`` or None."""
+
+    def once(seeds: list[Tensor], batched: bool) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            outputs, inputs, seeds, retain_graph=True, is_grads_batched=batched, allow_unused=True
+        )
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return list(once(rows, True))
+    except (RuntimeError, UserWarning, NotImplementedError):
+        each = [once([r[i] for r in rows], False) for i in range(rows[0].shape[0])]
+        return [None if all(g is None for g in gs) else torch.stack([g for g in gs if g is not None]) for gs in zip(*each, strict=True)]
+
+
+class General(Rule):
+    """Any call. Weights are keyed by their position among its flattened arguments."""
+
+    name = "general path: vector-Jacobian product of the call, sample by sample"
+
+    def __init__(self, func: Any, leaves: list[Any], spec: Any, weights: set[int], overwrites: bool):
+        self.func, self.arguments, self.spec, self.weights = func, dict(enumerate(leaves)), spec, weights
+        self.overwrites = overwrites
+        self.saved = {
+            i: t for i, t in self.arguments.items() if isinstance(t, Tensor) and i not in weights
+        }
+        if overwrites:
+            self.saved[0] = self.arguments[0].detach().clone()
+
+    @classmethod
+    def bind(
+        cls,
+        func: Any,
+        args: tuple,
+        kwargs: dict,
+        is_weight: Callable[[Tensor], bool],
+        strip: Callable[[Tensor], Tensor],
+        overwrites: bool = False,
+    ) -> tuple[General, dict[int, Tensor]]:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        weights = {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor) and is_weight(t)}
+        plain = [strip(t) if isinstance(t, Tensor) else t for t in leaves]
+        return cls(func, plain, spec, set(weights), overwrites), weights
+
+    def inputs(self) -> Iterator[Tensor]:
+        return (t for i, t in self.arguments.items() if isinstance(t, Tensor) and i not in self.weights)
+
+    def call(self, leaves: dict[int, Any]) -> Any:
+        args, kwargs = pytree.tree_unflatten([leaves[i] for i in range(len(leaves))], self.spec)
+        out = self.func(*args, **kwargs)
+        return args[0] if self.overwrites else out
+
+    def forward(self) -> Any:
+        out = self.call(self.arguments)
+        self.settle()
+        return out
+
+    def fits(self, layout: Layout) -> bool:
+        return True
+
+    def grads(self, key: Any, d: Any, layout: Any, n: int) -> Tensor:
+        """As every rule, but with tuples: one gradient and one layout for each output of the call."""
+        leaves = {**self.arguments, **{i: t.detach() for i, t in self.saved.items()}}
+        if self.overwrites:
+            leaves[0] = leaves[0].clone()
+        with torch.enable_grad():
+            weight = leaves[key] = self.arguments[key].detach().requires_grad_()
+            out = self.call(leaves)
+        outs = [out] if isinstance(out, Tensor) else [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        pairs = [
+            (o, one_sample_each(g, where, n))
+            for o, g, where in zip(outs, d, layout, strict=True)
+            if o.requires_grad and g is not None
+        ]
+        if not pairs:
+            return weight.new_zeros(n, *weight.shape)
+        (grad,) = pull_back([o for o, _ in pairs], [weight], [r for _, r in pairs])
+        return weight.new_zeros(n, *weight.shape) if grad is None else grad

@@ -1,0 +1,61 @@
+"""Which entries of a tensor belong to which sample of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The batch lies along ``dim``, whose size is ``n * inner``.
+
+    ``major``: index = sample * inner + k (windows cut out of each image); otherwise index = k * n + sample.
+    """
+
+    dim: int = 0
+    inner: int = 1
+    major: bool = True
+
+    def fits(self, shape: torch.Size, n: int) -> bool:
+        return self.dim < len(shape) and shape[self.dim] == n * self.inner
+
+    def split(self, t: Tensor, n: int) -> Tensor:
+        """A view of ``t`` as ``[n, …]`` in which dimension ``dim + 1`` has the size ``inner``."""
+        sizes = (n, self.inner) if self.major else (self.inner, n)
+        return t.unflatten(self.dim, sizes).movedim(self.dim if self.major else self.dim + 1, 0)
+
+    @property
+    def rows(self) -> bool:
+        """Whether each sample owns a run of whole rows."""
+        return self.dim == 0 and self.major
+
+
+def candidates(shape: torch.Size, n: int) -> list[Layout]:
+    """Every layout that a tensor of this shape could have, the commonest first."""
+    found = []
+    for dim, size in enumerate(shape):
+        if size and size % n == 0:
+            found.append(Layout(dim, size // n))
+            if n > 1 and size > n:
+                found.append(Layout(dim, size // n, major=False))
+    return found
+
+
+def codes(n: int, like: Tensor) -> Tensor:
+    """One power of two per sample, neighbours apart: scaling by them is exact in floating point."""
+    return torch.tensor([2.0 ** ((5 * i + 2) % 8) for i in range(n)], dtype=like.dtype, device=like.device)
+
+
+def explains(layout: Layout, plain: Tensor, coded: Tensor, n: int) -> bool:
+    """Whether ``coded`` is ``plain`` with each sample's entries, as ``layout`` has them, times that sample's code.
+
+    ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's
+    seed times its code. An entry that hangs on another sample, or on two, has another factor.
+    """
+    before, after = layout.split(plain, n).reshape(n, -1), layout.split(coded, n).reshape(n, -1)
+    want = before * codes(n, before)[:, None]
+    slack = 1e-2 * want.abs() + 1e-6 * want.abs().amax(dim=1, keepdim=True)
+    return bool(((after - want).abs() <= slack).all())

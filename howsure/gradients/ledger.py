@@ -1,0 +1,100 @@
+"""Books the squared norms of one pass: directly where a rule may, summed first where a parameter is used twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .general import General, pull_back
+from .rule import sq_norm
+from .trace import Site, Tracer, leaves
+
+
+class Ledger:
+    """``norms [K, n, P]`` and, on request, the gradients of small parameters ``[K, n, Q]``.
+
+    A weight that is a parameter itself, used at one site, is *direct*: its rule gives the norm. Gradients of every
+    other weight are added up per sample, pulled back from derived weights to the parameters that they were made of,
+    and only then squared.
+    """
+
+    def __init__(
+        self,
+        wanted: dict[str, Tensor],
+        small: list[str],
+        tracer: Tracer,
+        hidden: list[Tensor],
+        n: int,
+        like: Tensor,
+    ):
+        self.n, self.small, self.wanted = n, small, wanted
+        self.dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        self.device = like.device
+        self.columns = {id(p): k for k, p in enumerate(wanted.values())}
+        self.alias_of = {id(alias): tracer.weights[key] for key, alias in tracer.aliases.items()}
+        uses = Counter(id(w) for site in tracer.sites for w in site.weights.values())
+        self.made_of: dict[int, list[Tensor]] = {}
+        for site in tracer.sites:
+            for w in site.weights.values():
+                if id(w) not in self.columns and id(w) not in self.made_of:
+                    self.made_of[id(w)] = [leaf for leaf in leaves(w) if id(leaf) in self.alias_of]
+        shared = {id(self.alias_of[id(leaf)]) for made_of in self.made_of.values() for leaf in made_of}
+        shared |= {id(self.alias_of.get(id(t), t)) for t in hidden}
+        shared |= {id(wanted[name]) for name in small}
+        self.direct = {key for key, count in uses.items() if count == 1 and key in self.columns and key not in shared}
+        self.done: list[tuple[Tensor, Tensor]] = []
+
+    def open(self) -> None:
+        """Start a loss."""
+        self.norms: dict[int, Tensor] = {}
+        self.sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def serve(self, site: Site, grads: tuple) -> None:
+        """Book what the output gradients of one site give."""
+        for key, weight in site.weights.items():
+            if id(weight) in self.direct:
+                self.norms[self.columns[id(weight)]] = self._ask("sq_norms", site, key, grads)
+            else:
+                self._add(weight, self._ask("grads", site, key, grads))
+
+    def _ask(self, what: str, site: Site, key: Any, grads: tuple) -> Tensor:
+        rule, layouts = site.rule, site.layout
+        if isinstance(rule, General):
+            return getattr(rule, what)(key, grads, layouts, self.n)
+        if not rule.fits(layouts[0]):
+            raise RuntimeError(f"{site.label}: no rule for samples along dimension {layouts[0].dim} of {list(site.shapes[0])}")
+        return getattr(rule, what)(key, grads[0], layouts[0], self.n)
+
+    def _add(self, weight: Tensor, grads: Tensor) -> None:
+        known = self.sums.get(id(weight))
+        self.sums[id(weight)] = (weight, grads if known is None else known[1] + grads)
+
+    def add_leaf(self, leaf: Tensor, grads: Tensor) -> None:
+        self._add(self.alias_of.get(id(leaf), leaf), grads)
+
+    def close(self) -> None:
+        """End a loss: pull derived weights back to parameters, square, and lay out the columns."""
+        for key, made_of in self.made_of.items():
+            if key in self.sums and made_of:
+                derived, grads = self.sums.pop(key)
+                for leaf, pulled in zip(made_of, pull_back([derived], made_of, [grads]), strict=True):
+                    if pulled is not None:
+                        self._add(self.alias_of[id(leaf)], pulled)
+        for key, (_, grads) in self.sums.items():
+            if key in self.columns:
+                self.norms[self.columns[key]] = sq_norm(grads)
+        zero = torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        norms = torch.stack([self.norms.get(k, zero).to(self.dtype) for k in range(len(self.columns))], dim=1)
+        parts = [
+            self.sums[id(p)][1].to(self.dtype) if id(p) in self.sums else zero[:, None].expand(-1, p.numel())
+            for p in (self.wanted[name] for name in self.small)
+        ]
+        self.done.append((norms, torch.cat(parts, dim=1) if parts else zero[:, None]))
+        self.sums.clear()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        norms, small = zip(*self.done, strict=True)
+        return torch.stack(norms), torch.stack(small)

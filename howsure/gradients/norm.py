@@ -1,0 +1,112 @@
+"""Normalisation layers: ``y = w x̂ + b`` with x̂ the normalised input.
+
+    grad w = sum d x̂        grad b = sum d        over a sample's positions
+
+Batch normalisation takes x̂ from its running statistics (evaluation mode only); the others from each sample alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .rule import Rule, merged, per_sample
+
+
+def channel_sums(t: Tensor) -> Tensor:
+    """``[rows, C, …] -> [rows, C]``."""
+    return t.flatten(2).sum(2) if t.dim() > 2 else t
+
+
+class _Norm(Rule):
+    needs = ("input",)
+
+    @classmethod
+    def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
+        return weights <= {"weight", "bias"}
+
+
+class BatchNorm(_Norm):
+    name = "batch norm"
+
+    @classmethod
+    def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
+        if arguments.get("training") or arguments.get("running_mean") is None:
+            raise ValueError(
+                "batch normalisation with batch statistics mixes the samples of a batch, so no sample has a gradient of"
+                " its own; call model.eval(), and use layers with running statistics"
+            )
+        return super().accepts(arguments, weights)
+
+    def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
+        d = merged(d, layout, n)
+        if key == "bias":
+            return per_sample(channel_sums(d), n)
+        shape = (-1,) + (1,) * (d.dim() - 2)
+        mean, var = self.arguments["running_mean"], self.arguments["running_var"]
+        scale = torch.rsqrt(var.to(d.dtype) + self.arguments.get("eps", 1e-5))
+        x = merged(self.input("input"), layout, n)
+        return per_sample(channel_sums((x - mean.to(d.dtype).view(shape)).mul_(d)) * scale, n)
+
+    def settle(self) -> None:
+        kept = {k: self.arguments[k] for k in ("running_mean", "running_var")}
+        super().settle()
+        self.arguments.update(kept)
+
+
+class LayerNorm(_Norm):
+    name = "layer norm"
+
+    def forward(self) -> Any:
+        a = self.arguments
+        shape, eps = a["normalized_shape"], a.get("eps", 1e-5)
+        self.depth = len(shape)
+        out, self.mean, self.rstd = torch.native_layer_norm(a["input"], shape, a.get("weight"), a.get("bias"), eps)
+        self.settle()
+        return out
+
+    def fits(self, layout: Layout) -> bool:
+        return layout.dim < self.saved["input"].dim() - self.depth
+
+    def sums(self, t: Tensor, layout: Layout, n: int) -> Tensor:
+        """Sum over every dimension but the sample and the normalised ones."""
+        t = layout.split(t, n)
+        middle = t.dim() - 1 - self.depth
+        return t.flatten(1, middle).sum(1) if middle else t
+
+    def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
+        if key == "bias":
+            return self.sums(d, layout, n)
+        x = self.input("input")
+        return self.sums((x - self.mean.detach()).mul_(self.rstd.detach()).mul_(d), layout, n)
+
+
+class RMSNorm(LayerNorm):
+    name = "RMS norm"
+
+    def forward(self) -> Any:
+        a = self.arguments
+        self.depth, self.eps = len(a["normalized_shape"]), a.get("eps")
+        return Rule.forward(self)
+
+    def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
+        x = self.input("input")
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        dims = tuple(range(-self.depth, 0))
+        return self.sums(x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps) * d, layout, n)
+
+
+class GroupNorm(_Norm):
+    name = "group norm"
+
+    def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
+        d = merged(d, layout, n)
+        if key == "bias":
+            return per_sample(channel_sums(d), n)
+        x = merged(self.input("input"), layout, n)
+        groups, eps = self.arguments["num_groups"], self.arguments.get("eps", 1e-5)
+        normed = torch.nn.functional.group_norm(x, groups, None, None, eps)
+        return per_sample(channel_sums(normed.mul_(d)), n)

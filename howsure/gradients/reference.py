@@ -1,0 +1,29 @@
+"""The slow, obvious way: one image at a time, by ordinary autograd. Tests and ``verify`` compare with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """``[K, N, P]`` squared gradient norms, as ``grad_sq_norms`` returns, from N forward and K N backward passes."""
+    parameters = [p for _, p in model.named_parameters() if p.is_floating_point()]
+    before = [p.requires_grad for p in parameters]
+    try:
+        for p in parameters:
+            p.requires_grad_(True)
+        rows = [[_norms(model, image[None], loss, parameters) for image in x] for loss in losses]
+    finally:
+        for p, was in zip(parameters, before, strict=True):
+            p.requires_grad_(was)
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
+    with torch.enable_grad():
+        value = loss(model(image.detach().clone())).sum()
+        grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    return torch.stack([value.new_zeros(()) if g is None else g.square().sum() for g in grads]).detach()

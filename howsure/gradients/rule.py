@@ -1,0 +1,101 @@
+"""What every rule offers, and helpers that walk over the arguments of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+
+
+class Rule:
+    """How one call turns the gradient at its output into per-sample gradients of its weights.
+
+    ``arguments`` holds what the call was given, weights detached; ``saved`` names the data tensors that the backward
+    pass still needs (an in-place operation replaces them by copies). Arrays are per sample: ``n`` is the number of
+    samples in the batch, and the first dimension of every result.
+    """
+
+    name = "rule"
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, func: Callable[..., Any], arguments: dict[Any, Any], weights: set[Any]):
+        self.func, self.arguments, self.weights = func, arguments, weights
+        self.saved: dict[Any, Tensor] = {key: arguments[key] for key in self.needs if key not in weights}
+
+    @classmethod
+    def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
+        """Whether the rule knows this form of the call; if not, the general path takes it."""
+        raise NotImplementedError
+
+    def inputs(self) -> Iterator[Tensor]:
+        return tensors([v for k, v in self.arguments.items() if k not in self.weights])
+
+    def forward(self) -> Any:
+        out = self.func(**self.arguments)
+        self.settle()
+        return out
+
+    def settle(self) -> None:
+        """Keep no data but what the backward pass needs."""
+        self.arguments = {k: v for k, v in self.arguments.items() if k in self.weights or not isinstance(v, Tensor)}
+
+    def fits(self, layout: Layout) -> bool:
+        """Whether the rule holds with the samples of its output laid out like this."""
+        return layout.dim == 0
+
+    def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
+        """Per-sample gradients ``[n, *weight.shape]`` of the weight ``key``, from the gradient ``d`` at the output."""
+        raise NotImplementedError
+
+    def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
+        """Their squared L2 norms ``[n]``."""
+        return sq_norm(self.grads(key, d, layout, n))
+
+    def describe(self, key: Any, n: int) -> str:
+        """The rule in words, for ``explain``."""
+        return self.name
+
+    def input(self, key: str) -> Tensor:
+        """A saved tensor, detached, in at least single precision."""
+        t = self.saved[key].detach()
+        return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def sq_norm(t: Tensor) -> Tensor:
+    """Squared norm over all dimensions but the first: ``[n, …] -> [n]``."""
+    flat = t.flatten(1) if t.dim() > 1 else t[:, None]
+    return torch.linalg.vector_norm(flat, dim=1).square()
+
+
+def merged(t: Tensor, layout: Layout, n: int) -> Tensor:
+    """``[n * inner, …]`` in any order as ``[n * inner, …]`` with each sample's rows together."""
+    return t if layout.rows else layout.split(t, n).flatten(0, 1)
+
+
+def per_sample(t: Tensor, n: int) -> Tensor:
+    """``[n * inner, …] -> [n, …]`` by summing the rows of each sample."""
+    return t if t.shape[0] == n else t.unflatten(0, (n, -1)).sum(1)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, (tuple, list, dict)):
+            yield from tensors(item)
+
+
+def map_tensors(f: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nest with ``f`` of each tensor."""
+    if isinstance(tree, Tensor):
+        return f(tree)
+    if isinstance(tree, dict):
+        return {k: map_tensors(f, v) for k, v in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(map_tensors(f, v) for v in tree)
+    return tree

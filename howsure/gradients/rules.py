@@ -1,0 +1,51 @@
+"""Which rule takes which torch function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .conv import Conv
+from .elementwise import Add, Mul, Sub
+from .linear import Linear
+from .norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from .rule import Rule
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_PAIR = ("input", "other")
+
+RULES: dict[Any, tuple[tuple[str, ...], type[Rule]]] = {
+    F.linear: (("input", "weight", "bias"), Linear),
+    torch.conv1d: (_CONV, Conv),
+    torch.conv2d: (_CONV, Conv),
+    torch.conv3d: (_CONV, Conv),
+    F.batch_norm: (
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        BatchNorm,
+    ),
+    F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), LayerNorm),
+    F.group_norm: (("input", "num_groups", "weight", "bias", "eps"), GroupNorm),
+    F.rms_norm: (("input", "normalized_shape", "weight", "eps"), RMSNorm),
+    **dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__iadd__), (_PAIR, Add)),
+    **dict.fromkeys((torch.sub, torch.Tensor.sub, torch.Tensor.sub_, torch.Tensor.__isub__), (_PAIR, Sub)),
+    **dict.fromkeys((torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__imul__), (_PAIR, Mul)),
+}
+
+
+def rule_for(
+    func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool], strip: Callable[[Tensor], Tensor]
+) -> tuple[Rule | None, dict[Any, Tensor]]:
+    """The rule of this call and its weights by argument name, or None where only the general path is exact."""
+    if func not in RULES:
+        return None, {}
+    names, rule = RULES[func]
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    weights = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and is_weight(v)}
+    plain = {k: strip(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    if len(args) > len(names) or not set(arguments) <= set(names) or not rule.accepts(plain, set(weights)):
+        return None, {}
+    return rule(func, plain, set(weights)), weights

@@ -1,0 +1,294 @@
+"""Finds, during one forward pass, every place where a parameter meets data.
+
+The model is not touched: a ``TorchFunctionMode`` of this thread sees each call of a torch function. A call that takes
+only parameters (a reshape, a weight standardisation) gives a *derived* weight. A call that takes a weight and data is
+a *site*: it is made with the weight detached, so that autograd computes no summed weight gradient, and a rule that
+knows the call's inputs turns the gradient at its output into per-sample gradients of the weight.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from .general import General
+from .layout import Layout
+from .rule import Rule, map_tensors, tensors
+from .rules import rule_for
+
+_IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
+_SHAPE_ONLY = {"type_as", "expand_as", "view_as", "reshape_as", "to", "zeros_like", "ones_like", "empty_like", "is_same_size"}
+
+
+class Site:
+    """One call in which weights met data."""
+
+    def __init__(self, index: int, rule: Rule, weights: dict[Any, Tensor], label: str, outputs: list[Tensor]):
+        self.index, self.rule, self.weights, self.label = index, rule, weights, label
+        self.shapes = tuple(tuple(t.shape) for t in outputs)
+        self.versions = {key: t._version for key, t in rule.saved.items()}
+        self.layout: tuple[Layout, ...] = ()
+
+    def check_inputs(self) -> None:
+        for key, version in self.versions.items():
+            if self.rule.saved[key]._version != version:
+                raise RuntimeError(
+                    f"the input of {self.label} was overwritten in place after it was used, so its gradient is lost"
+                    " (ordinary autograd refuses this too); make the later operation out of place"
+                )
+
+    def release_for_overwrite(self, key: Any) -> None:
+        self.rule.saved[key] = self.rule.saved[key].clone()
+        self.versions[key] = self.rule.saved[key]._version
+
+
+class _Start(torch.autograd.Function):
+    """Makes the output of the first site require grad though neither its input nor its weights do."""
+
+    @staticmethod
+    def forward(ctx, anchor, run):  # type: ignore[override]
+        return run()
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[override]
+        return None, None
+
+
+class _Tie(torch.autograd.Function):
+    """Holds several outputs of one call together, so that their gradients arrive at one time."""
+
+    @staticmethod
+    def forward(ctx, sink, *outputs):  # type: ignore[override]
+        ctx.sink = sink
+        ctx.set_materialize_grads(True)
+        return tuple(o.clone() for o in outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[override]
+        ctx.sink(grads)
+        return (None, *grads)
+
+
+def _in_place(func: Any, args: tuple, kwargs: dict) -> bool:
+    name = getattr(func, "__name__", "")
+    if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+        return True
+    if not isinstance(func, types.FunctionType):
+        return False
+    names = func.__code__.co_varnames[: func.__code__.co_argcount]
+    if "inplace" not in names:
+        return False
+    position = names.index("inplace")
+    return bool(args[position] if len(args) > position else kwargs.get("inplace", False))
+
+
+def _opened(func: types.FunctionType) -> Callable[..., Any]:
+    """``func`` of ``torch.nn.functional`` without its own dispatch, so that the calls in its body are seen."""
+    blind = {name: (lambda *_: False) for name in func.__globals__ if name.startswith("has_torch_function")}
+    copy = types.FunctionType(func.__code__, {**func.__globals__, **blind}, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """Scaled dot product attention in single steps, so that a mask made of parameters is a plain addition."""
+    if dropout_p or is_causal or enable_gqa or attn_mask is None or attn_mask.dtype == torch.bool:
+        raise NotImplementedError
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    return (scores + attn_mask).softmax(dim=-1) @ value
+
+
+class Tracer(TorchFunctionMode):
+    """Records the sites of the calls made while it is active.
+
+    Parameters
+    ----------
+    selected, others
+        Parameters by name: those whose gradients are wanted, and those that are constants of this pass.
+    data
+        The input batch.
+    sink
+        Called as ``sink(site, grad)`` during the backward pass.
+    """
+
+    def __init__(self, selected: dict[str, Tensor], others: Iterable[Tensor], data: Tensor, sink: Callable):
+        super().__init__()
+        self.sink = sink
+        self.names = {id(p): name for name, p in selected.items()}
+        self.weights: dict[int, Tensor] = {id(p): p for p in selected.values()}
+        self.constants: dict[int, Tensor] = {id(p): p for p in others}
+        self.aliases: dict[int, Tensor] = {}
+        self.plain: dict[int, Tensor] = {}
+        self.data: dict[int, Tensor] = {id(data): data}
+        self.sites: list[Site] = []
+        self.saved: dict[int, list[tuple[Site, Any]]] = {}
+        self.anchor = torch.zeros((), device=data.device, requires_grad=True)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        weight = data = False
+        for t in tensors((args, kwargs) if kwargs else args):
+            key = id(t)
+            if key in self.weights or key in self.constants:
+                weight = True
+            elif t.requires_grad or key in self.data:
+                data = True
+        if not weight:
+            if data and _in_place(func, args, kwargs):
+                self._before_overwrite(args[0])
+                return self._overwriting(func, args, kwargs)
+            out = func(*args, **kwargs)
+            if data:
+                self._mark(out)
+            return out
+        if not data:
+            return self._derive(func, args, kwargs)
+        return self._meet(func, args, kwargs)
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def _mark(self, out: Any) -> None:
+        for t in tensors((out,)):
+            if not t.requires_grad and id(t) not in self.weights:
+                self.data[id(t)] = t
+
+    def _overwriting(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        out = func(*args, **kwargs)
+        self._mark((args[0], out))
+        return out
+
+    def _before_overwrite(self, target: Tensor) -> None:
+        for site, key in self.saved.pop(target.untyped_storage()._cdata, ()):
+            site.release_for_overwrite(key)
+
+    # -- weights alone ------------------------------------------------------------------------------------------
+
+    def _alias(self, t: Tensor) -> Tensor:
+        """What a weight-only call sees: a leaf for a parameter, itself for a derived weight."""
+        if id(t) in self.constants:
+            return self._detached(t)
+        if id(t) not in self.names or not t.is_floating_point():
+            return t
+        if id(t) not in self.aliases:
+            self.aliases[id(t)] = t.detach().requires_grad_()
+        return self.aliases[id(t)]
+
+    def _detached(self, t: Tensor) -> Tensor:
+        if id(t) not in self.plain:
+            self.plain[id(t)] = t.detach()
+        return self.plain[id(t)]
+
+    def _derive(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "repeat" and len(args) > 1:
+            func, args = _repeat_as_expand, args
+        out = func(*map_tensors(self._alias, args), **map_tensors(self._alias, kwargs))
+        for t in tensors((args[:1] if name == "__setitem__" else (), out)):
+            if t.requires_grad and id(t) not in self.names:
+                self.weights[id(t)] = t
+        return out
+
+    # -- weights and data ---------------------------------------------------------------------------------------
+
+    def _strip(self, t: Tensor) -> Tensor:
+        return self._detached(t) if id(t) in self.weights or id(t) in self.constants else t
+
+    def _meet(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if func in _FLIPPED:
+            func, args = _FLIPPED[func], (args[1], args[0])
+        name = getattr(func, "__name__", "")
+        wanted = any(id(t) in self.weights for t in tensors((args, kwargs)))
+        if not wanted or not torch.is_grad_enabled() or (name in _SHAPE_ONLY and id(args[0]) not in self.weights):
+            if _in_place(func, args, kwargs):
+                self._before_overwrite(args[0])
+            out = func(*map_tensors(self._strip, args), **map_tensors(self._strip, kwargs))
+            self._mark(out)
+            return out
+        if _in_place(func, args, kwargs):
+            return self._meet_in_place(func, args, kwargs)
+        is_weight = lambda t: id(t) in self.weights  # noqa: E731
+        rule, weights = rule_for(func, args, kwargs, is_weight, self._strip)
+        if rule is None and func is F.scaled_dot_product_attention:
+            try:
+                with self:
+                    return _attention(*args, **kwargs)
+            except NotImplementedError:
+                pass
+        if rule is None and isinstance(func, types.FunctionType):
+            with self:
+                return _opened(func)(*args, **kwargs)
+        if rule is None:
+            rule, weights = General.bind(func, args, kwargs, is_weight, self._strip)
+        return self._site(rule, weights, name)
+
+    def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        target = args[0]
+        if id(target) in self.weights or id(target) in self.constants:
+            raise NotImplementedError(f"{func.__name__}: a parameter, or a tensor made of parameters, is overwritten with data")
+        copy = target.clone()
+        if id(target) in self.data or not target.requires_grad:
+            self.data[id(copy)] = copy
+        is_weight = lambda t: id(t) in self.weights  # noqa: E731
+        args = (copy, *args[1:])
+        rule, weights = rule_for(func, args, kwargs, is_weight, self._strip)
+        if rule is None:
+            rule, weights = General.bind(func, args, kwargs, is_weight, self._strip, overwrites=True)
+        out = self._site(rule, weights, func.__name__)
+        self._before_overwrite(target)
+        target.copy_(out)
+        self._mark((target,))
+        return None if func.__name__ == "__setitem__" else target
+
+    def _site(self, rule: Rule, weights: dict[Any, Tensor], name: str) -> Any:
+        connected = any(t.requires_grad for t in rule.inputs())
+        out = rule.forward() if connected else _Start.apply(self.anchor, rule.forward)
+        several = not isinstance(out, Tensor)
+        if not any(t.requires_grad for t in tensors((out,))):
+            self._mark(out)
+            return out
+        label = ", ".join(self.names.get(id(w), f"a tensor made of parameters in {name}") for w in weights.values())
+        site = Site(len(self.sites), rule, weights, label, list(tensors((out,))))
+        if several:
+            out = _Tie.apply(lambda grads: self.sink(site, grads), *out)
+        else:
+            if out._is_view():
+                out = out.clone()
+            slot = out.output_nr
+            out.grad_fn.register_prehook(lambda grads: self.sink(site, (grads[slot],)))
+        for key, t in rule.saved.items():
+            self.saved.setdefault(t.untyped_storage()._cdata, []).append((site, key))
+        self.sites.append(site)
+        return out
+
+
+def _repeat_as_expand(t: Tensor, *sizes: Any) -> Tensor:
+    """``t.repeat`` as a view where only dimensions of size one are repeated, which sums its gradient cheaply."""
+    flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    shape = (1,) * (len(flat) - t.dim()) + tuple(t.shape)
+    if any(r > 1 and s != 1 for r, s in zip(flat, shape, strict=True)):
+        return t.repeat(*sizes)
+    return t.reshape(shape).expand([r * s for r, s in zip(flat, shape, strict=True)])
+
+
+_FLIPPED = {torch.Tensor.__radd__: torch.Tensor.add, torch.Tensor.__rmul__: torch.Tensor.mul}
+
+
+def leaves(t: Tensor, stop: Iterable[int] = ()) -> Iterator[Tensor]:
+    """The leaf tensors that require grad in the graph of ``t``."""
+    stack, seen = [t.grad_fn], set()
+    if t.grad_fn is None and t.requires_grad:
+        yield t
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack.extend(f for f, _ in node.next_functions)

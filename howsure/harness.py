@@ -1,0 +1,298 @@
+"""Running a suite: networks, splits, one pass over each, then every cell, each kept as soon as it is finished."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from .cells import Bench, CellError, Scorer, refusal, seeded
+from .corruptions import CORRUPTIONS
+from .data import Subset, cache_root
+from .errors import MissingData, UserError
+from .extract import Extractor, Split, accuracy, batches, fingerprint, source_of, union
+from .method import Method
+from .metrics import detection, misclassification
+from .network import Network
+from .networks import load_network
+from .protocol import Shift
+from .representations import ImageIds, Labels, Logits
+from .results import Cell, CellName, RunFolder
+from .sources import resolve
+from .store import Store, make_key
+from .suite import BackboneSpec, Protocol, Suite
+from .synthetic import Synthetic
+from .timing import time_method
+
+IMAGES_TO_TIME = 256
+
+
+@dataclass
+class Run:
+    """A run of a suite into a folder.
+
+    Attributes:
+        fresh: compute cells anew even where the folder holds them.
+        quiet: no progress bars.
+    """
+
+    suite: Suite
+    methods: dict[str, Method]
+    folder: RunFolder
+    device: torch.device
+    fresh: bool = False
+    quiet: bool = False
+    store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> pd.DataFrame:
+        """Run every cell; returns the results. What is finished is kept whatever happens."""
+        self.record = {
+            "suite": self.suite.name,
+            "started": _now(),
+            "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scikit-learn")},
+            "howsure": version("howsure"),
+            "python": sys.version.split()[0],
+            "machine": {"platform": platform.platform(), "processor": _processor(), "threads": torch.get_num_threads()},
+            "device": str(self.device),
+            "settings": self.suite.model_dump(mode="json", exclude={"base"}),
+            "methods": {name: repr(method) for name, method in self.methods.items()},
+            "missing": {},
+            "networks": [],
+            "cells": [],
+        }
+        try:
+            sources = self._sources()
+            for spec in self.suite.backbone:
+                for seed in self.suite.seeds:
+                    self._run_network(spec, seed, sources)
+        finally:
+            self.record["finished"] = _now()
+            results = self.folder.assemble(self.record)
+        return results
+
+    def _sources(self) -> dict[str, Split]:
+        """The suite's splits that are on this machine, shifts and corruptions too; what is missing is recorded."""
+        suite, base = self.suite, self.suite.base
+        train = resolve(suite.id.train, base)
+        found = {"train": self._split("train", train.split("train")), "test": self._split("test", resolve(suite.id.test, base).split("test"))}
+        val = resolve(suite.id.val, base) if suite.id.val else None
+        if val is not None and "val" in val.splits:
+            found["val"] = self._split("val", val.split("val"))
+        if "synthetic" in suite.chosen_protocols():
+            images = found["train"].images
+            found["synthetic"] = Split("synthetic", Synthetic(images, fingerprint(images)))
+        for spec in suite.shift:
+            try:
+                found[spec.name] = self._split(spec.name, resolve(spec.data, base).split("test"))
+            except MissingData as error:
+                self.record["missing"][spec.name] = str(error)
+                print(f"howsure: shift '{spec.name}' left out: {error}", file=sys.stderr)
+        if suite.corruptions:
+            for kind in suite.corruptions.types:
+                for severity in suite.corruptions.severities:
+                    name = f"{kind}@{severity}"
+                    found[name] = Split(name, found["test"].images, (kind, severity))
+        return found
+
+    def _split(self, name: str, images: Any) -> Split:
+        """A split, of at most `max_images` images, drawn from the whole of it."""
+        if not len(images):
+            raise UserError(f"{name}: the split is empty; give it at least one image")
+        most = self.suite.max_images
+        if most and len(images) > most:
+            index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].sort().values
+            images = Subset(images, index.numpy())
+        return Split(name, images)
+
+    def _shifts(self, present: dict[str, Split]) -> list[Shift]:
+        found = [Shift(s.name, s.name, s.group, s.task) for s in self.suite.shift if s.name in present]
+        if self.suite.corruptions:
+            for kind in self.suite.corruptions.types:
+                for severity in self.suite.corruptions.severities:
+                    found.append(Shift(f"{kind}@{severity}", kind, CORRUPTIONS[kind], "corruption", severity))
+        return found
+
+    def _run_network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> None:
+        network = self._network(spec, seed, splits)
+        bench = Bench(network, Extractor(network, self.store, splits["train"]), splits, self._shifts(splits), seed)
+        refusals = {name: refusal(method, network) for name, method in self.methods.items()}
+        able = {name: method for name, method in self.methods.items() if not refusals[name]}
+        started = time.perf_counter()
+        self._extract(bench, able)
+        extracted = time.perf_counter() - started
+        test = bench.extractor(splits["test"], (Logits(), Labels()))
+        network.accuracy = accuracy(test, test[Labels()])
+        self.record["networks"].append({
+            "name": spec.name, "use": spec.use, "seed": seed, "accuracy": network.accuracy, "digest": network.digest,
+            "extract_s": round(extracted, 2), "splits": {name: len(split) for name, split in splits.items()},
+        })  # fmt: skip
+        errors = (test[Logits()].argmax(1) != test[Labels()]).numpy()
+        self.folder.write_errors(spec.name, seed, errors)
+        self._run_cells(bench, spec.name, refusals, errors)
+        self._time(bench, able)
+
+    def _network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Network:
+        train = splits["train"].images
+        classes = 1 + max(int(train[i][1]) for i in range(len(train))) if not hasattr(train, "y") else int(train.y.max()) + 1
+        return load_network(
+            spec.name, spec.use, num_classes=classes, base=self.suite.base, mean=spec.mean, std=spec.std, size=spec.size,
+            checkpoint=spec.checkpoint, members=spec.members, device=self.device, train_images=train, seed=seed,
+        )  # fmt: skip
+
+    def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
+        """One pass over each split for the union of what all methods need; the training split first."""
+        needed = [ImageIds(), Labels(), *union(tuple(m.needs) for m in methods.values())]
+        needed = list(dict.fromkeys(needed))
+        fitted = [rep for rep in needed if rep.needs]
+        plain = [rep for rep in needed if not rep.needs]
+        total = sum(map(len, bench.splits.values()))
+        with self._bar(total, f"{bench.network.name}: passes", "image") as bar:
+            bench.extractor(bench.splits["train"], plain, bar.update)
+            trained = {rep for m in methods.values() if m.supervision != "none" for rep in m.needs}
+            again = [rep for rep in fitted if rep in trained and self._fits_on_train()]
+            if again:
+                bench.extractor(bench.splits["train"], again)
+            for name, split in bench.splits.items():
+                if name != "train":
+                    bench.extractor(split, needed, bar.update)
+
+    def _fits_on_train(self) -> bool:
+        return bool({"pseudo-unknown", "synthetic"} & set(self.suite.chosen_protocols()))
+
+    def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, str | None], errors: np.ndarray) -> None:
+        protocols = self.suite.chosen_protocols()
+        with self._bar(len(self.methods) * len(protocols), f"{backbone}: cells", "cell") as bar:
+            for name, method in self.methods.items():
+                scorer = Scorer(bench, name, method)
+                for protocol in protocols:
+                    if protocol != "none" or method.supervision != "outliers":
+                        cell_name = CellName(backbone, bench.seed, protocol, name)
+                        self._note(self._run_cell(scorer, protocol, cell_name, refusals[name], errors))
+                    bar.update(1)
+
+    def _run_cell(
+        self, scorer: Scorer, protocol: Protocol, name: CellName, refused: str | None, errors: np.ndarray
+    ) -> Cell:
+        key = self._key(scorer, protocol)
+        kept = None if self.fresh else self.folder.read_cell(name)
+        if kept and kept.key == key and kept.state == "done":
+            return kept
+        cell = Cell(name, "done", key, parameters=repr(scorer.method))
+        if refused:
+            cell.state, cell.why = "skipped", refused
+            self.folder.write_cell(cell)
+            return cell
+        started, scores = time.perf_counter(), {}
+        try:
+            scores = self._score(scorer, protocol, cell, errors)
+        except UserError:
+            raise
+        except CellError as error:
+            cell.state, cell.why = "failed", str(error)
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            cell.state, cell.why = "failed", f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        cell.seconds = round(time.perf_counter() - started, 3)
+        if cell.state == "failed":
+            cell.rows = []
+        self.folder.write_cell(cell, scores)
+        return cell
+
+    def _score(self, scorer: Scorer, protocol: Protocol, cell: Cell, errors: np.ndarray) -> dict[str, np.ndarray]:
+        scores: dict[str, np.ndarray] = {}
+        supervision = scorer.method.supervision
+        if protocol != "none" and scorer.method.grid and supervision != "outliers":
+            supervision += "+tuned"
+        row = {
+            "suite": self.suite.name, "backbone": cell.name.backbone, "seed": cell.name.seed, "id": self.suite.id.test,
+            "method": cell.name.method, "supervision": supervision, "protocol": protocol,
+        }  # fmt: skip
+        shared = scorer.method.supervision != "outliers" and not (scorer.method.grid and protocol != "none")
+        for shift, inside, outside, chosen in scorer.run(protocol):
+            scores["id" if shared else f"id/{shift.name}"], scores[shift.name] = inside, outside
+            if chosen:
+                cell.chosen[shift.name] = chosen
+            found = {"task": shift.task, "shift": shift.kind, "group": shift.group, "severity": shift.severity}
+            sizes = {"n_id": len(inside), "n_shift": len(outside)}
+            cell.rows += _rows({**row, **found, **sizes}, detection(inside, outside, seed=scorer.bench.seed))
+        if protocol == "none":
+            inside = scorer.score_test()
+            scores["id"] = inside
+            found = {"task": "misclassification", "shift": "", "group": "", "severity": None}
+            sizes = {"n_id": len(inside), "n_shift": int(errors.sum())}
+            cell.rows += _rows({**row, **found, **sizes}, misclassification(inside, errors, seed=scorer.bench.seed))
+        return scores
+
+    def _key(self, scorer: Scorer, protocol: Protocol) -> str:
+        bench = scorer.bench
+        splits = [f"{name} {split.fingerprint}" for name, split in bench.splits.items()]
+        method = scorer.method
+        return make_key(bench.network.digest, protocol, bench.seed, method, source_of(type(method)), *splits, self.suite.name)
+
+    def _note(self, cell: Cell) -> None:
+        self.record["cells"].append({
+            "backbone": cell.name.backbone, "seed": cell.name.seed, "protocol": cell.name.protocol,
+            "method": cell.name.method, "state": cell.state, "why": cell.why, "seconds": cell.seconds,
+            "chosen": cell.chosen,
+        })  # fmt: skip
+
+    def _time(self, bench: Bench, methods: dict[str, Method]) -> None:
+        """Time each method once a backbone; a method that failed is left out."""
+        backbone = bench.network.name
+        failed = {c["method"] for c in self.record["cells"] if c["backbone"] == backbone and c["state"] == "failed"}
+        todo = [n for n in methods if n not in failed and (self.fresh or not self.folder.read_timing(backbone, n))]
+        if not todo:
+            return
+        images = bench.splits["test"].images
+        sample = Split("timing", Subset(images, np.arange(min(IMAGES_TO_TIME, len(images)))))
+        loaded = list(batches(sample, bench.network))
+        with self._bar(len(todo), f"{backbone}: timing", "method") as bar:
+            for name in todo:
+                row = time_method(methods[name], self._fit(bench, name, methods[name]), bench.network, loaded, bench.extractor)
+                self.folder.write_timing(backbone, name, {**row, "method": name})
+                bar.update(1)
+
+    def _fit(self, bench: Bench, name: str, method: Method) -> Callable[[], Any]:
+        scorer = Scorer(bench, name, method)
+        return lambda: seeded(bench.seed, scorer.fit_once)
+
+    def _bar(self, total: int, what: str, unit: str) -> tqdm[Any]:
+        return tqdm(total=total, desc=what, unit=unit, disable=True if self.quiet else None, leave=False, dynamic_ncols=True)
+
+
+def failures(record: dict[str, Any]) -> Iterator[str]:
+    """One line for each cell that failed."""
+    for cell in record["cells"]:
+        if cell["state"] == "failed":
+            yield f"{cell['method']} on {cell['backbone']} ({cell['protocol']}, seed {cell['seed']}): {cell['why']}"
+
+
+def _rows(row: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {**row, "metric": name, "value": m.value, "ci_low": m.low, "ci_high": m.high} for name, m in metrics.items()
+    ]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,129 @@
+"""Finding layers by rule in any network: the last linear layer, normalisation layers, and the ends of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+Normalisation = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+IDLE = (nn.Identity, nn.Dropout)
+
+
+def find_head(model: nn.Module, x: Tensor) -> str | None:
+    """Name of the linear layer whose output is the logits and whose input is one vector an image, or None."""
+    outputs: dict[str, Tensor] = {}
+    logits = _run(model, x, lambda name, m, out: outputs.update({name: out}) if isinstance(m, nn.Linear) else None)
+    for name, out in reversed(outputs.items()):
+        if out.shape == logits.shape and torch.equal(out, logits):
+            return name
+    return None
+
+
+def norm_layers(model: nn.Module) -> list[str]:
+    """Names of the normalisation layers, in the order of the module tree; of conv and linear layers where there is none."""
+    norms = [name for name, m in model.named_modules() if isinstance(m, Normalisation)]
+    if norms:
+        return norms
+    weighted = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return weighted[:-1]
+
+
+def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> list[str]:
+    """Names of the modules whose outputs are the feature maps at the ends of the network's stages, in running order.
+
+    The rule: of all modules that give a map `[N, C, H, W]` or tokens `[N, L, C]` and are no inner part of a module that
+    lowers the resolution, the last to finish at each resolution. Where the resolution changes too seldom (transformers, mixers), the outputs of the repeated block,
+    `at_most` of them evenly spaced.
+    """
+    maps: list[tuple[str, str, int]] = []
+
+    def note(name: str, module: nn.Module, out: object) -> None:
+        if name and not isinstance(module, IDLE) and isinstance(out, Tensor) and out.dim() in (3, 4) and out.shape[0] == len(x):
+            area = by_channel(out).shape[2]
+            if 1 < area <= 1.5 * (maps[-1][2] if maps else area):  # attention maps are larger; class tokens add a few
+                maps.append((name, type(module).__name__, area))
+
+    _run(model, x, note)
+    blocks = {name for name, m in model.named_modules() if not isinstance(m, nn.Sequential)}
+    areas = {name: area for name, _, area in maps if name in blocks}
+    maps = [m for m in maps if all(areas.get(parent, m[2]) >= m[2] for parent in _parents(m[0]))]
+    last = {area: name for name, _, area in maps}
+    ends = [name for name, _, area in maps if last[area] == name]
+    if len(ends) >= at_least:
+        return ends[-at_most:]
+    return _evenly(_repeated([(name, kind) for name, kind, _ in maps]), at_most) or ends
+
+
+def by_channel(out: Tensor, module: nn.Module | None = None) -> Tensor:
+    """A layer's output as `[N, C, positions]`.
+
+    Maps `[N, C, H, W]` and `[N, H, W, C]`, tokens `[N, L, C]` and vectors `[N, C]` are told apart by the number of
+    channels of the normalisation layer `module` where given, else by their shape: equal second and third sides and
+    another last one mean channels last.
+    """
+    if out.dim() == 2:
+        return out.unsqueeze(2)
+    last = out.dim() == 3 or out.shape[1] == out.shape[2] != out.shape[3]
+    width = _width(module)
+    if width is not None and (out.shape[1] == width) != (out.shape[-1] == width):
+        last = out.shape[-1] == width
+    return out.flatten(1, -2).transpose(1, 2) if last else out.flatten(2)
+
+
+def _width(module: nn.Module | None) -> int | None:
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[-1])
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    return getattr(module, "num_features", None) or getattr(module, "out_channels", None)
+
+
+def module(model: nn.Module, name: str) -> nn.Module:
+    """A submodule by dotted name, or UserError."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise UserError(f"the network has no layer '{name}'") from error
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _repeated(outputs: list[tuple[str, str]]) -> list[str]:
+    """Outputs of the kind of module that comes up most often among the shallowest that come up more than once."""
+    by_kind: dict[tuple[int, str], list[str]] = {}
+    for name, kind in outputs:
+        by_kind.setdefault((name.count("."), kind), []).append(name)
+    repeated = {key: names for key, names in by_kind.items() if len(names) > 1}
+    return repeated[min(repeated, key=lambda key: (key[0], -len(repeated[key])))] if repeated else []
+
+
+def _evenly(names: list[str], n: int) -> list[str]:
+    if len(names) <= n:
+        return names
+    return [names[round((i + 1) * len(names) / n) - 1] for i in range(n)]
+
+
+def _run(model: nn.Module, x: Tensor, note: Callable[[str, nn.Module, object], object]) -> Tensor:
+    """One forward pass that shows `note` every module's name and output."""
+    hooks = [
+        m.register_forward_hook(lambda m, _inputs, out, name=name: note(name, m, out) and None)  # type: ignore[misc]
+        for name, m in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            return model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,61 @@
+"""Losses against confounding labels. Each maps logits `[N, C]` to one loss an image, `[N]`, in nats.
+
+A loss is a frozen dataclass, so that it can be part of a representation's key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A function of the logits alone: no true label is ever seen."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Confound(Loss):
+    """Binary cross-entropy to an n-hot confounding label. Lee & AlRegib, 2020, arXiv:2008.08030, section 3.
+
+    `hot` is the number of ones (the first `hot` classes), None for all of them (the paper's default); `output` says
+    whether probabilities are the sigmoid of the logits or their softmax. The loss is summed over classes, so that with
+    the sigmoid its gradient on the logits is `sigmoid(z) - y`.
+    """
+
+    hot: int | None = None
+    output: Literal["sigmoid", "softmax"] = "sigmoid"
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        target = torch.zeros_like(logits)
+        target[:, : self.hot] = 1
+        if self.output == "sigmoid":
+            return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+        log_p = F.log_softmax(logits, 1)
+        log_not_p = torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(logits.dtype).eps)))
+        return -(target * log_p + (1 - target) * log_not_p).sum(1)
+
+
+@dataclass(frozen=True)
+class Uniform(Loss):
+    """Cross-entropy to the uniform distribution at a temperature. Huang et al., 2021, arXiv:2110.00218, equation 3."""
+
+    temperature: float = 1.0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return -F.log_softmax(logits / self.temperature, 1).mean(1)
+
+
+@dataclass(frozen=True)
+class Predicted(Loss):
+    """Cross-entropy to the predicted class. Oberdiek et al., 2018, arXiv:1805.08440."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return -F.log_softmax(logits, 1).amax(1)

@@ -1,0 +1,51 @@
+"""What every uncertainty score is: a frozen dataclass of hyper-parameters that scores arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .network import Network
+
+Supervision = Literal["none", "id-train", "outliers"]
+
+
+class Method:
+    """An uncertainty score. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
+
+    The first line of the docstring names the score and its paper. **Higher means more uncertain.**
+
+    Attributes:
+        needs: representations that `fit` and `score` read; a tuple, or a property where it depends on a field.
+        supervision: what `fit` may see. `"none"`: there is no `fit`. `"id-train"`: in-distribution training images.
+            `"outliers"`: held-out in-distribution images and outliers.
+        fit_split: the in-distribution split that `fit` sees under `"id-train"`; `"val"` for what must be calibrated on
+            images that the network was not trained on (the training split stands in where a data set has none).
+        grid: values to choose from by AUROC on validation outliers, under protocols that supply outliers.
+        test_params: hyper-parameters fit for the small data of the contract tests.
+    """
+
+    supervision: ClassVar[Supervision] = "none"
+    fit_split: ClassVar[Literal["train", "val"]] = "train"
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    test_params: ClassVar[Mapping[str, Any]] = {}
+    needs: ClassVar[Any] = ()
+
+    def skip(self, network: Network) -> str | None:
+        """A reason why this method cannot score this network, or None."""
+        return None
+
+    def fit(self, *args: Any) -> dict[str, Tensor]:
+        """The state: a flat dict of tensors, passed to `score` by name.
+
+        `fit(train)` with `train` a `Reps` of in-distribution images; under `supervision = "outliers"`,
+        `fit(train, outliers)` with `train` in-distribution images that the network was not trained on.
+        """
+        return {}
+
+    def score(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`score(reps, **state)`: scores `[N]` of the images in `reps`, finite; higher means more uncertain."""
+        raise NotImplementedError

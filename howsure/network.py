@@ -1,0 +1,92 @@
+"""A trained classifier, ready to be measured: the module, its last linear layer, and what its inputs look like."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .backbone import InputSpec
+from .layers import find_head
+
+RESAMPLING = {m.name.lower(): m for m in Image.Resampling}
+
+
+@dataclass(eq=False)
+class Network:
+    """A classifier in eval mode with frozen semantics: nothing here changes its weights.
+
+    Attributes:
+        name: the backbone's name in the suite.
+        model: `[N, channels, H, W] -> [N, num_classes]`.
+        input: size, mean, std of its inputs.
+        num_classes: C.
+        head: dotted name of the linear layer that makes the logits, None where there is no single one.
+        accuracy: top-1 accuracy on the in-distribution test split, recorded once it is known.
+        members: further networks of the same kind, trained independently, for ensembles.
+    """
+
+    name: str
+    model: nn.Module
+    input: InputSpec
+    num_classes: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    accuracy: float | None = None
+    members: list[nn.Module] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for model in (self.model, *self.members):
+            model.eval().to(self.device)
+
+    @cached_property
+    def head(self) -> str | None:
+        return find_head(self.model, self.example())
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the weights, their names, and the input transform."""
+        digest = hashlib.sha256(f"{self.model} {self.input}".encode())
+        for model in (self.model, *self.members):
+            for name, value in model.state_dict().items():
+                raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(name.encode() + raw.numpy().tobytes())
+        return digest.hexdigest()
+
+    def example(self, n: int = 2) -> Tensor:
+        """`n` random images `[n, channels, H, W]`, the same at every call, for looking into the network."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (n, self.input.channels, *self.input.size)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """An image as uint8 `[H, W, channels]` at the network's size."""
+        image = image.convert("L" if self.input.channels == 1 else "RGB")
+        height, width = self.input.size
+        if self.input.crop < 1 or (image.height, image.width) != (height, width):
+            image = _resize(image, height, width, self.input.crop, RESAMPLING[self.input.interpolation])
+        return np.asarray(image).reshape(height, width, self.input.channels)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 `[N, H, W, channels]` as the network's float input `[N, channels, H, W]`."""
+        x = pixels.to(self.device).permute(0, 3, 1, 2).contiguous().float() / 255
+        mean = torch.tensor(self.input.mean, device=self.device).view(1, -1, 1, 1)
+        return (x - mean) / self.std
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Standard deviation a channel, `[1, channels, 1, 1]`: a step of ε in pixel values is ε / std here."""
+        return torch.tensor(self.input.std, device=self.device).view(1, -1, 1, 1)
+
+
+def _resize(image: Image.Image, height: int, width: int, crop: float, how: Image.Resampling) -> Image.Image:
+    if crop >= 1:
+        return image.resize((width, height), how)
+    scale = max(height / crop / image.height, width / crop / image.width)
+    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), how)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

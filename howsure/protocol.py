@@ -1,0 +1,86 @@
+"""Who may learn from which images. Every image has one part, by its own hash, so that no image is in two.
+
+| protocol | a detector with supervision `outliers` is fitted on |
+|---|---|
+| `same-shift` | fit part of the in-distribution test images against the fit part of the shift it is tested on |
+| `leave-one-out` | the same images against the fit parts of all other shifts; of a corruption, no severity |
+| `pseudo-unknown` | training images of some classes held back as unknowns against those of the others |
+| `synthetic` | training images against others of them altered beyond recognition |
+
+Under `none` every test image is scored, and such detectors do not run. Under the others all methods are scored on the
+test part of the in-distribution test images and of each shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .representations import ImageIds, Labels, Reps
+from .suite import Protocol
+
+FIT, VAL, TEST = 0, 1, 2
+SHARES = (0.4, 0.2, 0.4)
+HELD_BACK = 0.3
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A shifted set: `kind` is its name, or its corruption type; sets of one kind are never told apart by a protocol."""
+
+    name: str
+    kind: str
+    group: str
+    task: str
+    severity: int | None = None
+
+
+def parts(ids: Tensor, seed: int) -> Tensor:
+    """The part of each image, `[N]`: FIT (40 %), VAL (20 %) or TEST (40 %), drawn from a hash of its id and the seed.
+
+    The same image has the same part wherever it comes up; a corrupted image has the id of the clean one.
+    """
+    x = ids.numpy().astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    uniform = (x ^ (x >> np.uint64(31))).astype(np.float64) / 2.0**64
+    return torch.from_numpy(np.digitize(uniform, np.cumsum(SHARES)[:2]))
+
+
+def members(reps: Reps, part: int, seed: int) -> Tensor:
+    """Indices of the images of one part."""
+    return (parts(reps[ImageIds()], seed) == part).nonzero().squeeze(1)
+
+
+def seen_outliers(protocol: Protocol, target: Shift, shifts: Sequence[Shift]) -> list[str]:
+    """Names of the shifts whose fit parts a detector may see when it is tested on `target`."""
+    if protocol == "same-shift":
+        return [target.name]
+    return [s.name for s in shifts if s.kind != target.kind]
+
+
+def gather(reps: Mapping[str, Reps], names: Sequence[str], part: int, seed: int, at_most: int) -> Reps:
+    """The images of one part of several shifts, the same number of each and `at_most` in all (at least one a shift)."""
+    share = max(1, at_most // len(names))
+    return Reps.concat([reps[name].take(_spread(members(reps[name], part, seed), share, seed)) for name in names])
+
+
+def pseudo_unknowns(train: Reps, seed: int, at_most: int) -> tuple[Reps, Reps]:
+    """Training images of the classes kept, and of those held back as unknowns (30 % of the classes, by the seed)."""
+    labels = train[Labels()]
+    classes = labels.unique()
+    order = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))]
+    held = torch.isin(labels, order[: max(1, round(HELD_BACK * len(classes)))])
+    known, unknown = (mask.nonzero().squeeze(1) for mask in (~held, held))
+    n = min(at_most, len(known), len(unknown))
+    return train.take(_spread(known, n, seed)), train.take(_spread(unknown, n, seed))
+
+
+def _spread(index: Tensor, n: int, seed: int) -> Tensor:
+    """`n` of the indices at random, in order; all where there are fewer."""
+    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n]
+    return index[chosen.sort().values]

@@ -1,0 +1,64 @@
+"""Arrays on disk under a key made of what produced them. Same key, same bytes; a changed anything misses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def make_key(*parts: object) -> str:
+    """A short hash of the parts' representations."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def write_arrays(path: Path, arrays: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_arrays(path: Path) -> dict[str, Tensor] | None:
+    """Memory-mapped arrays of a safetensors file; None where there is none or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file, empty where there is none or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+class Store:
+    """A folder of arrays by key."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.safetensors"
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        return read_arrays(self.path(key))
+
+    def put(self, key: str, arrays: dict[str, Tensor]) -> None:
+        write_arrays(self.path(key), arrays)

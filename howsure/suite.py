@@ -1,0 +1,219 @@
+"""Suites: TOML files that say which grid to run. Unknown keys and wrong values are errors with file, line and key."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import fields
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .corruptions import CORRUPTIONS
+from .errors import UserError, unknown
+from .method import Method
+from .plugins import METHODS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Protocol = Literal["none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic"]
+PROTOCOLS: tuple[Protocol, ...] = ("none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InDistribution(_Table):
+    """Where the images of known classes come from: one data set, or one a split."""
+
+    train: str
+    test: str
+    val: str | None = None
+
+
+class BackboneSpec(_Table):
+    """A network: what builds it, its weights, and its input transform where it is not the network's own."""
+
+    use: str
+    name: Annotated[str, Field(pattern=NAME)]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    checkpoint: str | None = None
+    members: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_from_use(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "use" in values and "name" not in values:
+            return {**values, "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", str(values["use"])).strip("-")}
+        return values
+
+
+class ShiftSpec(_Table):
+    """A set of shifted images."""
+
+    data: str
+    name: Annotated[str, Field(pattern=NAME)]
+    group: str = "far"
+    task: Literal["ood", "corruption"] = "ood"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_from_data(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "data" in values and "name" not in values:
+            return {**values, "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(str(values["data"])).stem).strip("-")}
+        return values
+
+
+class CorruptionSpec(_Table):
+    """Corruptions made on the fly from the in-distribution test images."""
+
+    types: tuple[str, ...]
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+
+    @field_validator("types", mode="before")
+    @classmethod
+    def _known(cls, types: Any) -> Any:
+        chosen = tuple(CORRUPTIONS) if types == "all" else tuple(types)
+        for name in chosen:
+            if name not in CORRUPTIONS:
+                raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))
+        return chosen
+
+
+class Suite(_Table):
+    """A grid of backbones, shifts, methods and protocols, and the folder its relative paths start from."""
+
+    name: str
+    base: Path
+    id: InDistribution
+    methods: tuple[str, ...] = ("*",)
+    protocols: tuple[Protocol, ...] | None = None
+    seeds: tuple[int, ...] = (0,)
+    max_images: Annotated[int, Field(ge=10)] | None = None
+    backbone: Annotated[tuple[BackboneSpec, ...], Field(min_length=1)]
+    shift: tuple[ShiftSpec, ...] = ()
+    corruptions: CorruptionSpec | None = None
+    method: dict[str, dict[str, Any]] = {}
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return {"train": value, "test": value, "val": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Suite:
+        for kind, names in (("backbone", [b.name for b in self.backbone]), ("shift", [s.name for s in self.shift])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {kind}s are called '{twice[0]}'; give one of them another name")
+        return self
+
+    def chosen_protocols(self) -> tuple[Protocol, ...]:
+        """The protocols asked for, or all that apply: leaving one shift out needs another one to fit on."""
+        if self.protocols is not None:
+            return self.protocols
+        types = len(self.shift) + (len(self.corruptions.types) if self.corruptions else 0)
+        wanted = {"none"} | ({"same-shift"} if types else set()) | ({"leave-one-out"} if types > 1 else set())
+        return tuple(p for p in PROTOCOLS if p in wanted)
+
+    def chosen_methods(self) -> dict[str, Method]:
+        """The methods that the globs name, with the suite's hyper-parameters."""
+        names: list[str] = []
+        for pattern in self.methods:
+            found = [n for n in METHODS if fnmatchcase(n, pattern)] or [n for n in (pattern,) if METHODS[n]]
+            names += [n for n in found if n not in names]
+        for name in self.method:
+            METHODS[name]
+        return {name: make_method(name, self.method.get(name, {})) for name in names}
+
+
+def make_method(name: str, parameters: dict[str, Any]) -> Method:
+    """A method by name with some of its hyper-parameters; UserError when it has no such one."""
+    cls = METHODS[name]
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in parameters:
+        if key not in known:
+            raise unknown(f"hyper-parameter of {name}", key, known)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()})
+
+
+def suite_names() -> list[str]:
+    """Names of the suites that come with the package."""
+    folder = resources.files("howsure.benchmarks") / "suites"
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name or path of a TOML file.
+
+    Raises:
+        UserError: no such suite, or a file that is malformed; the line says file, line and key.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        if name not in suite_names():
+            if path.suffix == ".toml" or "/" in name:
+                raise UserError(f"{name}: no such suite file")
+            raise unknown("suite", name, suite_names())
+        path = Path(str(resources.files("howsure.benchmarks") / "suites" / f"{name}.toml"))
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    for reserved in ("name", "base"):
+        if reserved in values:
+            raise UserError(f"{path}:{_line(text, [reserved])}: unknown key '{reserved}'; a suite is named by its file")
+    try:
+        return Suite(**values, name=path.stem, base=path.resolve().parent)
+    except ValidationError as error:
+        raise UserError(_explain(path, text, error)) from error
+
+
+def _explain(path: Path, text: str, error: ValidationError) -> str:
+    """The first problem as one line: file, line, key, what is wrong, and the nearest known key."""
+    problem = error.errors()[0]
+    where = [str(part) for part in problem["loc"]]
+    line = _line(text, where)
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(where[:-1])
+        near = get_close_matches(where[-1], known, n=1)
+        return f"{path}:{line}: unknown key '{key}'; {'did you mean ' + near[0] if near else 'known: ' + ', '.join(known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{path}:{line}: {key + ': ' if key else ''}{message}"
+
+
+def _known_keys(table: list[str]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {
+        "id": InDistribution, "backbone": BackboneSpec, "shift": ShiftSpec, "corruptions": CorruptionSpec,
+    }  # fmt: skip
+    model = models.get(table[0], Suite) if table else Suite
+    return sorted(set(model.model_fields) - ({"name", "base"} if model is Suite else set()))
+
+
+def _line(text: str, where: list[str]) -> int:
+    """Line of a key in a TOML text, 1 where it cannot be told; `where` is its path, with indices of array tables."""
+    lines = text.splitlines()
+    start, keys = 0, [part for part in where if not part.isdigit()]
+    if len(keys) > 1 or any(part.isdigit() for part in where[1:2]):
+        nth = int(where[1]) if len(where) > 1 and where[1].isdigit() else 0
+        headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(keys[0])}[\s.\]]", line)]
+        start = headers[min(nth, len(headers) - 1)] if headers else 0
+    last = re.escape(keys[-1]) if keys else ""
+    found = [i for i in range(start, len(lines)) if last and re.search(rf"(^|[\s{{,.\[\"]){last}[\s\"\]]*(=|$|\])", lines[i])]
+    return (found[0] if found else start) + 1

@@ -1,0 +1,66 @@
+"""Outliers made from in-distribution training images alone: altered beyond recognition, no outside image."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .data import Images
+
+KINDS = ("patch_shuffle", "mixture", "inversion", "low_contrast", "noise", "blur", "pixel_shuffle")
+
+
+class Synthetic(Images):
+    """Every image of a set, altered in one of `KINDS` ways in turn; image `i` is the same at every call."""
+
+    def __init__(self, images: Any, fingerprint: str, seed: int = 0) -> None:
+        self.images, self.seed, self._made_of = images, seed, fingerprint
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        rng = np.random.default_rng((self.seed, index))
+        image, label = self.images[index]
+        pixels = np.asarray(image).astype(np.float64)
+        kind = KINDS[index % len(KINDS)]
+        if kind == "mixture":
+            other = self.images[int(rng.integers(len(self.images)))][0].convert(image.mode).resize(image.size)
+            altered = (pixels + np.asarray(other)) / 2
+        else:
+            altered = _alter(pixels, kind, rng)
+        return Image.fromarray(np.clip(altered, 0, 255).astype(np.uint8)), label
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return f"synthetic {self.seed} {self._made_of}"
+
+
+def _alter(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    if kind == "patch_shuffle":
+        return _shuffle_patches(x, 4, rng)
+    if kind == "inversion":
+        return 255 - x
+    if kind == "low_contrast":
+        return x.mean() + rng.uniform(0.1, 0.4) * (x - x.mean())
+    if kind == "noise":
+        return x + rng.normal(0, rng.uniform(15, 80), x.shape)
+    if kind == "blur":
+        from scipy.ndimage import gaussian_filter
+
+        sigma = rng.uniform(0.02, 0.08) * min(x.shape[:2])
+        return gaussian_filter(x, (sigma, sigma) + (0,) * (x.ndim - 2))
+    return rng.permutation(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+
+
+def _shuffle_patches(x: np.ndarray, grid: int, rng: np.random.Generator) -> np.ndarray:
+    """The image cut into `grid` × `grid` patches in random order; what does not divide is left at the edge."""
+    h, w = x.shape[0] // grid, x.shape[1] // grid
+    places = [(slice(i * h, i * h + h), slice(j * w, j * w + w)) for i in range(grid) for j in range(grid)]
+    out = x.copy()
+    for here, there in zip(places, rng.permutation(len(places)), strict=True):
+        out[here] = x[places[there]]
+    return out

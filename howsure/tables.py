@@ -1,0 +1,269 @@
+"""Tables of a run, redrawn from its `results.csv` and `timing.csv`: Markdown and LaTeX to read, CSV to compute with.
+
+No table mixes protocols or tasks. Methods stand in order of mean AUROC, with what each was fitted on beside it; the best
+value of a column is bold, with all that look equal to it. Each number is a mean over backbones (and severities, where a
+column is a corruption type); with several seeds it is the mean ± the standard deviation of the seeds' means. A star marks
+a mean over fewer cells than other methods have, because some failed or were skipped: it is never bold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from .results import read_results
+
+LOWER_IS_BETTER = frozenset({"fpr95", "aurc", "eaurc", "ms", "fit s", "x forward"})
+METRICS = {
+    "auroc": "AUROC",
+    "fpr95": "FPR@95TPR",
+    "aupr_in": "AUPR-in",
+    "aupr_out": "AUPR-out",
+    "detection_accuracy": "detection accuracy",
+    "aupr_success": "AUPR of right predictions",
+    "aupr_error": "AUPR of errors",
+    "aurc": "AURC",
+    "eaurc": "E-AURC",
+}
+PREFIXES = ("leaderboard", "ood", "corruption", "misclassification", "timing")
+GROUPS = ("near", "far")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of methods by columns: `mean` and `sd` (NaN with one seed), what is `partial`, and the first columns."""
+
+    name: str
+    title: str
+    mean: pd.DataFrame
+    sd: pd.DataFrame
+    partial: pd.DataFrame
+    about: pd.DataFrame
+    lower: frozenset[str] = frozenset()
+    digits: int = 3
+
+
+def write_tables(folder: Path) -> list[Path]:
+    """Write `folder/tables/*.md|.tex|.csv`, in place of those of an earlier call.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: the folder holds no results, or a file that is not a table of results.
+    """
+    results = tidy(read_results(folder))
+    target = folder / "tables"
+    target.mkdir(exist_ok=True)
+    for old in target.iterdir():
+        if old.suffix in (".md", ".tex", ".csv") and old.stem.startswith(PREFIXES):
+            old.unlink()
+    return [path for table in _tables(results, folder) for path in _write(table, target)]
+
+
+def leaderboard(results: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Mean AUROC of each method under one protocol, best first.
+
+    Args:
+        results: rows of `results.csv`.
+        protocol: rows of other protocols are left out.
+
+    Returns:
+        Columns `method`, `supervision`, then those of `near`, `far`, other groups, `corruption` and
+        `misclassification` that the results have, and `mean` over all of these but misclassification (over that where
+        there is nothing else). Equal weights: shifts within a group, then groups.
+    """
+    table = _leaderboard(tidy(results), protocol)
+    return table.about.join(table.mean).reset_index(drop=True)
+
+
+def tidy(results: pd.DataFrame) -> pd.DataFrame:
+    """Results with a column `column`: the shift, without a severity in its name; texts that are missing are empty."""
+    texts = {c: results[c].astype(object).where(results[c].notna(), "").astype(str) for c in ("shift", "group")}
+    column = texts["shift"].str.replace(r"@\d+$", "", regex=True)
+    return results.assign(**texts, column=column, value=pd.to_numeric(results["value"]))
+
+
+def headline(results: pd.DataFrame) -> pd.Series:
+    """The column of the leaderboard that a row belongs to."""
+    return results["group"].where(results["task"] == "ood", results["task"])
+
+
+def ordered(names: Iterable[str], first: Sequence[str] = GROUPS) -> list[str]:
+    """Unique names: those in `first` in that order, then the others as they come."""
+    unique = list(dict.fromkeys(names))
+    return [n for n in first if n in unique] + [n for n in unique if n not in first]
+
+
+def slug(*parts: str) -> str:
+    """A file name of several parts."""
+    return "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in parts if part)
+
+
+def _tables(results: pd.DataFrame, folder: Path) -> Iterator[Table]:
+    for protocol, rows in results.groupby("protocol", sort=False):
+        yield _leaderboard(results, str(protocol))
+        backbones = ordered(rows["backbone"])
+        for backbone in ["", *(backbones if len(backbones) > 1 else [])]:
+            chosen = rows[rows["backbone"] == backbone] if backbone else rows
+            for task in ("ood", "corruption"):
+                of_task = chosen[chosen["task"] == task]
+                for metric in ordered(of_task["metric"], tuple(METRICS)):
+                    yield _by_shift(of_task, str(protocol), task, metric, backbone)
+            if (chosen["task"] == "misclassification").any():
+                yield _misclassification(chosen[chosen["task"] == "misclassification"], str(protocol), backbone)
+    timing = folder / "timing.csv"
+    if timing.is_file():
+        yield from _timing(pd.read_csv(timing), results)
+
+
+def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
+    rows = results[(results["protocol"] == protocol) & (results["metric"] == "auroc")]
+    rows = rows.assign(column=headline(rows))
+    columns = ordered(rows["column"])
+    columns = [c for c in columns if c not in PREFIXES] + [c for c in ("corruption", "misclassification") if c in columns]
+    shifted = [c for c in columns if c != "misclassification"] or columns
+    table = _table(rows, "column", columns, slug("leaderboard", protocol), f"Mean AUROC, protocol {protocol}{_over(rows)}")
+    table.mean["mean"] = table.mean[shifted].mean(axis=1, skipna=False)
+    table.sd["mean"] = float("nan")
+    table.partial["mean"] = table.partial[shifted].any(axis=1)
+    return _reorder(table, table.mean["mean"])
+
+
+def _by_shift(rows: pd.DataFrame, protocol: str, task: str, metric: str, backbone: str) -> Table:
+    """Means of the groups and over all, then each shift (or corruption type), group by group."""
+    of_metric = rows[rows["metric"] == metric]
+    groups = ordered(of_metric["group"])
+    singles = ordered(c for g in groups for c in of_metric.loc[of_metric["group"] == g, "column"])
+    means = [of_metric.assign(column=of_metric["group"] + " mean"), of_metric.assign(column="mean")]
+    columns = [*(["mean"]), *(f"{g} mean" for g in groups), *singles]
+    title = f"{METRICS.get(metric, metric)}, {task}, protocol {protocol}{_over(rows, backbone)}"
+    lower = frozenset(columns if metric in LOWER_IS_BETTER else ())
+    table = _table(pd.concat([of_metric, *means]), "column", columns, slug(task, protocol, metric, backbone), title, lower)
+    return _reorder(table, rows[rows["metric"] == "auroc"].groupby("method")["value"].mean())
+
+
+def _misclassification(rows: pd.DataFrame, protocol: str, backbone: str) -> Table:
+    columns = ordered(rows["metric"], tuple(METRICS))
+    title = f"Misclassification, protocol {protocol}{_over(rows, backbone)}"
+    name = slug("misclassification", protocol, backbone)
+    table = _table(rows, "metric", columns, name, title, LOWER_IS_BETTER & set(columns), digits=4)
+    named = _reorder(table, table.mean["auroc"] if "auroc" in columns else table.mean.iloc[:, 0])
+    for frame in (named.mean, named.sd, named.partial):
+        frame.rename(columns=METRICS, inplace=True)
+    return Table(**{**vars(named), "lower": frozenset(METRICS[c] for c in named.lower)})
+
+
+def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
+    """Milliseconds an image, that against a forward pass, and seconds of fitting: by backbone, a table a device."""
+    wanted = {"ms_per_image": "ms", "ratio_to_forward": "x forward", "fit_s": "fit s"}
+    supervision = results.drop_duplicates("method").set_index("method")["supervision"]
+    for device, rows in timing.groupby("device", sort=False):
+        backbones = ordered(rows["backbone"])
+        mean = rows.pivot_table(index="method", columns="backbone", values=list(wanted), aggfunc="mean")
+        mean = mean.reindex(columns=[(w, b) for b in backbones for w in wanted])
+        mean.columns = [f"{b}: {wanted[w]}" for w, b in mean.columns]
+        ratio = rows.groupby("method")["ratio_to_forward"].mean()
+        mean.insert(0, "x forward", ratio)
+        about = pd.DataFrame({"method": mean.index, "supervision": supervision.reindex(mean.index).fillna("").to_numpy()})
+        about.index = mean.index
+        none = mean.isna()
+        title = f"Cost of each method alone, end to end, on {device}"
+        name = slug("timing", str(device)) if timing["device"].nunique() > 1 else "timing"
+        table = Table(name, title, mean, mean * float("nan"), none & False, about, frozenset(mean.columns))
+        yield _reorder(table, -ratio)
+
+
+def _table(
+    rows: pd.DataFrame, by: str, columns: list[str], name: str, title: str, lower: frozenset[str] = frozenset(), digits: int = 3
+) -> Table:
+    """Means over all rows of a method, a column and a seed, then over seeds."""
+    cells = rows.groupby(["method", by, "seed"])["value"]
+    seeds = cells.mean().groupby(level=[0, 1])
+    mean, sd = (x.unstack().reindex(columns=columns) for x in (seeds.mean(), seeds.std()))
+    count = rows.groupby(["method", by])["value"].count().unstack().reindex(columns=columns).fillna(0)
+    first = rows.drop_duplicates("method").set_index("method", drop=False)
+    about = first[["method", "supervision"]].reindex(mean.index)
+    return Table(name, title, mean, sd, count.lt(count.max()).reindex(mean.index), about, lower, digits)
+
+
+def _reorder(table: Table, key: pd.Series) -> Table:
+    order = key.reindex(table.mean.index).sort_values(ascending=False, kind="stable", na_position="last").index
+    frames = {f: getattr(table, f).loc[order] for f in ("mean", "sd", "partial", "about")}
+    return Table(**{**vars(table), **frames})
+
+
+def _over(rows: pd.DataFrame, backbone: str = "") -> str:
+    backbones, seeds = ordered(rows["backbone"]), sorted(rows["seed"].unique())
+    over = f", {backbone or backbones[0]}" if backbone or len(backbones) == 1 else f", mean over {', '.join(backbones)}"
+    return over + (f" (mean ± sd of {len(seeds)} seeds)" if len(seeds) > 1 else "")
+
+
+def _write(table: Table, target: Path) -> list[Path]:
+    paths = [target / f"{table.name}{suffix}" for suffix in (".md", ".tex", ".csv")]
+    note = "\n\\* a mean over fewer cells than other methods have.\n" if table.partial.to_numpy().any() else ""
+    cells = _cells(table, "**{}**", " ± ", "\\*")
+    markdown = pd.DataFrame(cells, columns=_header(table)).to_markdown(index=False, disable_numparse=True)
+    paths[0].write_text(f"# {table.title}\n\n{markdown}\n{note}", encoding="utf-8")
+    paths[1].write_text(_latex(table), encoding="utf-8")
+    sd = table.sd.dropna(axis=1, how="all").add_suffix(" sd")
+    table.about.join(table.mean).join(sd).to_csv(paths[2], index=False)
+    return paths
+
+
+def _header(table: Table) -> list[str]:
+    return [*table.about.columns, *table.mean.columns]
+
+
+def _cells(table: Table, bold: str, plus_minus: str, star: str) -> list[list[str]]:
+    """Texts of all cells, row by row."""
+    best = _best(table)
+    body = [
+        [_cell(m, s, p, b, table.digits, bold, plus_minus, star) for m, s, p, b in zip(*row, strict=True)]
+        for row in zip(*(f.to_numpy() for f in (table.mean, table.sd, table.partial, best)), strict=True)
+    ]
+    return [[*map(str, about), *row] for about, row in zip(table.about.to_numpy(), body, strict=True)]
+
+
+def _cell(mean: float, sd: float, partial: bool, best: bool, digits: int, bold: str, plus_minus: str, star: str) -> str:
+    if mean != mean:
+        return "–"
+    text = f"{mean:.{digits}f}" + (f"{plus_minus}{sd:.{digits}f}" if sd == sd else "")
+    return (bold.format(text) if best else text) + (star if partial else "")
+
+
+def _best(table: Table) -> pd.DataFrame:
+    shown = table.mean.round(table.digits).mask(table.partial)
+    signed = shown.mul([-1 if c in table.lower else 1 for c in shown.columns], axis=1)
+    return signed.eq(signed.max()) & signed.notna()
+
+
+def _latex(table: Table) -> str:
+    """A booktabs table in LaTeX: `\\usepackage{booktabs}`; wide ones shrink to the page with `graphicx`."""
+    head = " & ".join(map(_escape, _header(table)))
+    cells = _cells(table, "\\textbf{{{}}}", " $\\pm$ ", "*")
+    lines = [" & ".join([*map(_escape, row[:2]), *row[2:]]).replace("–", "--") + r" \\" for row in cells]
+    columns = "l" * len(table.about.columns) + "r" * len(table.mean.columns)
+    note = " (* a mean over fewer cells than other methods have)" if table.partial.to_numpy().any() else ""
+    parts = [
+        r"\begin{table}",
+        rf"\caption{{{_escape(table.title + note)}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\resizebox{{\linewidth}}{{!}}{{\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head + r" \\",
+        r"\midrule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text).replace("±", r"$\pm$")

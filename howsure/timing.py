@@ -1,0 +1,99 @@
+"""What a method costs alone, end to end, beside a plain forward pass of the same images in the same minutes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from .extract import BATCH_SIZE, Extractor, run_pass
+from .method import Method
+from .network import Network
+from .representations import Logits
+
+REPEATS = 3
+Loaded = list[tuple[Tensor, Tensor, Tensor]]
+
+
+def time_method(
+    method: Method, fit: Callable[[], dict[str, Tensor]], network: Network, loaded: Loaded, extractor: Extractor
+) -> dict[str, Any]:
+    """A row of `timing.csv`.
+
+    `fit_s`: seconds of `fit` on stored representations. `ms_per_image`: milliseconds from normalised images in memory
+    to scores, the median of three. `ratio_to_forward`: the same divided by a plain forward pass, interleaved with it.
+    `peak_mb`: memory above what stood before, in 10^6 bytes (of the GPU where the network is on one).
+    """
+    start = time.perf_counter()
+    state = fit()
+    fit_s = time.perf_counter() - start
+    states = {rep: extractor.state(rep) for rep in method.needs if rep.needs}
+
+    def score() -> Tensor:
+        reps = run_pass(network, loaded, method.needs, states)
+        return method.score(reps, **state)
+
+    def forward() -> object:
+        return run_pass(network, loaded, (Logits(),))
+
+    score()
+    with peak_memory(network.device) as peak:
+        score()
+    pairs = [(_seconds(forward, network.device), _seconds(score, network.device)) for _ in range(REPEATS)]
+    n = sum(len(pixels) for pixels, _, _ in loaded)
+    return {
+        "backbone": network.name,
+        "device": str(network.device),
+        "fit_s": round(fit_s, 4),
+        "ms_per_image": round(1000 * median(s for _, s in pairs) / n, 5),
+        "ratio_to_forward": round(median(s for _, s in pairs) / median(f for f, _ in pairs), 3),
+        "peak_mb": round(peak[0] / 1e6, 1),
+        "n_images": n,
+        "batch_size": min(BATCH_SIZE, n),
+    }
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """A list whose one number, on leaving, is the peak of bytes in use above those in use on entering."""
+    peak = [0]
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device) - before
+        return
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            peak[0] = max(peak[0], process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()

@@ -1,0 +1,31 @@
+"""What all trained detectors share: only the vectors that they look at differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from howsure import Method, Reps
+from howsure.detector import Kind, fit_detector, score_detector
+
+
+@dataclass(frozen=True)
+class _Detector(Method):
+    kind: Kind = "mlp"
+    hidden: int = 32
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    supervision = "outliers"
+
+    def vectors(self, reps: Reps) -> Tensor:
+        """What the detector looks at, `[N, D]`."""
+        raise NotImplementedError
+
+    def fit(self, train: Reps, outliers: Reps) -> dict[str, Tensor]:
+        inside, outside = self.vectors(train), self.vectors(outliers)
+        return fit_detector(inside, outside, self.kind, self.hidden, self.weight_decay, seed=self.seed)
+
+    def score(self, reps: Reps, **state: Tensor) -> Tensor:
+        return score_detector(self.vectors(reps), **state)

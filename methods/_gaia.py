@@ -1,0 +1,75 @@
+"""Attribution gradients at feature maps, for both forms of GAIA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from howsure import Batch, Network, Representation
+from howsure.layers import norm_layers, stages
+
+from ._passes import recorded, tracked
+
+_MAPS: WeakKeyDictionary[Network, tuple[tuple[str, ...], str | None]] = WeakKeyDictionary()
+NO_MAPS = "GAIA needs feature maps [N, C, H, W] after normalisation layers; the network has none"
+
+
+def feature_maps(network: Network) -> tuple[tuple[str, ...], str | None]:
+    """Names of the normalisation layers that give maps `[N, C, H, W]`, and of the last stage's map."""
+    if network not in _MAPS:
+        example = network.example()
+        names = tuple(norm_layers(network.model))
+        last = stages(network.model, example)[-1:]
+        with torch.no_grad(), recorded(network.model, tuple(dict.fromkeys([*names, *last]))) as outputs:
+            network.model(example)
+        maps = {name for name, out in outputs.items() if out.dim() == 4 and len(out) == len(example)}
+        _MAPS[network] = tuple(n for n in names if n in maps), next((n for n in last if n in maps), None)
+    return _MAPS[network]
+
+
+@dataclass(frozen=True)
+class NonZeroShare(Representation[Tensor]):
+    """Share of positions where the gradient of the top logit is not zero, a column a channel of each map, `[N, ΣC]`."""
+
+    cost = "passes"
+
+    def skip(self, network: Network) -> str | None:
+        if not feature_maps(network)[0]:
+            return NO_MAPS
+        return None if (self._shares(network, network.example()) < 1).any() else "no gradient is zero without ReLU"
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        return self._shares(batch.network, batch.images)
+
+    def _shares(self, network: Network, images: Tensor) -> Tensor:
+        names, _ = feature_maps(network)
+        with torch.enable_grad(), recorded(network.model, names) as outputs:
+            top = network.model(tracked(images)).amax(1).sum()
+            gradients = torch.autograd.grad(top, [outputs[name] for name in names])
+        return torch.cat([(g != 0).float().mean((2, 3)) for g in gradients], 1)
+
+
+@dataclass(frozen=True)
+class AverageGradients(Representation[dict[str, Tensor]]):
+    """Channel means of gradients: `inner [N, ΣC]`, of the last map's sum; `output [N, C]`, of Σ log p at the last."""
+
+    cost = "passes"
+
+    def skip(self, network: Network) -> str | None:
+        names, last = feature_maps(network)
+        return None if names and last else NO_MAPS
+
+    def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:
+        names, last = feature_maps(batch.network)
+        assert last is not None
+        model: nn.Module = batch.network.model
+        inner = tuple(name for name in names if name != last)
+        with torch.enable_grad(), recorded(model, (*inner, last)) as outputs:
+            total = model(tracked(batch.images)).log_softmax(1).sum()
+            (output,) = torch.autograd.grad(total, outputs[last], retain_graph=True)
+            maps = [outputs[name] for name in inner]
+            found = torch.autograd.grad(outputs[last].sum(), maps, allow_unused=True, materialize_grads=True)
+        return {"inner": torch.cat([g.mean((2, 3)) for g in found], 1), "output": output.mean((2, 3))}

@@ -1,0 +1,77 @@
+"""A representation's own passes: the input's gradient, layers read or changed on the way, several outputs an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from howsure.layers import module
+
+Change = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Inside, the output of each named layer is replaced by what its function makes of it."""
+    hooks = []
+
+    def hook(change: Change) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        return lambda _module, _inputs, output: change(output)
+
+    try:
+        for name, change in changes.items():
+            hooks.append(module(model, name).register_forward_hook(hook(change)))
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@contextmanager
+def recorded(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+    """Inside, the outputs of the named layers are kept in the dict, as part of the graph.
+
+    What follows sees a copy, so that an activation in place leaves what is kept as it was.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Change:
+        def change(output: Tensor) -> Tensor:
+            outputs[name] = output
+            return output.clone()
+
+        return change
+
+    with changed(model, {name: keep(name) for name in names}):
+        yield outputs
+
+
+def tracked(images: Tensor) -> Tensor:
+    """A copy of images that gradients can be taken with respect to."""
+    return images.detach().clone().requires_grad_()
+
+
+def input_gradient(model: nn.Module, images: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gradient `[n, …]` of `objective(logits) -> [n]` with respect to each image."""
+    with torch.enable_grad():
+        x = tracked(images)
+        (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
+    return gradient
+
+
+def predictive_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the mean softmax over samples, `[N, S, C] -> [N]`, in nats."""
+    return _entropy(logits.double().softmax(2).mean(1))
+
+
+def mutual_information(logits: Tensor) -> Tensor:
+    """Entropy of the mean softmax minus the mean of the entropies, `[N, S, C] -> [N]`, in nats."""
+    return predictive_entropy(logits) - _entropy(logits.double().softmax(2)).mean(1)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p).sum(-1)

@@ -1,0 +1,51 @@
+"""Gaussians around the mean of the predicted class, with a covariance shrunk towards its diagonal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from howsure.gaussian import class_means, whitener
+
+FLOOR = 1e-12
+
+
+def fit_around(x: Tensor, group: Tensor, groups: int, shrinkage: float) -> dict[str, Tensor]:
+    """Means `[groups, D]` and `whiten [D, D]` of rows `[N, D]`; the covariance within groups is shared.
+
+    `shrinkage` is the weight of the covariance's own diagonal. Columns that vary by rounding only count for nothing.
+    """
+    x = x.double()
+    means = class_means(x, group, groups)
+    centred = x - means[group]
+    std = centred.square().mean(0).sqrt()
+    varies = std > 1e-6 * x.square().mean(0).sqrt()
+    gain = torch.where(varies, 1 / std.clamp_min(torch.finfo(std.dtype).tiny), 0.0)
+    return {"means": means, "whiten": gain[:, None] * _decorrelate(centred * gain, shrinkage)}
+
+
+def distance_around(x: Tensor, group: Tensor, means: Tensor, whiten: Tensor) -> Tensor:
+    """Squared Mahalanobis distance `[N]` of rows `[N, D]` to the mean of their group."""
+    return ((x.to(whiten.dtype) - means[group]) @ whiten).square().sum(1)
+
+
+def log_distance(sq_distance: Tensor) -> Tensor:
+    """Its log, with a floor."""
+    return sq_distance.clamp_min(FLOOR).log()
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over rows; 1 for what does not vary."""
+    std = x.std(0, correction=0)
+    return x.mean(0), torch.where(std > FLOOR, std, 1.0)
+
+
+def _decorrelate(z: Tensor, shrinkage: float) -> Tensor:
+    """`W` with `W Wᵀ` the inverse of the shrunk correlation; by Cholesky where it is surely invertible."""
+    if shrinkage <= 0:
+        return whitener(z)
+    correlation = (1 - shrinkage) * (z.T @ z) / len(z)
+    correlation.diagonal().fill_(1.0)
+    root = torch.linalg.cholesky(correlation)
+    eye = torch.eye(len(root), dtype=root.dtype)
+    return torch.linalg.solve_triangular(root, eye, upper=False).T

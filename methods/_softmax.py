@@ -1,0 +1,32 @@
+"""Softmax quantities that keep their precision where the network is sure of itself.
+
+All follow from the gaps `z_c - max z` of the other classes: `1 - max p` is their share of the sum, not a difference of
+nearly equal numbers, so that confident images do not tie.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gaps(logits: Tensor) -> Tensor:
+    """`z - max z`, `[N, C]`, float64, with minus infinity in place of one largest logit of each row."""
+    z = logits.double()
+    top, index = z.max(1, keepdim=True)
+    return (z - top).scatter(1, index, -torch.inf)
+
+
+def doubt(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """`1 - max softmax(z / T)`, `[N]`, float64."""
+    others = (gaps(logits) / temperature).exp().sum(1)
+    return others / (1 + others)
+
+
+def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`log p` and `log (1 - p)`, each `[N, C]`, float64."""
+    z = logits.double()
+    gap = gaps(logits)
+    others = gap.exp().sum(1, keepdim=True)
+    log_p = z - z.amax(1, keepdim=True) - others.log1p()
+    return log_p, torch.where(gap.isinf(), others.log() - others.log1p(), torch.log1p(-log_p.exp()))

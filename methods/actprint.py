@@ -1,0 +1,123 @@
+"""Actprint, and the representation it scores: how far each layer's channel statistics lie from those in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
+from howsure.layers import Normalisation, norm_layers
+from howsure.representations import ImageIds, channel_moments
+
+from ._passes import recorded
+from ._profiles import distance_around, fit_around, log_distance, moments
+
+_LAYERS: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def telling_layers(network: Network) -> tuple[str, ...]:
+    """Names of the layers to look at: normalisation layers; the linear layers of a network that normalises by layer.
+
+    Layer normalisation erases the very norms that tell inputs apart, so that there the linear layers but the last serve
+    better. Layers whose output has no row an image are left out.
+    """
+    if network not in _LAYERS:
+        model, example = network.model, network.example()
+        kinds = [m for m in model.modules() if isinstance(m, Normalisation)]
+        linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != network.head]
+        by_layer = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds)
+        names = linear if by_layer and len(linear) > 2 else norm_layers(model)
+        with torch.no_grad(), recorded(model, tuple(names)) as outputs:
+            model(example)
+        rows = [name for name in names if name in outputs and len(outputs[name]) == len(example)]
+        _LAYERS[network] = tuple(rows)
+    return _LAYERS[network]
+
+
+@dataclass(frozen=True)
+class ChannelMoments(Representation[dict[str, Tensor]]):
+    """Means and standard deviations over positions of the telling layers' channels, `{layer: [N, 2, C_l]}`."""
+
+    def taps(self, network: Network) -> tuple[Tap, ...]:
+        return tuple(Tap(name, channel_moments) for name in telling_layers(network))
+
+    def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:
+        return {tap.layer: batch.readings[tap] for tap in self.taps(batch.network)}
+
+
+def first_half(ids: Tensor) -> Tensor:
+    """Whether each image belongs to the half that layers are fitted on, by its hash; all if a half is too small."""
+    first = ids % 2 == 0
+    return first if 1 < int(first.sum()) < len(ids) - 1 else torch.ones_like(first)
+
+
+@dataclass(frozen=True)
+class MomentDistances(Representation[Tensor]):
+    """Log squared Mahalanobis distance to the mean of the predicted class at each telling layer, `[N, L]`.
+
+    Fitted on one half of the in-distribution training images.
+    """
+
+    shrinkage: float = 0.1
+
+    needs = (ChannelMoments(), Logits(), ImageIds())
+
+    def taps(self, network: Network) -> tuple[Tap, ...]:
+        return ChannelMoments().taps(network)
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        half, logits = first_half(train[ImageIds()]), train[Logits()]
+        state = {}
+        for name, x in train[ChannelMoments()].items():
+            gaussian = fit_around(x[half].flatten(1), logits[half].argmax(1), logits.shape[1], self.shrinkage)
+            state[f"means {name}"], state[f"whiten {name}"] = gaussian["means"].float(), gaussian["whiten"].float()
+        return state
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        predicted, columns = batch.logits.argmax(1), []
+        for tap in self.taps(batch.network):
+            means, whiten = (state[f"{part} {tap.layer}"].to(batch.logits.device) for part in ("means", "whiten"))
+            distance = distance_around(batch.readings[tap].flatten(1), predicted, means, whiten)
+            columns.append(log_distance(distance.double()))
+        return torch.stack(columns, 1)
+
+
+@dataclass(frozen=True)
+class ActPrint(Method):
+    """Actprint: one-class distances of activations at every layer. This project.
+
+    At each normalisation layer (in networks that normalise by layer only: each linear layer but the last), the means
+    and standard deviations of the channels over positions; d_l = log squared Mahalanobis distance to the mean of the
+    predicted class, fitted on one half of the in-distribution training images. On the other half, D = Mahalanobis
+    distance of the profile (d_1, …, d_L). score = D + Σ_l d_l - logsumexp(z), each standardised on the other half;
+    shape [N], higher means more uncertain. No outlier is seen. One forward pass.
+
+    `shrinkage` is the weight of each covariance's own diagonal.
+    """
+
+    shrinkage: float = 0.1
+
+    supervision = "id-train"
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (MomentDistances(self.shrinkage), Logits(), ImageIds())
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        first = first_half(train[ImageIds()])
+        other = train.take(first if first.all() else ~first)
+        profile = other[self.needs[0]]
+        gaussian = fit_around(profile, torch.zeros(len(profile), dtype=torch.long), 1, self.shrinkage)
+        mean, std = moments(self._terms(other, **gaussian))
+        return {**gaussian, "mean": mean, "std": std}
+
+    def score(self, reps: Reps, means: Tensor, whiten: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return ((self._terms(reps, means, whiten) - mean) / std).sum(1)
+
+    def _terms(self, reps: Reps, means: Tensor, whiten: Tensor) -> Tensor:
+        profile, logits = reps[self.needs[0]], reps[Logits()].double()
+        distance = distance_around(profile, torch.zeros(len(profile), dtype=torch.long), means, whiten).sqrt()
+        return torch.stack([distance, profile.sum(1), -torch.logsumexp(logits, 1)], 1)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from howsure import Features, Method, Reps, UserError
+
+from ._neighbours import share_of_rows, unit
+from ._rows import by_rows
+
+LARGEST_BANK = 4_000
+
+
+@dataclass(frozen=True)
+class CFOOD(Method):
+    """Concentration-free outlier factor on features. Angiulli et al., 2026, after arXiv:1901.04992.
+
+    score = min {k / n : x is among the k nearest neighbours of at least rho n of n training images}, on h / |h|;
+    shape [N], higher means more uncertain.
+
+    `bank` is the share of training images kept, evenly spaced, at most 4,000 (the state grows with their square; the
+    paper samples too). An image is not its own neighbour. Exact in k, which OpenOOD rounds up to 230 values.
+    """
+
+    bank: float = 0.1
+    rho: float = 0.01
+
+    needs = (Features(),)
+    supervision = "id-train"
+    grid = {"bank": (0.1, 0.5, 1.0), "rho": (0.001, 0.005, 0.01, 0.05)}
+    test_params = {"bank": 1.0}
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        n = len(train[Features()])
+        v = unit(train[Features()][share_of_rows(n, min(self.bank, LARGEST_BANK / n))])
+        return {"bank": v, "distances": _sq_distances(v, v).fill_diagonal_(0).sort(1).values}
+
+    def score(self, reps: Reps, bank: Tensor, distances: Tensor) -> Tensor:
+        if not 0 < self.rho <= 1:
+            raise UserError(f"cfood: rho = {self.rho} is a share: it must lie above 0 and not above 1")
+        n = len(bank)
+        enough = max(1, math.ceil(self.rho * n))
+
+        def factor(v: Tensor) -> Tensor:
+            ranks = torch.searchsorted(distances, _sq_distances(bank, v)).clamp_min(1)
+            return ranks.kthvalue(enough, dim=0).values.double() / n
+
+        return by_rows(factor, unit(reps[Features()]), size=512)
+
+
+def _sq_distances(a: Tensor, b: Tensor) -> Tensor:
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)

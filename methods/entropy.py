@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.special import entr
+
+from howsure import Logits, Method, Reps
+
+
+@dataclass(frozen=True)
+class Entropy(Method):
+    """Entropy of the softmax. Shannon, 1948, classic.
+
+    score = -sum_c p_c log p_c in nats; shape [N], higher means more uncertain.
+
+    Exact: pytorch-ood raises probabilities to 1e-7 first, which reorders confident images.
+    """
+
+    needs = (Logits(),)
+
+    def score(self, reps: Reps) -> Tensor:
+        return entr(reps[Logits()].double().softmax(1)).sum(1)

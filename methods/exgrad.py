@@ -1,0 +1,35 @@
+"""ExGrad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from howsure import Features, Logits, Method, Reps
+
+
+@dataclass(frozen=True)
+class ExGrad(Method):
+    """ExGrad. Igoe et al., 2022, arXiv:2205.10439.
+
+    score = Σ_c p_c ‖∇ CE_c‖ over the weight and bias of the last layer, CE_c the cross-entropy to class c; shape [N],
+    higher means more uncertain.
+
+    The gradient is the outer product of p - e_c and (h, 1), so no backward pass is needed: with the L1 norm of the
+    authors' code the score is 2 Σ p_c (1 - p_c) (‖h‖₁ + 1), with the L2 norm Σ p_c ‖p - e_c‖₂ √(‖h‖₂² + 1).
+    """
+
+    norm: Literal["l1", "l2"] = "l1"
+
+    needs = (Features(), Logits())
+
+    def score(self, reps: Reps) -> Tensor:
+        h, p = reps[Features()].double(), reps[Logits()].double().softmax(1)
+        rest = p.sum(1, keepdim=True) - p
+        if self.norm == "l1":
+            return 2 * (p * rest).sum(1) * (h.abs().sum(1) + 1)
+        squares = p.square()
+        others = squares.sum(1, keepdim=True) - squares
+        return (p * (others + rest.square()).clamp_min(0).sqrt()).sum(1) * (h.square().sum(1) + 1).sqrt()

@@ -1,0 +1,100 @@
+"""Gradprint, and the representation of channel-wise gradients that it scores besides norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from howsure import Batch, GradNorms, Logits, Loss, Method, Network, Predicted, Representation, Reps, Uniform
+from howsure.detector import log_norms
+from howsure.layers import Normalisation
+
+from ._profiles import distance_around, fit_around, log_distance, moments
+
+
+def shift_columns(network: Network, at_most: int) -> Tensor:
+    """Columns of the one-dimensional gradients that belong to biases of normalisation layers, evenly thinned.
+
+    Those of all biases where no normalisation layer has one; of all one-dimensional parameters where there is no bias.
+    """
+    model = network.model
+    norms = {id(getattr(m, "bias", None)) for m in model.modules() if isinstance(m, Normalisation)}
+    small = [(name, p) for name, p in model.named_parameters() if p.dim() == 1]
+    wanted = [[id(p) in norms for _, p in small], [name.endswith("bias") for name, _ in small], [True] * len(small)]
+    chosen = next((keep for keep in wanted if any(keep)), [])
+    sizes = torch.tensor([p.numel() for _, p in small], dtype=torch.long)
+    columns = torch.tensor(chosen, dtype=torch.bool).repeat_interleave(sizes).nonzero()[:, 0]
+    picked = torch.linspace(0, len(columns) - 1, min(at_most, len(columns))).round().long()
+    return columns[picked]
+
+
+@dataclass(frozen=True)
+class ShiftGrads(Representation[Tensor]):
+    """Gradients of the biases of normalisation layers, `[N, at most "columns"]`."""
+
+    cost = "backward"
+    small = True
+    loss: Loss = field(default_factory=Predicted)
+    columns: int = 2048
+
+    def skip(self, network: Network) -> str | None:
+        return None if len(shift_columns(network, 1)) else "gradprint needs biases; the network has none"
+
+    def losses(self) -> tuple[Loss, ...]:
+        return (self.loss,)
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        small = batch.grads[self.loss].small
+        assert small is not None
+        return small[:, shift_columns(batch.network, self.columns).to(small.device)]
+
+
+@dataclass(frozen=True)
+class GradPrint(Method):
+    """Gradprint: one-class distances of gradients. This project; after Lee & AlRegib, 2020, arXiv:2008.08030.
+
+    (a) v = log ‖g_p‖² for each parameter set p, g the gradient under the cross-entropy to the uniform distribution;
+    (b) w = log(|g_c| + ε_c) for each channel c of the biases of normalisation layers, g the gradient under the
+    cross-entropy to the predicted class, ε_c a ten-thousandth of the channel's root mean square in training.
+    Of each, the log of the squared Mahalanobis distance to the mean of the predicted class, standardised on
+    in-distribution training images; score = their sum; shape [N], higher means more uncertain. No outlier is seen.
+    Two backward passes.
+
+    `shrinkage` and `shift_shrinkage` weigh the covariances' own diagonals. Networks without normalisation use all
+    biases; beyond `columns` channels, evenly spaced ones.
+    """
+
+    shrinkage: float = 0.1
+    shift_shrinkage: float = 0.6
+    columns: int = 2048
+
+    supervision = "id-train"
+    test_params = {"columns": 16}
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (GradNorms(Uniform()), ShiftGrads(Predicted(), self.columns), Logits())
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        shifts = train[self.needs[1]].double()
+        floor = 1e-4 * shifts.square().mean(0).sqrt().clamp_min(1e-30)
+        state = {"floor": floor}
+        group, groups = train[Logits()].argmax(1), train[Logits()].shape[1]
+        vectors = zip(self._vectors(train, floor), (self.shrinkage, self.shift_shrinkage), strict=True)
+        for i, (v, shrinkage) in enumerate(vectors):
+            gaussian = fit_around(v, group, groups, shrinkage)
+            mean, std = moments(log_distance(distance_around(v, group, **gaussian)))
+            state |= {f"{key}{i}": value for key, value in gaussian.items()} | {f"mean{i}": mean, f"std{i}": std}
+        return state
+
+    def score(self, reps: Reps, floor: Tensor, **state: Tensor) -> Tensor:
+        group, total = reps[Logits()].argmax(1), torch.zeros(len(reps[Logits()]), dtype=torch.float64)
+        for i, v in enumerate(self._vectors(reps, floor)):
+            distance = log_distance(distance_around(v, group, state[f"means{i}"], state[f"whiten{i}"]))
+            total = total + (distance - state[f"mean{i}"]) / state[f"std{i}"]
+        return total
+
+    def _vectors(self, reps: Reps, floor: Tensor) -> tuple[Tensor, Tensor]:
+        return log_norms(reps[self.needs[0]]), (reps[self.needs[1]].double().abs() + floor).log()

@@ -1,0 +1,41 @@
+"""Nearest neighbours of gradient norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from howsure import GradNorms, Loss, Method, Reps, Uniform
+from howsure.detector import log_norms, standardiser
+
+
+@dataclass(frozen=True)
+class GradVectorKNN(Method):
+    """Nearest neighbours in log-norm space. One-class form of Lee & AlRegib, 2020, arXiv:2008.08030.
+
+    v = (log ‖g_1‖², …, log ‖g_P‖²), g_p the gradient of `loss` with respect to parameter set p, each standardised on
+    in-distribution training images. score = distance of v to its k-th nearest neighbour among theirs; shape [N],
+    higher means more uncertain. No outlier is seen. One backward pass.
+    """
+
+    loss: Loss = field(default_factory=Uniform)
+    k: int = 50
+
+    supervision = "id-train"
+    grid = {"k": (10, 50, 100, 200)}
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (GradNorms(self.loss),)
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        v = log_norms(train[GradNorms(self.loss)])
+        mean, gain = standardiser(v)
+        return {"mean": mean, "gain": gain, "bank": ((v - mean) * gain).float()}
+
+    def score(self, reps: Reps, mean: Tensor, gain: Tensor, bank: Tensor) -> Tensor:
+        v = ((log_norms(reps[GradNorms(self.loss)]) - mean) * gain).float()
+        k = min(self.k, len(bank))
+        return torch.cat([torch.cdist(part, bank).kthvalue(k, dim=1).values for part in v.split(1024)])

@@ -1,0 +1,103 @@
+"""Gram matrices of feature maps, and the representation they are scored on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
+from howsure.layers import by_channel, stages
+
+POWERS = 10
+FLOOR = 1e-6
+
+
+def gram_rows(value: Tensor, layer: nn.Module) -> Tensor:
+    """Row sums of the Gram matrices of order 1 to 10, with their root, `[n, 10, C]`, float32."""
+    x = by_channel(value, layer).double()
+    largest = x.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
+    x, rows, power = x / largest, [], torch.ones((), dtype=torch.float64, device=x.device)
+    for p in range(1, POWERS + 1):
+        power = power * x
+        total = (power * power.sum(1, keepdim=True)).sum(2)
+        rows.append(total.sign() * total.abs() ** (1 / p))
+    return (torch.stack(rows, 1) * largest.square()).float()
+
+
+@dataclass(frozen=True)
+class GramRows(Representation[dict[str, Tensor]]):
+    """Row sums of Gram matrices of order 1 to 10 at the ends of the network's stages, `{layer: [N, 10, C_l]}`."""
+
+    layers: tuple[str, ...] | None = None
+
+    def skip(self, network: Network) -> str | None:
+        found = self.layers or stages(network.model, network.example())
+        return None if found else "Gram matrices need a feature map; the network has none"
+
+    def taps(self, network: Network) -> tuple[Tap, ...]:
+        names = self.layers or stages(network.model, network.example())
+        return tuple(Tap(name, gram_rows) for name in names)
+
+    def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:
+        return {tap.layer: batch.readings[tap] for tap in self.taps(batch.network)}
+
+
+@dataclass(frozen=True)
+class Gram(Method):
+    """Gram matrices. Sastry & Oore, 2020, arXiv:1912.12510.
+
+    G_p = (F^p F^pᵀ)^(1/p) of a feature map F [C, positions], p = 1 … P, summed over rows. δ_l is the sum, over p and
+    channels, of how far a value lies outside the range [min, max] of training images of the predicted class, relative
+    to the nearer end. score = Σ_l δ_l / E[δ_l]; shape [N], higher means more uncertain. One forward pass.
+
+    Row sums, as in the authors' code, where the paper's text takes the upper triangle (a thousand times the memory).
+    The expectation is over every tenth training image, which the ranges leave out (the paper: a validation split).
+    Layers are the ends of the network's stages; the paper takes every convolution and activation.
+    """
+
+    power: int = POWERS
+    layers: tuple[str, ...] | None = None
+
+    supervision = "id-train"
+    grid = {"power": (1, 2, 5, 10)}
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (GramRows(self.layers), Logits())
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        predicted, classes = train[Logits()].argmax(1), train[Logits()].shape[1]
+        held = torch.arange(len(predicted)) % 10 == 9
+        state = {}
+        for i, x in enumerate(self._layers(train)):
+            low, high = _ranges(x[~held], predicted[~held], classes)
+            state[f"low{i:03d}"], state[f"high{i:03d}"] = low, high
+        deviations = self._deviations(train, state)[held if held.any() else ~held]
+        return {**state, "expected": deviations.mean(0).clamp_min(1e-7)}
+
+    def score(self, reps: Reps, expected: Tensor, **ranges: Tensor) -> Tensor:
+        return (self._deviations(reps, ranges) / expected).sum(1)
+
+    def _layers(self, reps: Reps) -> list[Tensor]:
+        rows = reps[GramRows(self.layers)]
+        return [rows[name][:, : self.power].flatten(1) for name in sorted(rows)]
+
+    def _deviations(self, reps: Reps, ranges: dict[str, Tensor]) -> Tensor:
+        predicted, columns = reps[Logits()].argmax(1), []
+        for i, x in enumerate(self._layers(reps)):
+            low, high = ranges[f"low{i:03d}"][predicted], ranges[f"high{i:03d}"][predicted]
+            below, above = (low - x).relu() / (low.abs() + FLOOR), (x - high).relu() / (high.abs() + FLOOR)
+            columns.append((below + above).double().sum(1))
+        return torch.stack(columns, 1)
+
+
+def _ranges(x: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Least and largest values of each class, `[classes, D]`; those of all rows for a class never predicted."""
+    index = predicted[:, None].expand_as(x)
+    low, high = x.amin(0).repeat(classes, 1), x.amax(0).repeat(classes, 1)
+    return (
+        low.scatter_reduce(0, index, x, "amin", include_self=False),
+        high.scatter_reduce(0, index, x, "amax", include_self=False),
+    )

@@ -1,0 +1,98 @@
+"""GROOD, and the representation of its made-up outliers: features of maps mixed with another class's mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from howsure import Batch, Features, Labels, LayerMeans, Logits, Method, Network, Representation, Reps
+from howsure.gaussian import class_means
+from howsure.layers import by_channel
+
+from ._passes import changed
+
+
+@dataclass(frozen=True)
+class MixedFeatures(Representation[Tensor]):
+    """Penultimate features when the first stage's map is mixed with the second most likely class's mean, `[N, D]`.
+
+    The map becomes `lam * map + (1 - lam) * mean`; the mean is one value a channel.
+    """
+
+    cost = "passes"
+    lam: float = 0.8
+
+    needs = (LayerMeans(), Labels(), Logits())
+
+    def skip(self, network: Network) -> str | None:
+        return Features().skip(network)
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        name, x = next(iter(train[LayerMeans()].items()))
+        return {name: class_means(x, train[Labels()], train[Logits()].shape[1]).float()}
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        ((name, means),) = state.items()
+        second = batch.logits.topk(min(2, batch.logits.shape[1]), 1).indices[:, -1]
+        other = means.to(batch.images.device)[second]
+
+        def mix(output: Tensor) -> Tensor:
+            mean = other.unsqueeze(2).expand_as(by_channel(output))
+            if (output.dim() == 4 and by_channel(output[:1])[0, :, 1].equal(output[0, 0, 1])) or output.dim() == 3:
+                mean = mean.transpose(1, 2)
+            return self.lam * output + (1 - self.lam) * mean.reshape(output.shape)
+
+        model, found = batch.network.model, []
+        head = model.get_submodule(str(batch.network.head))
+        hook = head.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0]))
+        try:
+            with torch.no_grad(), changed(model, {name: mix}):
+                model(batch.images)
+        finally:
+            hook.remove()
+        return found[-1]
+
+
+@dataclass(frozen=True)
+class Grood(Method):
+    """GROOD. ElAraby et al., 2023, arXiv:2312.14427.
+
+    Prototypes μ_c: mean features of the classes; μ_o: mean feature of made-up outliers. With L the cross-entropy of
+    softmax(-‖h - μ_c‖, …, -‖h - μ_o‖) to the predicted class, g = ∂L / ∂μ_o = p_o (h - μ_o) / ‖h - μ_o‖. score =
+    distance of g to its k-th nearest neighbour among those of correctly classified training images; shape [N],
+    higher means more uncertain. No backward pass: g has a closed form. One more forward pass, for the outliers.
+
+    An outlier is a training image whose first feature map is mixed with the mean of the second most likely class. The
+    paper mixes with the mean map, here its channels' means (maps of all training images would not fit in memory).
+    """
+
+    lam: float = 0.8
+    k: int = 1
+
+    supervision = "id-train"
+    grid = {"k": (1, 5, 10)}
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (Features(), Logits(), Labels(), MixedFeatures(self.lam))
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        labels = train[Labels()]
+        classes = class_means(train[Features()], labels, train[Logits()].shape[1])
+        prototypes = torch.cat([classes, train[MixedFeatures(self.lam)].double().mean(0, keepdim=True)])
+        right = train[Logits()].argmax(1) == labels
+        bank = self._gradients(train, prototypes)
+        return {"prototypes": prototypes, "bank": bank[right] if right.any() else bank}
+
+    def score(self, reps: Reps, prototypes: Tensor, bank: Tensor) -> Tensor:
+        k = min(self.k, len(bank))
+        parts = self._gradients(reps, prototypes).split(1024)
+        return torch.cat([torch.cdist(part, bank).kthvalue(k, dim=1).values for part in parts])
+
+    def _gradients(self, reps: Reps, prototypes: Tensor) -> Tensor:
+        h = reps[Features()].double()
+        outlier = (-torch.cdist(h, prototypes)).softmax(1)[:, -1:]
+        return (outlier * F.normalize(h - prototypes[-1], dim=1)).float()

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from howsure import Logits, Method, Reps
+
+from ._rows import by_rows
+
+
+@dataclass(frozen=True)
+class KLM(Method):
+    """KL matching. Hendrycks et al., 2022, arXiv:1911.11132.
+
+    d_k = mean of softmax(z) over the ID validation images predicted as k;
+    score = min_k KL(softmax(z) || d_k); shape [N], higher means more uncertain.
+
+    Classes that are never predicted have no d_k and are left out; OpenOOD puts a one-hot vector there instead.
+    """
+
+    needs = (Logits(),)
+    supervision = "id-train"
+    fit_split = "val"
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        z = train[Logits()].double()
+        predicted, log_p = z.argmax(1), z.log_softmax(1)
+        groups = (log_p[predicted == k] for k in predicted.unique())
+        return {"log_means": torch.stack([g.logsumexp(0) - torch.tensor(len(g)).log() for g in groups])}
+
+    def score(self, reps: Reps, log_means: Tensor) -> Tensor:
+        def divergence(z: Tensor) -> Tensor:
+            log_p = z.double().log_softmax(1)
+            p = log_p.exp()
+            return ((p * log_p).sum(1, keepdim=True) - p @ log_means.T).amin(1).clamp_min(0)
+
+        return by_rows(divergence, reps[Logits()])

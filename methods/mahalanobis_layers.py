@@ -1,0 +1,104 @@
+"""Mahalanobis distance at several layers, and the representation it scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from howsure import Batch, Labels, LayerMeans, Method, Network, Representation, Reps, Tap
+from howsure.detector import fit_detector, score_detector
+from howsure.gaussian import class_means, sq_distances, whitener
+from howsure.layers import module
+from howsure.representations import channel_means
+
+from ._passes import recorded, tracked
+
+
+@dataclass(frozen=True)
+class LayerDistances(Representation[Tensor]):
+    """Smallest squared Mahalanobis distance to a class mean at each layer, `[N, L]`, float64.
+
+    Channel means of feature maps, one covariance a layer shared by the classes. For each layer the input first moves by
+    `epsilon` (in pixel values) along the sign of the gradient that makes that layer's distance smaller.
+    """
+
+    cost = "passes"
+    epsilon: float = 0.0014
+
+    needs = (LayerMeans(), Labels())
+
+    def taps(self, network: Network) -> tuple[Tap, ...]:
+        return () if self.epsilon else LayerMeans().taps(network)
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        classes, labels = train[Labels()].unique(return_inverse=True)
+        state = {}
+        for i, (name, x) in enumerate(train[LayerMeans()].items()):
+            means = class_means(x, labels, len(classes))
+            state[f"{i:03d} means {name}"] = means
+            state[f"{i:03d} whiten {name}"] = whitener(x.double() - means[labels])
+        return state
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        gaussians = {}
+        for key in sorted(key for key in state if key[4:].startswith("means ")):
+            name, whiten = key[10:], state[f"{key[:4]}whiten {key[10:]}"]
+            gaussians[name] = state[key].to(batch.images.device), whiten.to(batch.images.device)
+        if not self.epsilon:
+            readings = LayerMeans().compute(batch)
+            return torch.stack([_closest(readings[name], *gaussian) for name, gaussian in gaussians.items()], 1)
+        return self._stepped(batch, gaussians)
+
+    def _stepped(self, batch: Batch, gaussians: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        model, columns = batch.network.model, []
+        with torch.enable_grad(), recorded(model, tuple(gaussians)) as maps:
+            x = tracked(batch.images)
+            model(x)
+            distances = [_at(maps[name], name, batch, gaussian).sum() for name, gaussian in gaussians.items()]
+            gradients = [torch.autograd.grad(d, x, retain_graph=True)[0] for d in distances]
+        del maps, distances
+        for (name, gaussian), gradient in zip(gaussians.items(), gradients, strict=True):
+            with torch.no_grad(), recorded(model, (name,)) as moved:
+                model(batch.images - self.epsilon / batch.network.std * gradient.sign())
+                columns.append(_at(moved[name], name, batch, gaussian))
+        return torch.stack(columns, 1)
+
+
+def _at(output: Tensor, name: str, batch: Batch, gaussian: tuple[Tensor, Tensor]) -> Tensor:
+    return _closest(channel_means(output, module(batch.network.model, name)), *gaussian)
+
+
+def _closest(x: Tensor, means: Tensor, whiten: Tensor) -> Tensor:
+    return sq_distances(x, means, whiten).amin(1)
+
+
+@dataclass(frozen=True)
+class MahalanobisLayers(Method):
+    """Mahalanobis distance over layers. Lee et al., 2018, arXiv:1807.03888.
+
+    At each layer l: M_l = min_c (f_l(x_l) - μ_lc)ᵀ Σ_l⁻¹ (f_l(x_l) - μ_lc), f_l the channel means of the feature map
+    and x_l = x - ε sign(∇ M_l(x)). score = log-odds of a logistic regression on (M_1, …, M_L), trained on held-out
+    in-distribution images and outliers; shape [N], higher means more uncertain. L + 1 forward and L backward passes.
+
+    Layers are the ends of the network's stages. The distances are standardised before the regression (the authors'
+    code feeds them raw); classes of equal weight; `kind` may also be the two-layer detector.
+    """
+
+    epsilon: float = 0.0014
+    kind: Literal["logistic", "mlp"] = "logistic"
+
+    supervision = "outliers"
+    grid = {"epsilon": (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01)}
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (LayerDistances(self.epsilon),)
+
+    def fit(self, train: Reps, outliers: Reps) -> dict[str, Tensor]:
+        return fit_detector(train[self.needs[0]], outliers[self.needs[0]], self.kind)
+
+    def score(self, reps: Reps, **state: Tensor) -> Tensor:
+        return score_detector(reps[self.needs[0]], **state)

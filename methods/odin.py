@@ -1,0 +1,57 @@
+"""ODIN, and the representation it scores: logits after a step on the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from howsure import Batch, Logits, Method, Representation, Reps
+
+from ._passes import input_gradient
+
+
+@dataclass(frozen=True)
+class PerturbedLogits(Representation[Tensor]):
+    """Logits of `x + epsilon * sign(gradient of log max softmax(z / temperature))`, `[N, C]`.
+
+    `epsilon` is in pixel values of inputs in [0, 1].
+    """
+
+    cost = "passes"
+    temperature: float = 1000.0
+    epsilon: float = 0.0014
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        def objective(logits: Tensor) -> Tensor:
+            return (logits / self.temperature).log_softmax(1).amax(1)
+
+        model = batch.network.model
+        step = self.epsilon / batch.network.std * input_gradient(model, batch.images, objective).sign()
+        with torch.no_grad():
+            return model(batch.images + step)
+
+
+@dataclass(frozen=True)
+class Odin(Method):
+    """ODIN. Liang et al., 2018, arXiv:1706.02690.
+
+    score = -max softmax(z(x') / T) with x' = x + ε sign(∇ log max softmax(z(x) / T)); shape [N], higher means more
+    uncertain. Two forward passes and one backward pass to the input.
+
+    ε is in pixel values of inputs in [0, 1], divided by the transform's standard deviation per channel, as the authors'
+    code does. A gradient of exactly zero moves nothing (there it counts as positive).
+    """
+
+    temperature: float = 1000.0
+    epsilon: float = 0.0014
+
+    grid = {"temperature": (1.0, 10.0, 100.0, 1000.0), "epsilon": (0.0, 0.0014, 0.0028, 0.005, 0.01)}
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (PerturbedLogits(self.temperature, self.epsilon) if self.epsilon else Logits(),)
+
+    def score(self, reps: Reps) -> Tensor:
+        return -(reps[self.needs[0]].double() / self.temperature).softmax(1).amax(1)

@@ -1,0 +1,69 @@
+"""RankFeat, and the representation it scores: logits after the largest singular value of a feature map is removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from howsure import Batch, Method, Network, Representation, Reps
+from howsure.layers import stages
+
+from ._passes import changed
+
+
+def without_first_rank(output: Tensor) -> Tensor:
+    """Each image's map, as a matrix, without its rank-1 part: `A - A v vᵀ`, v the first right singular vector."""
+    channels_last = output.dim() == 4 and output.shape[1] == output.shape[2] != output.shape[3]
+    matrix = output.flatten(1, 2) if channels_last else output.flatten(2)
+    tall = matrix if matrix.shape[1] >= matrix.shape[2] else matrix.transpose(1, 2)
+    gram = tall.double().transpose(1, 2) @ tall.double()
+    v = torch.linalg.eigh(gram)[1][:, :, -1:].to(tall.dtype)
+    rest = tall - (tall @ v) @ v.transpose(1, 2)
+    return (rest if tall is matrix else rest.transpose(1, 2)).reshape(output.shape)
+
+
+@dataclass(frozen=True)
+class RankFeatLogits(Representation[Tensor]):
+    """Logits without the rank-1 part of each of the last `blocks` stages' feature maps in turn, averaged, `[N, C]`."""
+
+    cost = "passes"
+    blocks: int = 2
+    layers: tuple[str, ...] | None = None
+
+    def names(self, network: Network) -> list[str]:
+        return list(self.layers or stages(network.model, network.example())[-self.blocks :])
+
+    def skip(self, network: Network) -> str | None:
+        return None if self.names(network) else "RankFeat needs a feature map; the network has none"
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        return torch.stack([self._without(batch, name) for name in self.names(batch.network)]).mean(0)
+
+    def _without(self, batch: Batch, name: str) -> Tensor:
+        with torch.no_grad(), changed(batch.network.model, {name: without_first_rank}):
+            return batch.network.model(batch.images)
+
+
+@dataclass(frozen=True)
+class RankFeat(Method):
+    """RankFeat. Song et al., 2022, arXiv:2209.08590.
+
+    score = -T logsumexp(z / T), z the mean of the logits that the network gives when the feature map A [C, positions]
+    of one of its last two stages is replaced by A - s₁ u₁ v₁ᵀ; shape [N], higher means more uncertain. Two
+    forward passes.
+
+    Exact, by the eigenvectors of the smaller Gram matrix, where the authors' code also offers power iteration.
+    """
+
+    temperature: float = 1.0
+    blocks: int = 2
+    layers: tuple[str, ...] | None = None
+
+    @property
+    def needs(self):  # type: ignore[override]
+        return (RankFeatLogits(self.blocks, self.layers),)
+
+    def score(self, reps: Reps) -> Tensor:
+        return -self.temperature * torch.logsumexp(reps[self.needs[0]].double() / self.temperature, 1)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from howsure import Features, Labels, Method, Reps
+from howsure.gaussian import sq_distances, whitener
+
+from ._gaussians import present_classes
+from ._rows import by_rows
+
+
+@dataclass(frozen=True)
+class RMD(Method):
+    """Relative Mahalanobis distance. Ren et al., 2021, arXiv:2106.09022.
+
+    score = min_k d_k(h) - d_0(h), d_k the squared Mahalanobis distance to class k (tied covariance), d_0 that to one
+    Gaussian of all training features; shape [N], higher means more uncertain.
+
+    `shrinkage` is the weight of each covariance's own diagonal; inverses are pseudo-inverses.
+    """
+
+    shrinkage: float = 0.0
+
+    needs = (Features(), Labels())
+    supervision = "id-train"
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        h = train[Features()].double()
+        means, centred = present_classes(h, train[Labels()])
+        centre = h.mean(0, keepdim=True)
+        return {
+            "means": means,
+            "whiten": whitener(centred, self.shrinkage),
+            "centre": centre,
+            "whiten_all": whitener(h - centre, self.shrinkage),
+        }
+
+    def score(self, reps: Reps, means: Tensor, whiten: Tensor, centre: Tensor, whiten_all: Tensor) -> Tensor:
+        def relative(h: Tensor) -> Tensor:
+            return sq_distances(h, means, whiten).amin(1) - sq_distances(h, centre, whiten_all)[:, 0]
+
+        return by_rows(relative, reps[Features()])

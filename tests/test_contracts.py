@@ -1,0 +1,83 @@
+"""Every registered method keeps every contract, and the contracts catch methods that do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from howsure import Logits, Method
+from howsure.check import check_method
+from howsure.plugins import METHODS
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_method_keeps_its_contracts(name):
+    outcomes = list(check_method(name, METHODS[name]))
+    assert outcomes
+    assert [f"{contract}: {problem}" for contract, problem in outcomes if problem] == []
+
+
+def problems(cls: type[Method]) -> set[str]:
+    return {contract.split(" (")[0] for contract, problem in check_method("bad", cls) if problem}
+
+
+@dataclass(frozen=True)
+class Good(Method):
+    """Fine."""
+
+    needs = (Logits(),)
+
+    def score(self, reps):
+        return -reps[Logits()].amax(1)
+
+
+def test_a_good_method_passes():
+    assert problems(Good) == set()
+
+
+def bad(**members):
+    members = {"__doc__": "Bad.", "__module__": __name__, **members}
+    return dataclass(frozen=True)(type("Bad", (Good,), members))
+
+
+class _Leaky(Logits):
+    cost = "passes"
+
+    def compute(self, batch, **state):
+        batch.network.model.train()
+        return batch.logits
+
+
+def _writing(self, reps):
+    reps[Logits()].mul_(2)
+    return reps[Logits()].amax(1)
+
+
+CASES = {
+    "scores_every_image_once": bad(score=lambda self, reps: reps[Logits()]),
+    "is_deterministic": bad(score=lambda self, reps: torch.randn(len(reps[Logits()]))),
+    "scores_images_apart": bad(score=lambda self, reps: reps[Logits()].amax(1) - reps[Logits()].mean()),
+    "keeps_its_declaration": bad(supervision="id-train"),
+    "has_portable_state": bad(supervision="id-train", fit=lambda self, train: {"k": 3}, score=lambda self, reps, k: reps[Logits()].amax(1)),
+    "changes_no_input": bad(score=_writing),
+    "ignores_order": bad(score=lambda self, reps: reps[Logits()].amax(1) + torch.arange(len(reps[Logits()]))),
+    "scores some network": bad(skip=lambda self, network: "never"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("contract", CASES)
+def test_a_bad_method_is_caught(contract):
+    assert contract in problems(CASES[contract])
+
+
+def test_nan_is_caught():
+    assert "scores_every_image_once" in problems(bad(score=lambda self, reps: reps[Logits()].amax(1) * torch.nan))
+
+
+def test_a_network_left_in_train_mode_is_caught(conv_net, transformer):
+    try:
+        assert "leaves_no_trace" in problems(bad(needs=(_Leaky(),), score=lambda self, reps: reps[_Leaky()].amax(1)))
+    finally:
+        conv_net.model.eval(), transformer.model.eval()

@@ -1,0 +1,159 @@
+"""Every representation comes from one pass over each split, and is what a direct computation gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from howsure import (
+    ActivationNorms,
+    ArrayImages,
+    Confound,
+    Features,
+    GradNorms,
+    Head,
+    Labels,
+    LayerMeans,
+    LayerMoments,
+    Logits,
+    Predicted,
+    SmallGrads,
+    UserError,
+)
+from howsure.check import snapshot
+from howsure.extract import Extractor, Split, batches, run_pass, union
+from howsure.plugins import METHODS
+from howsure.representations import ImageIds
+from howsure.store import Store
+
+EVERYTHING = (
+    Logits(), Features(), Head(), Labels(), LayerMeans(), LayerMoments(), ActivationNorms(), GradNorms(), GradNorms(Predicted()),
+    SmallGrads(Predicted()), ImageIds(),
+)  # fmt: skip
+
+
+@pytest.fixture
+def split(images):
+    return Split("some", images)
+
+
+@pytest.fixture
+def counted(conv_net):
+    seen = []
+    hook = conv_net.model.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
+    yield conv_net, seen
+    hook.remove()
+
+
+def test_ten_methods_cost_one_pass_over_each_split(counted, images, tmp_path):
+    network, seen = counted
+    names = "msp maxlogit energy entropy margin mahalanobis knn vim react dice".split()
+    methods = [METHODS[name]() for name in names]
+    _ = network.head
+    seen.clear()
+    extractor = Extractor(network, Store(tmp_path), Split("train", images))
+    splits = [Split("train", images), Split("test", images, ("gaussian_noise", 3)), Split("more", images, ("contrast", 1))]
+    needed = union(tuple(m.needs) for m in methods)
+    for split in splits:
+        reps = extractor(split, needed)
+        assert reps[Logits()].shape == (len(images), 4)
+    assert sum(seen) == len(splits) * len(images)
+    for split in splits:
+        extractor(split, needed)
+    assert sum(seen) == len(splits) * len(images), "a second run reads what is stored"
+
+
+def test_gradients_share_the_pass(counted, split):
+    network, seen = counted
+    _ = network.head
+    seen.clear()
+    run_pass(network, batches(split, network), (Logits(), Features(), GradNorms(), GradNorms(Predicted())))
+    assert sum(seen) == len(split)
+
+
+@pytest.mark.parametrize("which", ["conv_net", "transformer"])
+def test_values_are_those_of_a_direct_computation(which, split, request):
+    network = request.getfixturevalue(which)
+    before = snapshot(network.model)
+    reps = run_pass(network, batches(split, network, 16), EVERYTHING)
+    assert snapshot(network.model) == before
+    x = network.normalise(torch.stack([torch.from_numpy(network.prepare(split.images[i][0]).copy()) for i in range(len(split))]))
+    with torch.no_grad():
+        logits = network.model(x)
+    torch.testing.assert_close(reps[Logits()], logits)
+    weight, bias = reps[Head()]
+    torch.testing.assert_close(reps[Features()] @ weight.T + bias, logits, rtol=1e-4, atol=1e-5)
+    assert reps[Labels()].tolist() == [split.images[i][1] for i in range(len(split))]
+    network.model.zero_grad()
+    grads = torch.autograd.grad(Confound()(network.model(x[3:4])).sum(), list(network.model.parameters()))
+    expected = torch.stack([g.square().sum() for g in grads])
+    torch.testing.assert_close(reps[GradNorms()][3], expected, rtol=1e-4, atol=1e-12)
+    grads = torch.autograd.grad(Predicted()(network.model(x[3:4])).sum(), list(network.model.parameters()))
+    small = torch.cat([g for g in grads if g.dim() == 1])
+    torch.testing.assert_close(reps[SmallGrads(Predicted())][3], small, rtol=1e-3, atol=1e-7)
+
+
+def test_layer_moments_by_hand(conv_net, split):
+    reps = run_pass(conv_net, batches(split, conv_net), (LayerMoments(), LayerMeans(("2",)), ActivationNorms()))
+    assert list(reps[LayerMoments()]) == ["1", "5", "9"]
+    x = conv_net.normalise(next(batches(split, conv_net))[0])
+    with torch.no_grad():
+        first = conv_net.model[:2](x)
+    torch.testing.assert_close(reps[LayerMoments()]["1"][:, 0], first.mean((2, 3)))
+    torch.testing.assert_close(reps[LayerMoments()]["1"][:, 1], first.std((2, 3), correction=0))
+    torch.testing.assert_close(reps[LayerMeans(("2",))]["2"], first.relu().mean((2, 3)))
+    torch.testing.assert_close(reps[ActivationNorms()][:, 0], first.mean((2, 3)).norm(dim=1).log())
+
+
+def test_store_misses_when_anything_changed(conv_net, images, tmp_path):
+    split = Split("some", images)
+    extractor = Extractor(conv_net, Store(tmp_path), split)
+    keys = {extractor._key(split, Logits())}
+    keys.add(extractor._key(split, GradNorms()))
+    keys.add(extractor._key(split, GradNorms(Confound(hot=2))))
+    keys.add(extractor._key(replace(split, corruption=("contrast", 1)), Logits()))
+    other = images.x.copy()
+    other[0, 0, 0, 0] ^= 1
+    keys.add(extractor._key(Split("some", ArrayImages(other, images.y)), Logits()))
+    keys.add(Extractor(replace(conv_net, input=replace(conv_net.input, mean=(0.1, 0.2, 0.3))), None, split)._key(split, Logits()))
+    assert len(keys) == 6
+    assert extractor._key(Split("same images", ArrayImages(images.x.copy(), images.y)), Logits()) in keys
+
+
+def test_a_damaged_file_is_computed_again(conv_net, split, tmp_path):
+    store = Store(tmp_path)
+    extractor = Extractor(conv_net, store, split)
+    first = extractor(split, (Logits(),))[Logits()].clone()
+    path = store.path(extractor._key(split, Logits()))
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(extractor(split, (Logits(),))[Logits()], first)
+
+
+def test_reading_what_was_not_declared_is_an_error(conv_net, split):
+    reps = run_pass(conv_net, batches(split, conv_net), (Logits(), Features())).only((Logits(),), "energy")
+    with pytest.raises(UserError, match=r"energy reads Features\(\) but declares Logits\(\)"):
+        reps[Features()]
+
+
+def test_an_unknown_layer_is_an_error(conv_net, split):
+    with pytest.raises(UserError, match="no layer 'layer9'"):
+        run_pass(conv_net, batches(split, conv_net), (LayerMeans(("layer9",)),))
+
+
+def test_hooks_are_removed_when_a_pass_fails(conv_net, split):
+    before = snapshot(conv_net.model)
+    broken = replace(conv_net, input=replace(conv_net.input, mean=(0.5,), std=(0.5,)))
+    with pytest.raises(RuntimeError):
+        run_pass(broken, batches(split, broken), EVERYTHING)
+    assert snapshot(conv_net.model) == before
+
+
+def test_a_corrupted_image_has_the_id_of_the_clean_one(conv_net, split):
+    clean = run_pass(conv_net, batches(split, conv_net), (ImageIds(), Logits()))
+    noisy = replace(split, corruption=("gaussian_noise", 5))
+    corrupted = run_pass(conv_net, batches(noisy, conv_net), (ImageIds(), Logits()))
+    assert torch.equal(clean[ImageIds()], corrupted[ImageIds()])
+    assert not torch.equal(clean[Logits()], corrupted[Logits()])
+    assert len(clean[ImageIds()].unique()) == len(split)

@@ -1,0 +1,276 @@
+"""A whole run on a small grid: the tidy results, what is kept, what is redone, and what each protocol may see."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+
+from howsure import Logits, Method
+from howsure.check import split as made_up
+from howsure.cli import main
+from howsure.plugins import METHODS
+from howsure.protocol import TEST, parts
+from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, CellName, read_scores
+
+SUITE = """
+id = {{ train = "npz:train.npz", test = "npz:known.npz" }}
+methods = {methods}
+protocols = {protocols}
+
+[[backbone]]
+name = "tiny"
+use = "net.py:build"
+mean = [0.5, 0.5, 0.5]
+std = [0.25, 0.25, 0.25]
+size = [16, 16]
+checkpoint = "weights.safetensors"
+
+[[shift]]
+data = "npz:outliers.npz"
+group = "far"
+
+[[shift]]
+data = "npz:inverted.npz"
+group = "near"
+
+[corruptions]
+types = ["gaussian_noise", "contrast"]
+severities = [1, 5]
+"""
+
+NET = """
+import howsure.check
+
+def build(num_classes):
+    return howsure.check._conv_net()
+"""
+
+METHODS_USED = ["msp", "energy", "knn", "gen", "confound", "confound_detector"]
+PROTOCOLS = ["none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic"]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("material")
+    from howsure.check import networks
+
+    save_file(networks()[0].model.state_dict(), folder / "weights.safetensors")
+    (folder / "net.py").write_text(NET)
+    for name in ("train", "known", "outliers"):
+        images = made_up(name).images
+        np.savez(folder / f"{name}.npz", x=images.x, y=images.y)
+    np.savez(folder / "inverted.npz", x=255 - made_up("test").images.x, y=np.zeros(24, int))
+    return folder
+
+
+def write_suite(material: Path, name: str, methods=METHODS_USED, protocols=PROTOCOLS, extra: str = "") -> str:
+    path = material / f"{name}.toml"
+    path.write_text(SUITE.format(methods=json.dumps(methods), protocols=json.dumps(protocols)) + extra)
+    return str(path)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def finished(material, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    assert run("run", write_suite(material, "grid"), "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(finished) -> pd.DataFrame:
+    return pd.read_csv(finished / "results.csv")
+
+
+def test_the_folder_holds_all_it_should(finished):
+    assert {"results.csv", "results.parquet", "timing.csv", "run.json", "scores", "tables", "plots"} <= {
+        path.name for path in finished.iterdir()
+    }
+    for suffix in ("md", "tex", "csv"):
+        assert list((finished / "tables").glob(f"*.{suffix}"))
+    for suffix in ("png", "svg"):
+        assert list((finished / "plots").glob(f"*.{suffix}"))
+
+
+def test_results_are_tidy(results, finished):
+    assert list(results) == RESULT_COLUMNS
+    assert set(results["protocol"]) == set(PROTOCOLS)
+    assert set(results["task"]) == {"ood", "corruption", "misclassification"}
+    keys = ["backbone", "seed", "task", "shift", "severity", "method", "protocol", "metric"]
+    assert not results.duplicated(keys).any()
+    assert results.loc[results["metric"] != "aurc", "value"].dropna().between(-1e-9, 1 + 1e-9).all()
+    assert (results["ci_low"] <= results["value"] + 1e-9).all() or results["ci_low"].isna().any()
+    corrupted = results["task"] == "corruption"
+    assert results.loc[~corrupted, "severity"].isna().all()
+    assert set(results.loc[corrupted, "severity"]) == {1, 5}
+    parquet = pd.read_parquet(finished / "results.parquet")
+    assert len(parquet) == len(results)
+
+
+def test_every_row_says_what_the_method_saw(results):
+    seen = results.groupby(["method", "protocol"])["supervision"].agg(set)
+    assert seen["msp", "none"] == {"none"}
+    assert seen["knn", "none"] == {"id-train"}
+    assert seen["gen", "same-shift"] == {"none+tuned"}
+    assert seen["confound_detector", "same-shift"] == {"outliers"}
+    assert ("confound_detector", "none") not in seen
+
+
+def test_rows_of_one_protocol_compare(results):
+    sizes = results[results["task"] != "misclassification"].groupby(["protocol", "shift", "severity"], dropna=False)
+    assert (sizes[["n_id", "n_shift"]].nunique() == 1).all().all()
+    none = results[(results["protocol"] == "none") & (results["task"] == "ood")]
+    assert set(none["n_id"]) == {len(made_up("known"))}
+
+
+def test_values_are_those_of_the_stored_scores(results, finished):
+    rows = results[(results["metric"] == "auroc") & (results["task"] != "misclassification")]
+    for row in rows.itertuples():
+        scores = read_scores(finished, CellName(row.backbone, row.seed, row.protocol, row.method))
+        name = row.shift if np.isnan(row.severity) else f"{row.shift}@{int(row.severity)}"
+        inside, outside = scores[name]
+        truth = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
+        assert roc_auc_score(truth, np.r_[inside, outside]) == pytest.approx(row.value, abs=1e-6)
+
+
+def test_scores_under_a_protocol_are_those_of_its_test_part(finished):
+    everything = read_scores(finished, CellName("tiny", 0, "none", "msp"))["outliers"]
+    left = read_scores(finished, CellName("tiny", 0, "same-shift", "msp"))["outliers"]
+    for whole, part in zip(everything, left, strict=True):
+        assert set(part) <= set(whole)
+        assert 0 < len(part) < len(whole)
+
+
+def test_the_run_says_what_it_was(finished):
+    record = json.loads((finished / "run.json").read_text())
+    assert {cell["state"] for cell in record["cells"]} == {"done"}
+    assert record["networks"][0]["splits"]["train"] == len(made_up("train"))
+    assert record["versions"]["torch"] == torch.__version__
+    chosen = [c["chosen"] for c in record["cells"] if c["method"] == "gen" and c["protocol"] == "same-shift"]
+    assert set(chosen[0]["outliers"]) == {"gamma", "m"}
+
+
+def test_timing_has_a_row_a_method(finished):
+    timing = pd.read_csv(finished / "timing.csv")
+    assert list(timing) == TIMING_COLUMNS
+    assert set(timing["method"]) == set(METHODS_USED)
+    assert (timing["ms_per_image"] > 0).all()
+
+
+def test_a_second_run_gives_the_same_and_computes_nothing(finished, material, monkeypatch):
+    before = (finished / "results.csv").read_text()
+    monkeypatch.setattr("howsure.cells.Scorer.run", lambda *a: pytest.fail("a finished cell was run again"))
+    assert run("run", material / "grid.toml", "--out", finished) == 0
+    assert (finished / "results.csv").read_text() == before
+
+
+def test_a_fresh_run_elsewhere_gives_the_same(finished, material, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / "cache"))
+    assert run("run", material / "grid.toml", "--out", tmp_path / "again") == 0
+    assert (tmp_path / "again" / "results.csv").read_text() == (finished / "results.csv").read_text()
+
+
+def test_tables_and_plots_are_redrawn_without_a_network(finished, monkeypatch):
+    monkeypatch.setattr("torch.nn.Module.__call__", lambda *a, **k: pytest.fail("a network was touched"))
+    for file in [*(finished / "tables").iterdir(), *(finished / "plots").iterdir()]:
+        file.unlink()
+    assert run("table", finished) == 0
+    assert run("plot", finished) == 0
+    assert list((finished / "tables").glob("*.md"))
+    assert list((finished / "plots").glob("*.png"))
+
+
+@pytest.fixture
+def plugin(request):
+    @dataclass(frozen=True)
+    class Plugin(Method):
+        """Whatever a test wants."""
+
+        needs = (Logits(),)
+
+        def score(self, reps):
+            return request.param(reps[Logits()])
+
+    METHODS.add("plugin_of_a_test", Plugin)
+    yield "plugin_of_a_test"
+    del METHODS._classes["plugin_of_a_test"]
+
+
+def _raise(logits):
+    raise ZeroDivisionError("no")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "why"),
+    [
+        (lambda z: z.amax(1) * torch.nan, "40 of 40 scores of 'test' are NaN or infinite"),
+        (lambda z: z, "shape"),
+        (_raise, "ZeroDivisionError: no"),
+    ],
+    indirect=["plugin"],
+)
+def test_a_failing_method_fails_alone(plugin, why, material, tmp_path, capsys):
+    suite = write_suite(material, "failing", ["msp", plugin], ["none"])
+    assert run("run", suite, "--out", tmp_path) == 1
+    assert why in capsys.readouterr().err
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert {c["method"]: c["state"] for c in record["cells"]} == {"msp": "done", plugin: "failed"}
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
+
+
+def test_what_is_finished_survives_an_interruption(material, tmp_path, monkeypatch):
+    def interrupt(self, protocol):
+        raise KeyboardInterrupt
+
+    suite = write_suite(material, "interrupted", ["msp", "energy"], ["none"])
+    original = METHODS["energy"].score
+    monkeypatch.setattr(METHODS["energy"], "score", interrupt)
+    assert run("run", suite, "--out", tmp_path) == 130
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
+    monkeypatch.setattr(METHODS["energy"], "score", original)
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp", "energy"}
+
+
+def test_a_missing_shift_is_named_and_the_rest_runs(material, tmp_path, capsys):
+    extra = '\n[[shift]]\ndata = "svhn"\n'
+    assert run("run", write_suite(material, "lacking", ["msp"], ["none"], extra), "--out", tmp_path) == 0
+    assert "shift 'svhn' left out" in capsys.readouterr().err
+    assert "svhn" in json.loads((tmp_path / "run.json").read_text())["missing"]
+    assert "svhn" not in set(pd.read_csv(tmp_path / "results.csv")["shift"])
+
+
+def test_leave_one_out_never_fits_on_the_shift(material, tmp_path, monkeypatch):
+    seen: dict[str, int] = {}
+    cls = METHODS["confound_detector"]
+    original = cls.fit
+
+    def spy(self, train, outliers):
+        seen["fits"] = seen.get("fits", 0) + 1
+        return original(self, train, outliers)
+
+    monkeypatch.setattr(cls, "fit", spy)
+    suite = write_suite(material, "left", ["confound_detector"], ["leave-one-out"])
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert seen["fits"] == 4 + 1, "one for each of two sets and two corruption types, and one to time"
+
+
+def test_stored_test_parts_are_the_protocols(finished):
+    """The number of scores under a protocol is that of the images whose hash falls into the test part."""
+    files = sorted((finished / "scores" / "tiny" / "seed0" / "same-shift").glob("*.safetensors"))
+    sizes = {f.stem: len(load_file(f)["outliers"]) for f in files}
+    assert len(set(sizes.values())) == 1
+    assert parts(torch.arange(3), 0).max() <= TEST

@@ -1,0 +1,86 @@
+"""No image is in two parts, no shift is seen that must not be."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from howsure import ArrayImages, Labels
+from howsure.cells import Bench
+from howsure.extract import Extractor, Split
+from howsure.protocol import FIT, TEST, VAL, Shift, gather, members, parts, pseudo_unknowns, seen_outliers
+from howsure.representations import ImageIds, Reps
+
+SHIFTS = [
+    Shift("svhn", "svhn", "far", "ood"),
+    *(Shift(f"{kind}@{s}", kind, "noise", "corruption", s) for kind in ("fog", "snow") for s in (1, 2)),
+]
+
+
+def ids(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 2**63 - 1, n))
+
+
+def test_shares_are_forty_twenty_forty():
+    counts = torch.bincount(parts(ids(100_000), 0), minlength=3) / 100_000
+    torch.testing.assert_close(counts, torch.tensor([0.4, 0.2, 0.4]), atol=0.01, rtol=0)
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=50), st.integers(0, 1000))
+def test_a_part_belongs_to_the_image_and_not_to_its_place(values, seed):
+    x = torch.tensor(values)
+    assert torch.equal(parts(x, seed).flip(0), parts(x.flip(0), seed))
+    assert torch.equal(parts(torch.cat([x, x]), seed), parts(x, seed).repeat(2))
+
+
+def test_seeds_give_other_parts():
+    assert (parts(ids(1000), 0) != parts(ids(1000), 1)).double().mean() > 0.4
+
+
+def test_no_image_is_in_two_parts_by_hash_of_its_pixels(conv_net):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
+    x = np.concatenate([x, x[:20]])
+    clean = Split("test", ArrayImages(x))
+    splits = {"test": clean, "fog@1": Split("fog@1", clean.images, ("contrast", 1))}
+    bench = Bench(conv_net, Extractor(conv_net, None, clean), splits, SHIFTS[1:2], seed=3)
+    hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in x]
+    seen = {part: {hashes[i] for name in splits for i in bench.part(name, part)} for part in (FIT, VAL, TEST)}
+    assert all(seen.values())
+    assert not (seen[FIT] & seen[VAL] or seen[FIT] & seen[TEST] or seen[VAL] & seen[TEST])
+    assert sum(len(bench.part("test", part)) for part in seen) == len(x)
+
+
+def test_leave_one_out_never_shows_the_shift_nor_another_severity():
+    assert seen_outliers("same-shift", SHIFTS[1], SHIFTS) == ["fog@1"]
+    assert seen_outliers("leave-one-out", SHIFTS[1], SHIFTS) == ["svhn", "snow@1", "snow@2"]
+    assert seen_outliers("leave-one-out", SHIFTS[0], SHIFTS) == ["fog@1", "fog@2", "snow@1", "snow@2"]
+
+
+def test_gather_takes_the_same_number_of_each_from_one_part():
+    reps = {name: Reps({ImageIds(): ids(1000, i), Labels(): torch.full((1000,), i)}) for i, name in enumerate("ab")}
+    found = gather(reps, ["a", "b"], FIT, 0, 100)
+    assert torch.bincount(found[Labels()]).tolist() == [50, 50]
+    assert (parts(found[ImageIds()], 0) == FIT).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pseudo_unknowns_hold_whole_classes_back(seed):
+    train = Reps({ImageIds(): ids(500), Labels(): torch.arange(500) % 10})
+    known, unknown = pseudo_unknowns(train, seed, 8000)
+    held = set(unknown[Labels()].tolist())
+    assert len(held) == 3
+    assert not held & set(known[Labels()].tolist())
+    assert len(known[Labels()]) == len(unknown[Labels()]) == 150
+
+
+def test_members_are_indices_in_order():
+    reps = Reps({ImageIds(): ids(100)})
+    index = members(reps, VAL, 0)
+    assert torch.equal(index, index.sort().values)
+    assert (parts(ids(100)[index], 0) == VAL).all()
