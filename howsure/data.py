@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,13 +28,24 @@ def cache_root() -> Path:
     return Path(os.environ.get("HOWSURE_CACHE") or "~/.cache/howsure").expanduser()
 
 
+def download(name: str, fetch: Callable[[], object]) -> None:
+    """Run `fetch`, which downloads the data set `name` into `data_root()`; a failure is a UserError."""
+    try:
+        data_root().mkdir(parents=True, exist_ok=True)
+        fetch()
+    except (OSError, RuntimeError, EOFError) as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{name}: download failed ({why}); try again, or put the files into {data_root()}") from error
+
+
 class Images(TorchDataset[tuple[Image.Image, int]]):
     """A torch data set of `(PIL image, class index)` pairs that knows what it is made of.
 
-    `fingerprint` changes whenever any image or label does.
+    `fingerprint` changes whenever any image or label does; `y` holds all labels, int64 `[N]`, read without an image.
     """
 
     fingerprint: str
+    y: np.ndarray
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -68,52 +79,81 @@ class ArrayImages(Images):
         return hashlib.sha256(self.x.tobytes() + self.y.tobytes() + str(self.x.shape).encode()).hexdigest()
 
 
-class FolderImages(Images):
-    """A folder with one sub-folder a class, or a flat folder of images (all of class 0).
+class FileImages(Images):
+    """Image files and their labels; each is read when it is asked for.
 
-    `classes` fixes the class order (names of sub-folders); left out, it is alphabetical.
-
-    Raises:
-        MissingData: there is no such folder. UserError: it holds no image, or a class that `classes` lacks.
+    The fingerprint is made of names below `folder`, sizes, times of change and labels; no image is read for it.
     """
 
-    def __init__(self, folder: str | Path, classes: Sequence[str] | None = None) -> None:
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise MissingData(f"{self.folder}: no such folder; put the images there or name another")
-        found = sorted(entry.name for entry in self.folder.iterdir() if entry.is_dir())
-        self.classes = list(classes or found)
-        strangers = sorted(set(found) - set(self.classes))
-        if strangers:
-            raise UserError(f"{self.folder}: class '{strangers[0]}' is not one of the network's {len(self.classes)}")
-        self.files = [
-            (file, label)
-            for label, folder_name in enumerate(self.classes or ["."])
-            for file in sorted((self.folder / folder_name).rglob("*"))
-            if file.suffix.lower() in EXTENSIONS
-        ]
-        if not self.files:
-            raise UserError(f"{self.folder}: no image in it; expected files ending in {' '.join(EXTENSIONS)}")
+    def __init__(self, files: Sequence[Path], y: np.ndarray | Sequence[int], folder: Path) -> None:
+        self.files, self.folder = list(files), folder
+        self.y = np.asarray(y, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        file, label = self.files[index]
+        file = self.files[index]
         try:
             with Image.open(file) as image:
                 image.load()
-                return image, label
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                return image, int(self.y[index])
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{file}: not a readable image ({error}); repair or remove it") from error
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         digest = hashlib.sha256()
-        for file, label in self.files:
+        for file, label in zip(self.files, self.y, strict=True):
             stat = file.stat()
             digest.update(f"{file.relative_to(self.folder)} {label} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
+
+
+class FolderImages(FileImages):
+    """A folder with one sub-folder a class (searched to any depth), or a flat folder of images, all of class 0.
+
+    `classes` fixes the class order (names of sub-folders); left out, it is alphabetical. Hidden files and folders are
+    passed over, and so are sub-folders without an image.
+
+    Raises:
+        MissingData: there is no such folder. UserError: it holds no image, loose images beside class folders, or a
+            class that `classes` lacks.
+    """
+
+    def __init__(self, folder: str | Path, classes: Sequence[str] | None = None) -> None:
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise MissingData(f"{folder}: no such folder; put the images there or name another")
+        by_class = _images_by_class(folder)
+        if not by_class:
+            raise UserError(f"{folder}: no image in it; expected files ending in {' '.join(EXTENSIONS)}")
+        loose = by_class.get("")
+        if loose and (len(by_class) > 1 or classes):
+            raise UserError(f"{loose[0]}: a loose image where class folders are; move it into one of them or remove it")
+        self.classes = list(classes or sorted(name for name in by_class if name))
+        strangers = sorted(set(by_class) - {"", *self.classes})
+        if strangers:
+            raise UserError(f"{folder}: class '{strangers[0]}' is not one of the {len(self.classes)} trained on")
+        order = self.classes or [""]
+        pairs = [(file, label) for label, name in enumerate(order) for file in by_class.get(name, ())]
+        super().__init__([file for file, _ in pairs], [label for _, label in pairs], folder)
+
+
+def _images_by_class(folder: Path) -> dict[str, list[Path]]:
+    """Image files by the name of the sub-folder that they lie in (at any depth); those right in `folder` under ''."""
+    found: dict[str, list[Path]] = {}
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        parts = Path(path).relative_to(folder).parts
+        images = [Path(path) / name for name in sorted(files) if _is_image(name)]
+        if images:
+            found.setdefault(parts[0] if parts else "", []).extend(images)
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 class Subset(Images):
@@ -121,6 +161,10 @@ class Subset(Images):
 
     def __init__(self, images: Images, indices: np.ndarray) -> None:
         self.images, self.indices = images, indices
+
+    @cached_property
+    def y(self) -> np.ndarray:  # type: ignore[override]
+        return self.images.y[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -7,9 +7,13 @@ kept far from the boundary. What is fitted is a flat dict of tensors.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
+from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -31,9 +35,9 @@ def fit_detector(
     outliers: Tensor,
     kind: Kind = "mlp",
     hidden: int = 32,
-    weight_decay: float = 0.1,
+    weight_decay: float = 1e-3,
     members: int = 4,
-    steps: int = 400,
+    steps: int = 60,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Train on inliers `[N, D]` and outliers `[M, D]`; both classes weigh the same, however many there are.
@@ -80,31 +84,47 @@ def _mlp(
 ) -> dict[str, Tensor]:
     """Mean of several networks of one hidden layer, which is one such network, `members * hidden` wide.
 
-    AdamW on the balanced cross-entropy of random mini-batches, one for each member, at a rate that falls to zero.
+    Each minimises the balanced cross-entropy plus `weight_decay / 2` times the squared norm of its weights, from weights
+    of its own, by at most `steps` steps of L-BFGS on all rows: for a few thousand rows faster than random mini-batches.
     """
-    generator = torch.Generator().manual_seed(seed)
-    width, size = x.shape[1], min(256, len(x))
-    weight0 = torch.randn(members, width, hidden, generator=generator) * max(width, 1) ** -0.5
-    parameters = [weight0, torch.zeros(members, 1, hidden)]
-    parameters += [torch.randn(members, hidden, 1, generator=generator) * hidden**-0.5, torch.zeros(members, 1, 1)]
-    weights = torch.where(y == 1, len(y) / (2 * y.sum()), len(y) / (2 * (1 - y).sum()))
-    with torch.enable_grad():
-        parameters = [p.requires_grad_() for p in parameters]
-        optimiser = torch.optim.AdamW(parameters, lr=0.01, weight_decay=weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.01, steps)
-        for _ in range(steps):
-            index = torch.randint(len(x), (members, size), generator=generator)
-            w0, b0, w1, b1 = parameters
-            logits = torch.baddbmm(b1, F.relu(torch.baddbmm(b0, x[index], w0)), w1)[..., 0]
-            loss = F.binary_cross_entropy_with_logits(logits, y[index], weights[index])
-            optimiser.zero_grad()
-            (loss * members).backward()
-            optimiser.step()
-            schedule.step()
-    w0, b0, w1, b1 = (p.detach() for p in parameters)
-    return {
-        "weight0": w0.transpose(1, 2).reshape(-1, width),
-        "bias0": b0.reshape(-1),
-        "weight1": w1.reshape(1, -1) / members,
-        "bias1": b1.mean(0)[0],
-    }
+    generator = np.random.default_rng(seed)
+    rows, sign = x.numpy(), np.where(y.numpy() == 1, 1, -1).astype(np.float32)
+    weight = (np.where(sign > 0, 0.5 / (sign > 0).sum(), 0.5 / (sign < 0).sum())).astype(np.float32)
+    shapes = ((hidden, rows.shape[1]), (hidden,), (1, hidden), (1,))
+    found = []
+    for _ in range(members):
+        start = [generator.normal(0, shape[-1] ** -0.5, shape) * (len(shape) == 2) for shape in shapes]
+        options = {"maxiter": steps, "maxfun": 2 * steps}
+        problem = (rows, sign, weight, weight_decay, shapes)
+        best = minimize(
+            _loss, np.concatenate([p.ravel() for p in start]), problem, "L-BFGS-B", jac=True, options=options
+        )
+        found.append(_parts(best.x, shapes))
+    weight0, bias0, weight1, bias1 = zip(*found, strict=True)
+    layers = (np.concatenate(weight0), np.concatenate(bias0), np.concatenate(weight1, 1) / members, np.mean(bias1, 0))
+    return dict(zip(("weight0", "bias0", "weight1", "bias1"), map(torch.from_numpy, layers), strict=True))
+
+
+def _parts(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """A flat vector as arrays of the given shapes."""
+    ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
+
+
+def _loss(
+    flat: np.ndarray,
+    x: np.ndarray,
+    sign: np.ndarray,
+    weight: np.ndarray,
+    decay: float,
+    shapes: Sequence[tuple[int, ...]],
+) -> tuple[float, np.ndarray]:
+    """Weighted cross-entropy of a network of one hidden layer, with its gradient."""
+    weight0, bias0, weight1, bias1 = _parts(flat.astype(np.float32), shapes)
+    h = np.maximum(x @ weight0.T + bias0, 0)
+    margin = sign * (h @ weight1[0] + bias1)
+    loss = (weight * np.logaddexp(0, -margin)).sum() + decay / 2 * (np.square(weight0).sum() + np.square(weight1).sum())
+    slope = -weight * sign * expit(-margin)
+    inner = np.outer(slope, weight1[0]) * (h > 0)
+    gradients = (inner.T @ x + decay * weight0, inner.sum(0), slope @ h + decay * weight1, slope.sum(keepdims=True))
+    return float(loss), np.concatenate([g.ravel() for g in gradients]).astype(np.float64)

@@ -30,7 +30,7 @@ from .networks import load_network
 from .protocol import Shift
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder
-from .sources import resolve
+from .sources import num_classes, resolve
 from .store import Store, make_key
 from .suite import BackboneSpec, Protocol, Suite
 from .synthetic import Synthetic
@@ -56,6 +56,7 @@ class Run:
     quiet: bool = False
     store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
     record: dict[str, Any] = field(default_factory=dict)
+    _classes: int = 0
 
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
@@ -87,8 +88,10 @@ class Run:
         """The suite's splits that are on this machine, shifts and corruptions too; what is missing is recorded."""
         suite, base = self.suite, self.suite.base
         train = resolve(suite.id.train, base)
-        found = {"train": self._split("train", train.split("train")), "test": self._split("test", resolve(suite.id.test, base).split("test"))}
-        val = resolve(suite.id.val, base) if suite.id.val else None
+        test = resolve(suite.id.test, base, train.classes)
+        found = {name: self._split(name, source.split(name)) for name, source in (("train", train), ("test", test))}
+        self._classes = num_classes(train, found["train"].images)
+        val = resolve(suite.id.val, base, train.classes) if suite.id.val else None
         if val is not None and "val" in val.splits:
             found["val"] = self._split("val", val.split("val"))
         if "synthetic" in suite.chosen_protocols():
@@ -145,12 +148,17 @@ class Run:
         self._time(bench, able)
 
     def _network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Network:
-        train = splits["train"].images
-        classes = 1 + max(int(train[i][1]) for i in range(len(train))) if not hasattr(train, "y") else int(train.y.max()) + 1
-        return load_network(
-            spec.name, spec.use, num_classes=classes, base=self.suite.base, mean=spec.mean, std=spec.std, size=spec.size,
-            checkpoint=spec.checkpoint, members=spec.members, device=self.device, train_images=train, seed=seed,
-        )  # fmt: skip
+        with self._bar(0, f"{spec.name}: training", "epoch") as bar:
+
+            def progress(epoch: int, epochs: int) -> None:
+                bar.total = epochs
+                bar.update(epoch - bar.n)
+
+            return load_network(
+                spec.name, spec.use, num_classes=self._classes, base=self.suite.base, mean=spec.mean, std=spec.std,
+                size=spec.size, checkpoint=spec.checkpoint, members=spec.members, device=self.device,
+                train_images=splits["train"].images, test_images=splits["test"].images, seed=seed, progress=progress,
+            )  # fmt: skip
 
     def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
         """One pass over each split for the union of what all methods need; the training split first."""

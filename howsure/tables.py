@@ -1,23 +1,23 @@
 """Tables of a run, redrawn from its `results.csv` and `timing.csv`: Markdown and LaTeX to read, CSV to compute with.
 
-No table mixes protocols or tasks. Methods stand in order of mean AUROC, with what each was fitted on beside it; the best
-value of a column is bold, with all that look equal to it. Each number is a mean over backbones (and severities, where a
-column is a corruption type); with several seeds it is the mean ± the standard deviation of the seeds' means. A star marks
-a mean over fewer cells than other methods have, because some failed or were skipped: it is never bold.
+No table mixes protocols or tasks. Methods stand in order of mean AUROC, with what each was fitted on beside it; the
+best value of a column is bold, with all that look equal to it. Each number is a mean over backbones (and severities,
+where a column is a corruption type); with several seeds it is the mean ± the standard deviation of the seeds' means. A
+star marks a mean over fewer cells than other methods have, because some failed or were skipped: it is never bold.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from .results import read_results
 
-LOWER_IS_BETTER = frozenset({"fpr95", "aurc", "eaurc", "ms", "fit s", "x forward"})
+LOWER_IS_BETTER = frozenset({"fpr95", "aurc", "eaurc"})
 METRICS = {
     "auroc": "AUROC",
     "fpr95": "FPR@95TPR",
@@ -95,13 +95,13 @@ def headline(results: pd.DataFrame) -> pd.Series:
 
 def ordered(names: Iterable[str], first: Sequence[str] = GROUPS) -> list[str]:
     """Unique names: those in `first` in that order, then the others as they come."""
-    unique = list(dict.fromkeys(names))
+    unique = names.unique().tolist() if isinstance(names, pd.Series) else list(dict.fromkeys(names))
     return [n for n in first if n in unique] + [n for n in unique if n not in first]
 
 
 def slug(*parts: str) -> str:
     """A file name of several parts."""
-    return "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in parts if part)
+    return "_".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts if part)
 
 
 def _tables(results: pd.DataFrame, folder: Path) -> Iterator[Table]:
@@ -112,7 +112,7 @@ def _tables(results: pd.DataFrame, folder: Path) -> Iterator[Table]:
             chosen = rows[rows["backbone"] == backbone] if backbone else rows
             for task in ("ood", "corruption"):
                 of_task = chosen[chosen["task"] == task]
-                for metric in ordered(of_task["metric"], tuple(METRICS)):
+                for metric in ordered(of_task["metric"], tuple(METRICS))[: 2 if backbone else None]:
                     yield _by_shift(of_task, str(protocol), task, metric, backbone)
             if (chosen["task"] == "misclassification").any():
                 yield _misclassification(chosen[chosen["task"] == "misclassification"], str(protocol), backbone)
@@ -125,9 +125,13 @@ def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
     rows = results[(results["protocol"] == protocol) & (results["metric"] == "auroc")]
     rows = rows.assign(column=headline(rows))
     columns = ordered(rows["column"])
-    columns = [c for c in columns if c not in PREFIXES] + [c for c in ("corruption", "misclassification") if c in columns]
+    columns = [c for c in columns if c not in PREFIXES] + [
+        c for c in ("corruption", "misclassification") if c in columns
+    ]
     shifted = [c for c in columns if c != "misclassification"] or columns
-    table = _table(rows, "column", columns, slug("leaderboard", protocol), f"Mean AUROC, protocol {protocol}{_over(rows)}")
+    table = _table(
+        rows, "column", columns, slug("leaderboard", protocol), f"Mean AUROC, protocol {protocol}{_over(rows)}"
+    )
     table.mean["mean"] = table.mean[shifted].mean(axis=1, skipna=False)
     table.sd["mean"] = float("nan")
     table.partial["mean"] = table.partial[shifted].any(axis=1)
@@ -138,12 +142,15 @@ def _by_shift(rows: pd.DataFrame, protocol: str, task: str, metric: str, backbon
     """Means of the groups and over all, then each shift (or corruption type), group by group."""
     of_metric = rows[rows["metric"] == metric]
     groups = ordered(of_metric["group"])
-    singles = ordered(c for g in groups for c in of_metric.loc[of_metric["group"] == g, "column"])
+    pairs = of_metric[["group", "column"]].drop_duplicates()
+    singles = ordered(c for g in groups for c in pairs.loc[pairs["group"] == g, "column"])
     means = [of_metric.assign(column=of_metric["group"] + " mean"), of_metric.assign(column="mean")]
     columns = [*(["mean"]), *(f"{g} mean" for g in groups), *singles]
     title = f"{METRICS.get(metric, metric)}, {task}, protocol {protocol}{_over(rows, backbone)}"
     lower = frozenset(columns if metric in LOWER_IS_BETTER else ())
-    table = _table(pd.concat([of_metric, *means]), "column", columns, slug(task, protocol, metric, backbone), title, lower)
+    table = _table(
+        pd.concat([of_metric, *means]), "column", columns, slug(task, protocol, metric, backbone), title, lower
+    )
     return _reorder(table, rows[rows["metric"] == "auroc"].groupby("method")["value"].mean())
 
 
@@ -152,10 +159,9 @@ def _misclassification(rows: pd.DataFrame, protocol: str, backbone: str) -> Tabl
     title = f"Misclassification, protocol {protocol}{_over(rows, backbone)}"
     name = slug("misclassification", protocol, backbone)
     table = _table(rows, "metric", columns, name, title, LOWER_IS_BETTER & set(columns), digits=4)
-    named = _reorder(table, table.mean["auroc"] if "auroc" in columns else table.mean.iloc[:, 0])
-    for frame in (named.mean, named.sd, named.partial):
-        frame.rename(columns=METRICS, inplace=True)
-    return Table(**{**vars(named), "lower": frozenset(METRICS[c] for c in named.lower)})
+    table = _reorder(table, table.mean["auroc"] if "auroc" in columns else table.mean.iloc[:, 0])
+    named = {f: getattr(table, f).rename(columns=METRICS) for f in ("mean", "sd", "partial")}
+    return replace(table, **named, lower=frozenset(METRICS[c] for c in table.lower))
 
 
 def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
@@ -169,7 +175,9 @@ def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
         mean.columns = [f"{b}: {wanted[w]}" for w, b in mean.columns]
         ratio = rows.groupby("method")["ratio_to_forward"].mean()
         mean.insert(0, "x forward", ratio)
-        about = pd.DataFrame({"method": mean.index, "supervision": supervision.reindex(mean.index).fillna("").to_numpy()})
+        about = pd.DataFrame(
+            {"method": mean.index, "supervision": supervision.reindex(mean.index).fillna("").to_numpy()}
+        )
         about.index = mean.index
         none = mean.isna()
         title = f"Cost of each method alone, end to end, on {device}"
@@ -179,7 +187,13 @@ def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
 
 
 def _table(
-    rows: pd.DataFrame, by: str, columns: list[str], name: str, title: str, lower: frozenset[str] = frozenset(), digits: int = 3
+    rows: pd.DataFrame,
+    by: str,
+    columns: list[str],
+    name: str,
+    title: str,
+    lower: frozenset[str] = frozenset(),
+    digits: int = 3,
 ) -> Table:
     """Means over all rows of a method, a column and a seed, then over seeds."""
     cells = rows.groupby(["method", by, "seed"])["value"]
@@ -193,8 +207,7 @@ def _table(
 
 def _reorder(table: Table, key: pd.Series) -> Table:
     order = key.reindex(table.mean.index).sort_values(ascending=False, kind="stable", na_position="last").index
-    frames = {f: getattr(table, f).loc[order] for f in ("mean", "sd", "partial", "about")}
-    return Table(**{**vars(table), **frames})
+    return replace(table, **{f: getattr(table, f).loc[order] for f in ("mean", "sd", "partial", "about")})
 
 
 def _over(rows: pd.DataFrame, backbone: str = "") -> str:
@@ -207,7 +220,10 @@ def _write(table: Table, target: Path) -> list[Path]:
     paths = [target / f"{table.name}{suffix}" for suffix in (".md", ".tex", ".csv")]
     note = "\n\\* a mean over fewer cells than other methods have.\n" if table.partial.to_numpy().any() else ""
     cells = _cells(table, "**{}**", " ± ", "\\*")
-    markdown = pd.DataFrame(cells, columns=_header(table)).to_markdown(index=False, disable_numparse=True)
+    align = ["left"] * len(table.about.columns) + ["right"] * len(table.mean.columns)
+    markdown = pd.DataFrame(cells, columns=_header(table)).to_markdown(
+        index=False, disable_numparse=True, colalign=align
+    )
     paths[0].write_text(f"# {table.title}\n\n{markdown}\n{note}", encoding="utf-8")
     paths[1].write_text(_latex(table), encoding="utf-8")
     sd = table.sd.dropna(axis=1, how="all").add_suffix(" sd")

@@ -18,7 +18,9 @@ class ASHB(Method):
     score = -logsumexp(W a(h) + b), a sets the k largest activations of the image to sum(h) / k and the others to 0;
     shape [N], higher means more uncertain.
 
-    `percentile` per cent of each image's activations are pruned, here at the penultimate layer.
+    `percentile` per cent of each image's activations are pruned, here at the penultimate layer. Zeros among the largest
+    stay zeros and do not count in k (algorithm 2 sets non-zero values only): implementations that fill whichever zeros
+    a sort brings up give other logits when fewer than k activations are alive.
     """
 
     percentile: float = 90.0
@@ -29,5 +31,6 @@ class ASHB(Method):
     def score(self, reps: Reps) -> Tensor:
         h = reps[Features()].double()
         values, index = largest(h, self.percentile)
-        values = (h.sum(1, keepdim=True) / values.shape[1]).expand_as(values)
+        alive = (values != 0).double()
+        values = alive * h.sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp_min(1)
         return energy(torch.zeros_like(h).scatter(1, index, values), reps[Head()])

@@ -38,29 +38,35 @@ class GMM(Method):
         scale = whiten.norm(dim=0)
         whiten, scale = whiten[:, scale > 0], scale[scale > 0]
         parts = [self._component(centred[labels == k] @ whiten, int(k)) for k in labels.unique()]
-        axes, gains, base, log_dets = zip(*parts, strict=True)
+        roots, base, gain, log_dets = zip(*parts, strict=True)
         shares = labels.unique(return_counts=True)[1].double() / len(labels)
         constant = len(scale) * math.log(2 * math.pi) - 2 * scale.log().sum()
         return {
             "means": means @ whiten,
             "whiten": whiten,
-            "axes": torch.cat(axes),
-            "gains": torch.cat(gains),
-            "ranks": torch.tensor([len(g) for g in gains]),
-            "base": torch.stack(base),
+            "roots": torch.cat(roots),
+            "sizes": torch.tensor([len(root) for root in roots]),
+            "base": torch.tensor(base, dtype=torch.float64),
+            "gain": torch.tensor(gain, dtype=torch.float64),
             "log_weights": shares.log() - (torch.stack(log_dets) + constant) / 2,
         }
 
-    def _component(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A class's precision in whitened space: `base` times the identity plus `gains` along `axes`; and log det."""
-        s, dims = self.shrinkage, rows.shape[1]
-        _, spread, axes = torch.linalg.svd(rows / len(rows) ** 0.5, full_matrices=False)
-        own = (1 - s) * spread.square() + s
-        missing = dims - len(own)
-        if s == 0 and (missing or bool((own < 1e-12).any())):
+    def _component(self, rows: Tensor, k: int) -> tuple[Tensor, float, float, Tensor]:
+        """`root`, `base`, `gain` and log det of a class in whitened space: d' P d = base |d|^2 + gain |root d|^2.
+
+        With fewer images than dimensions by the matrix inversion lemma, in a system of as many unknowns as images.
+        """
+        s, (n, dims) = self.shrinkage, rows.shape
+        if s > 0 and n < dims:
+            ridge = s * n / max(1 - s, 1e-12)
+            lower = torch.linalg.cholesky(rows @ rows.T + ridge * torch.eye(n, dtype=rows.dtype))
+            log_det = 2 * lower.diagonal().log().sum() - n * math.log(ridge) + dims * math.log(s)
+            return torch.linalg.solve_triangular(lower, rows, upper=False), 1 / s, -1 / s, log_det
+        eye = torch.eye(dims, dtype=rows.dtype)
+        lower, failed = torch.linalg.cholesky_ex((1 - s) * rows.T @ rows / n + s * eye)
+        if failed or bool((lower.diagonal() < 1e-7).any()):
             raise UserError(f"gmm: the covariance of class {k} is singular; set shrinkage above 0")
-        base = torch.tensor(1 / s if missing else 0.0, dtype=own.dtype)
-        return axes, 1 / own - base, base, own.log().sum() + (missing * math.log(s) if missing else 0.0)
+        return torch.linalg.solve_triangular(lower, eye, upper=False), 0.0, 1.0, 2 * lower.diagonal().log().sum()
 
     def score(self, reps: Reps, **state: Tensor) -> Tensor:
         return by_rows(lambda h: _negative_log_likelihood(h, **state), reps[Features()])
@@ -70,16 +76,15 @@ def _negative_log_likelihood(
     h: Tensor,
     means: Tensor,
     whiten: Tensor,
-    axes: Tensor,
-    gains: Tensor,
-    ranks: Tensor,
+    roots: Tensor,
+    sizes: Tensor,
     base: Tensor,
+    gain: Tensor,
     log_weights: Tensor,
 ) -> Tensor:
     x = h.double() @ whiten
-    sizes = ranks.tolist()
     distances = []
-    for mean, a, g, b in zip(means, axes.split(sizes), gains.split(sizes), base, strict=True):
+    for mean, root, b, g in zip(means, roots.split(sizes.tolist()), base, gain, strict=True):
         d = x - mean
-        distances.append(b * d.square().sum(1) + (d @ a.T).square() @ g)
+        distances.append(b * d.square().sum(1) + g * (d @ root.T).square().sum(1))
     return -torch.logsumexp(log_weights - torch.stack(distances, 1) / 2, dim=1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class KLM(Method):
         z = train[Logits()].double()
         predicted, log_p = z.argmax(1), z.log_softmax(1)
         groups = (log_p[predicted == k] for k in predicted.unique())
-        return {"log_means": torch.stack([g.logsumexp(0) - torch.tensor(len(g)).log() for g in groups])}
+        return {"log_means": torch.stack([g.logsumexp(0) - math.log(len(g)) for g in groups])}
 
     def score(self, reps: Reps, log_means: Tensor) -> Tensor:
         def divergence(z: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from howsure import Labels, Logits, Method, Reps
 
+from ._rows import by_rows
 from ._softmax import doubt
 
 RANGE = 100.0
@@ -36,17 +38,17 @@ class TemperatureScaling(Method):
         true = z.gather(1, train[Labels()].long()[:, None]).mean()
 
         def slope(log_t: float) -> float:
-            p = torch.softmax(z / torch.tensor(log_t).double().exp(), dim=1)
-            return float((p * z).sum(1).mean() - true)
+            t = math.exp(log_t)
+            return float(by_rows(lambda x: (torch.softmax(x / t, dim=1) * x).sum(1), z).mean() - true)
 
-        low, high = (float(torch.tensor(t).log()) for t in (1 / RANGE, RANGE))
+        low, high = -math.log(RANGE), math.log(RANGE)
         if slope(low) < 0:
             log_t = low
         elif slope(high) > 0:
             log_t = high
         else:
-            log_t = brentq(slope, low, high, xtol=1e-10)
-        return {"temperature": unit * torch.tensor(log_t, dtype=torch.float64).exp()}
+            log_t = brentq(slope, low, high, xtol=1e-7)
+        return {"temperature": unit * torch.tensor(math.exp(log_t), dtype=torch.float64)}
 
     def score(self, reps: Reps, temperature: Tensor) -> Tensor:
         return doubt(reps[Logits()], temperature)

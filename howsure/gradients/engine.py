@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .general import General, pull_back
+from .caches import caches_aside
+from .general import pull_back
 from .layout import Layout, candidates, codes, explains
 from .ledger import Ledger
 from .trace import Site, Tracer, leaves
@@ -166,7 +167,7 @@ class _Pass:
         others = [p for p in everything if id(p) not in chosen]
         self.tracer = Tracer(self.wanted, others, self.x, lambda site, grads: self.serve(site, grads))
         watched = list(self.wanted.values()) if not self.plan.settled else [self.wanted[h] for h in self.plan.hidden]
-        with torch.enable_grad(), _requires_grad(everything, watched):
+        with torch.enable_grad(), caches_aside(self.model), _requires_grad(everything, watched):
             with self.tracer:
                 logits = self.model(self.x)
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
@@ -177,10 +178,19 @@ class _Pass:
 
     def _find_hidden(self, logits: Tensor) -> list[Tensor]:
         """Parameters (or their aliases) that reach the logits by a way the tracer did not see."""
+        signature = [_signature(site) for site in self.tracer.sites]
+        if self.plan.signature != signature:
+            self.plan.signature, self.plan.settled = signature, False
         if self.plan.settled and not self.plan.hidden:
             return []
         known = {id(p) for p in self.wanted.values()} | {id(a) for a in self.tracer.aliases.values()}
-        return [t for t in leaves(logits) if id(t) in known]
+        found = [t for t in leaves(logits) if t is not self.tracer.anchor]
+        if any(id(t) not in known for t in found):
+            raise RuntimeError(
+                "the network's output hangs on a tensor that requires grad but is none of its parameters, perhaps one kept"
+                " from an earlier pass; detach it, or clear the network's cache"
+            )
+        return found
 
     def _backward(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seeds = [_seed(loss, logits) for loss in self.losses]
@@ -220,11 +230,7 @@ class _Pass:
 
     def _find_layouts(self, logits: Tensor) -> None:
         plan, sites, n = self.plan, self.tracer.sites, self.n
-        signature = [_signature(site) for site in sites]
-        if plan.signature != signature:
-            plan.signature, plan.settled = signature, False
-            plan.layouts = []
-        if not plan.layouts or not plan.settled or not self._apply(plan):
+        if not plan.settled or not self._apply(plan):
             if n == 1:
                 for site in sites:
                     site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .caches import caches_aside
+
 
 def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
     """``[K, N, P]`` squared gradient norms, as ``grad_sq_norms`` returns, from N forward and K N backward passes."""
@@ -23,7 +25,7 @@ def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], 
 
 
 def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
-    with torch.enable_grad():
+    with torch.enable_grad(), caches_aside(model):
         value = loss(model(image.detach().clone())).sum()
         grads = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.stack([value.new_zeros(()) if g is None else g.square().sum() for g in grads]).detach()

@@ -1,0 +1,137 @@
+"""From the name of a data set in a suite or on the command line to the data set itself."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data import ArrayImages, Dataset, FolderImages
+from .errors import MissingData, UserError
+from .plugins import DATASETS
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageFolder(Dataset):
+    """`imagefolder:PATH`: a folder of images, one sub-folder a class, or flat.
+
+    Sub-folders of PATH that are called `train`, `val` or `test` are its splits; without any, the whole folder serves
+    every split. All splits share the class order of `train`, or `classes` where given.
+    """
+
+    source = "folder"
+
+    def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
+        self.path, self.name = path, f"imagefolder:{path}"  # type: ignore[misc]
+        self._classes = list(classes) if classes else None
+
+    @cached_property
+    def parts(self) -> dict[str, Path]:
+        """The folder of each split that has one of its own."""
+        return {name: self.path / name for name in SPLITS if (self.path / name).is_dir()}
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.parts) or SPLITS
+
+    @cached_property
+    def classes(self) -> list[str]:  # type: ignore[override]
+        return self._classes or FolderImages(self.parts.get("train", next(iter(self.parts.values()), self.path))).classes
+
+    def split(self, name: str) -> FolderImages:
+        """The images of a split. Raises UserError where there is no such split, no image, or a class unknown to train."""
+        if not self.parts:
+            return FolderImages(self.path, self._classes)
+        if name not in self.parts:
+            raise UserError(f"{self.path}: no folder '{name}' in it; it has {', '.join(self.parts)}")
+        return FolderImages(self.parts[name], self.classes if "train" in self.parts else self._classes)
+
+    def missing(self) -> str | None:
+        return None if self.path.is_dir() else f"{self.path}: no such folder; put the images there or name another"
+
+
+class Npz(Dataset):
+    """`npz:PATH`: uint8 `x` `[N, H, W]` or `[N, H, W, C]` with C 1 or 3, and integer labels `y` `[N]` from 0.
+
+    One file serves every split. It is read without pickles.
+    """
+
+    source = "npz"
+    splits = SPLITS
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, f"npz:{path}"  # type: ignore[misc]
+
+    @cached_property
+    def images(self) -> ArrayImages:
+        reason = self.missing()
+        if reason:
+            raise MissingData(reason)
+        x, y = self._arrays()
+        images = ArrayImages(x, y, where=str(self.path))
+        if not len(images):
+            raise UserError(f"{self.path}: x holds no image")
+        if min(images.x.shape[1:]) == 0:
+            raise UserError(f"{self.path}: images of {list(images.x.shape[1:])} have no pixel")
+        if images.y.min() < 0:
+            raise UserError(f"{self.path}: label {images.y.min()} in y; labels count from 0")
+        return images
+
+    @property
+    def classes(self) -> list[str]:  # type: ignore[override]
+        return [str(label) for label in range(int(self.images.y.max()) + 1)]
+
+    def split(self, name: str) -> ArrayImages:
+        """All images, whichever split is asked for. Raises UserError where the file is not as described."""
+        return self.images
+
+    def missing(self) -> str | None:
+        return None if self.path.is_file() else f"{self.path}: no such file; put it there or name another"
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                lacking = [key for key in ("x", "y") if key not in arrays]
+                if lacking:
+                    has = ", ".join(arrays.files) or "nothing"
+                    raise UserError(f"{self.path}: no array '{lacking[0]}' in it (it has {has}); save x and y")
+                return arrays["x"], arrays["y"]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+            why = str(error).partition("\n")[0]
+            raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why}); save it with np.savez") from error
+
+
+SCHEMES = ("imagefolder", "npz")
+
+
+def resolve(spec: str, base: Path = Path(), classes: Sequence[str] | None = None) -> Dataset:
+    """The data set that `spec` names: a registered name, `imagefolder:PATH` or `npz:PATH`.
+
+    Args:
+        base: the folder that a relative PATH is taken from.
+        classes: of the training set, in label order, for the test set of a suite that names the two apart: the class
+            folders of an `imagefolder:` must be among them.
+
+    Raises:
+        UserError: no data set is called that; the message names the nearest ones.
+    """
+    scheme, colon, path = spec.partition(":")
+    if colon and scheme in SCHEMES:
+        if not path:
+            raise UserError(f"'{spec}': give a path after the colon, as in {scheme}:PATH")
+        place = base / Path(path).expanduser()
+        return Npz(place) if scheme == "npz" else ImageFolder(place, classes)
+    if spec not in DATASETS and (base / spec).exists():
+        kind = "npz" if spec.endswith(".npz") else "imagefolder"
+        raise UserError(f"'{spec}' is a path; write {kind}:{spec}")
+    return DATASETS[spec]()
+
+
+def num_classes(source: Dataset, images: Any) -> int:
+    """How many classes a data set has: those it names, else as many as its largest label asks for."""
+    return len(source.classes) or 1 + max(int(images[index][1]) for index in range(len(images)))

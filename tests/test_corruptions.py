@@ -1,0 +1,124 @@
+"""The corruptions: shape, determinism, strength that grows, grey and tiny images, refusals."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from howsure import UserError
+from howsure.corruptions import CORRUPTIONS, LEVELS, MAKERS, corrupt, kinds
+
+SEVERITIES = range(1, 6)
+
+
+def picture(height: int = 32, width: int = 32, channels: int = 3) -> np.ndarray:
+    """A smooth scene with an edge, mid-bright."""
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    tints = np.arange(1, channels + 1) / channels
+    scene = 0.2 + 0.4 * (rows + columns)[..., None] / 2 * tints + 0.2 * (columns > 0.5)[..., None]
+    return (scene * 255).astype(np.uint8)
+
+
+def test_fifteen_and_four_more_each_with_five_levels_for_small_and_large_images():
+    assert len(CORRUPTIONS) == 19
+    assert set(CORRUPTIONS.values()) == {"noise", "blur", "weather", "digital"}
+    assert set(MAKERS) == set(LEVELS) == set(CORRUPTIONS)
+    assert all(len(small) == len(large) == 5 for small, large in LEVELS.values())
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28), (32, 32, 3), (20, 41, 3), (1, 1, 1), (72, 96, 3)])
+def test_keeps_shape_and_type_and_the_image_given(kind, shape):
+    image = picture(*shape[:2], shape[2] if len(shape) == 3 else 1).reshape(shape)
+    before = image.copy()
+    if kind not in kinds(shape[2] if len(shape) == 3 else 1):
+        pytest.skip("colour only")
+    for severity in SEVERITIES:
+        out = corrupt(image, kind, severity, seed=3)
+        assert out.shape == image.shape
+        assert out.dtype == np.uint8
+    assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+@pytest.mark.parametrize("severity", [1, 5])
+def test_changes_the_image_and_is_the_same_from_the_same_seed(kind, severity):
+    image = picture()
+    first = corrupt(image, kind, severity, seed=7)
+    corrupt(image, kind, severity, seed=8)
+    assert np.array_equal(first, corrupt(image, kind, severity, seed=7))
+    assert not np.array_equal(first, image)
+
+
+@pytest.mark.parametrize("kind", [k for k in CORRUPTIONS if k.endswith("noise") or k in ("snow", "frost", "fog", "glass_blur")])
+def test_another_seed_gives_another_image(kind):
+    assert not np.array_equal(corrupt(picture(), kind, 3, seed=1), corrupt(picture(), kind, 3, seed=2))
+
+
+@pytest.mark.parametrize("kind", [k for k in CORRUPTIONS if k not in ("elastic_transform", "spatter", "saturate", "glass_blur")])
+def test_severity_five_is_further_from_the_image_than_severity_one(kind):
+    image = np.random.default_rng(0).integers(40, 215, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+
+    def distance(severity):
+        return np.mean([(corrupt(image, kind, severity, s).astype(float) - image) ** 2 for s in range(8)])
+
+    assert distance(5) > 1.2 * distance(1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(CORRUPTIONS)),
+    severity=st.integers(1, 5),
+    seed=st.integers(0, 2**63 - 1),
+    height=st.integers(1, 80),
+    width=st.integers(1, 80),
+    fill=st.sampled_from([0, 255, None]),
+)
+def test_any_size_any_content(kind, severity, seed, height, width, fill):
+    image = picture(height, width) if fill is None else np.full((height, width, 3), fill, dtype=np.uint8)
+    assert corrupt(image, kind, severity, seed).shape == image.shape
+
+
+def test_known_values():
+    grey = np.full((4, 4, 1), 100, dtype=np.uint8)
+    assert np.array_equal(corrupt(grey, "contrast", 3, 0), grey)
+    assert np.array_equal(corrupt(grey, "brightness", 2, 0), np.full_like(grey, 126))  # 100 + 0.1 * 255, rounded
+    half = np.zeros((2, 2, 1), dtype=np.uint8)
+    half[:, 1] = 200
+    assert corrupt(half, "contrast", 2, 0)[0].ravel().tolist() == [50, 150]
+    assert np.array_equal(corrupt(grey, "gaussian_blur", 5, 0), grey)
+    assert np.array_equal(corrupt(grey, "defocus_blur", 5, 0), grey)
+    assert np.array_equal(corrupt(grey, "motion_blur", 5, 0), grey)
+
+
+def test_noise_has_the_published_strength():
+    image = np.full((64, 64, 3), 128, dtype=np.uint8)
+    noise = corrupt(image, "gaussian_noise", 5, 0).astype(float) - 128
+    assert noise.std() == pytest.approx(0.10 * 255, rel=0.03)
+    share = (corrupt(image, "impulse_noise", 5, 0) != 128).mean()
+    assert share == pytest.approx(0.07, abs=0.01)
+    large = np.full((65, 65, 3), 128, dtype=np.uint8)
+    assert (corrupt(large, "gaussian_noise", 1, 0).astype(float) - 128).std() == pytest.approx(0.08 * 255, rel=0.03)
+
+
+def test_colours_keep_their_hue_when_brightened_and_lose_it_when_saturation_goes():
+    image = np.full((8, 8, 3), (120, 60, 30), dtype=np.uint8)
+    out = corrupt(image, "brightness", 5, 0)[0, 0].astype(float)
+    assert out / out.max() == pytest.approx([1, 0.5, 0.25], abs=0.01)
+    spread = np.ptp(corrupt(image, "saturate", 2, 0)[0, 0])
+    assert spread == pytest.approx(9, abs=1)  # a tenth of 120 - 30
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "severity", "says"),
+    [
+        (picture(), "gausian_noise", 1, "did you mean gaussian_noise"),
+        (picture(), "fog", 6, "from 1 to 5"),
+        (picture().astype(float), "fog", 1, "uint8"),
+        (np.zeros((8, 8, 4), np.uint8), "fog", 1, "C 1 or 3"),
+        (picture(channels=1), "saturate", 1, "grey"),
+    ],
+)
+def test_refuses(image, kind, severity, says):
+    with pytest.raises(UserError, match=says):
+        corrupt(image, kind, severity, 0)

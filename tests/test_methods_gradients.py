@@ -1,0 +1,479 @@
+"""Scores from gradients and their controls, each against one-by-one autograd or a direct transcription."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from howsure import (
+    ActivationNorms,
+    Confound,
+    Features,
+    GradNorms,
+    Labels,
+    LayerMeans,
+    LayerMoments,
+    Logits,
+    Loss,
+    Network,
+    Predicted,
+    Reps,
+    SmallGrads,
+    Uniform,
+    UserError,
+)
+from howsure.check import networks, snapshot
+from howsure.detector import fit_detector, score_detector
+from howsure.extract import run_pass
+from howsure.plugins import METHODS
+from howsure.representations import ImageIds
+
+DETECTORS = (
+    "confound_detector",
+    "purview",
+    "activation_detector",
+    "activation_norm_detector",
+    "logit_detector",
+    "feature_detector",
+)
+
+
+def pixels(n: int = 10, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (n, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def read(network: Network, images: Tensor, needs, batch: int = 100, fitted: Reps | None = None) -> Reps:  # type: ignore[no-untyped-def]
+    labels, ids = torch.arange(len(images)) % network.num_classes, torch.arange(len(images))
+    states = {rep: rep.fit(fitted) for rep in needs if rep.needs and fitted is not None}
+    parts = zip(images.split(batch), labels.split(batch), ids.split(batch), strict=True)
+    return run_pass(network, parts, list(needs), states)
+
+
+@pytest.fixture(params=[0, 1], ids=["conv", "transformer"])
+def network(request: pytest.FixtureRequest) -> Network:
+    return networks()[request.param]
+
+
+@pytest.fixture
+def conv() -> Network:
+    return networks()[0]
+
+
+def gradients(network: Network, image: Tensor, loss: Loss) -> dict[str, Tensor]:
+    """Gradients of every parameter set for one image, by ordinary autograd."""
+    named = dict(network.model.named_parameters())
+    value = loss(network.model(network.normalise(image[None]))).sum()
+    return dict(zip(named, (g.double() for g in torch.autograd.grad(value, list(named.values()))), strict=True))
+
+
+def head_of(network: Network) -> tuple[str, str]:
+    return f"{network.head}.weight", f"{network.head}.bias"
+
+
+def scores_of(network: Network, name: str, **params: object) -> Tensor:
+    method = METHODS[name](**params)
+    return method.score(read(network, pixels(), method.needs))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_gradnorm_at_the_last_layer(network: Network, temperature: float) -> None:
+    l1 = scores_of(network, "gradnorm", temperature=temperature)
+    l2 = scores_of(network, "gradnorm", temperature=temperature, norm="l2_squared")
+    for i, image in enumerate(pixels()):
+        g = gradients(network, image, Uniform(temperature))[head_of(network)[0]]
+        assert l1[i] == pytest.approx(-float(g.abs().sum()), rel=1e-4)
+        assert l2[i] == pytest.approx(-float(g.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("layers", [("*",), ("*weight", "nowhere")])
+def test_gradnorm_over_any_layers(network: Network, layers: tuple[str, ...]) -> None:
+    before = snapshot(network.model)
+    l1 = scores_of(network, "gradnorm", layers=layers)
+    l2 = scores_of(network, "gradnorm", layers=layers, norm="l2_squared")
+    assert snapshot(network.model) == before
+    for i, image in enumerate(pixels()):
+        found = gradients(network, image, Uniform()).items()
+        kept = [g for name, g in found if layers == ("*",) or name.endswith("weight")]
+        assert l1[i] == pytest.approx(-sum(float(g.abs().sum()) for g in kept), rel=1e-4)
+        assert l2[i] == pytest.approx(-sum(float(g.square().sum()) for g in kept), rel=1e-4)
+
+
+def test_l1_norms_of_frozen_parameters(conv: Network) -> None:
+    free = scores_of(conv, "gradnorm", layers=("*",))
+    try:
+        conv.model.requires_grad_(False)
+        torch.testing.assert_close(scores_of(conv, "gradnorm", layers=("*",)), free)
+        assert not any(p.requires_grad for p in conv.model.parameters())
+    finally:
+        conv.model.requires_grad_(True)
+
+
+def test_layers_that_do_not_exist(conv: Network) -> None:
+    with pytest.raises(UserError, match="no parameter set is called encoder"):
+        scores_of(conv, "gradnorm", layers=("encoder*",))
+
+
+def test_exgrad(network: Network) -> None:
+    l1, l2 = scores_of(network, "exgrad"), scores_of(network, "exgrad", norm="l2")
+    for i, image in enumerate(pixels()):
+        with torch.no_grad():
+            p = network.model(network.normalise(image[None])).double().softmax(1)[0]
+        expected = np.zeros(2)
+        for c in range(4):
+            found = gradients(network, image, lambda z, c=c: F.cross_entropy(z, torch.tensor([c])))  # type: ignore[arg-type,misc]
+            g = torch.cat([found[name].flatten() for name in head_of(network)])
+            expected += float(p[c]) * np.array([float(g.abs().sum()), float(g.norm())])
+        assert (float(l1[i]), float(l2[i])) == pytest.approx(tuple(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [Confound(), Confound(hot=0), Confound(hot=2), Confound(output="softmax")])
+def test_confound(network: Network, loss: Loss) -> None:
+    found = {mode: scores_of(network, "confound", loss=loss, mode=mode) for mode in ("sum", "normalised", "log")}
+    for i, image in enumerate(pixels()):
+        grads = list(gradients(network, image, loss).values())
+        norms = [float(g.square().sum()) for g in grads]
+        assert found["sum"][i] == pytest.approx(sum(norms), rel=1e-4)
+        sizes = [g.numel() for g in grads]
+        assert found["normalised"][i] == pytest.approx(sum(n / s for n, s in zip(norms, sizes, strict=True)), rel=1e-4)
+        assert found["log"][i] == pytest.approx(sum(np.log(max(n, 1e-20)) for n in norms), rel=1e-3)
+
+
+def test_predgrad(network: Network) -> None:
+    scores = scores_of(network, "predgrad")
+    last = scores_of(network, "predgrad", layers=head_of(network))
+    for i, image in enumerate(pixels()):
+        found = gradients(network, image, Predicted())
+        assert scores[i] == pytest.approx(sum(float(g.square().sum()) for g in found.values()) ** 0.5, rel=1e-4)
+        assert last[i] == pytest.approx(sum(float(found[n].square().sum()) for n in head_of(network)) ** 0.5, rel=1e-4)
+
+
+def test_gradorth(network: Network) -> None:
+    method = METHODS["gradorth"](threshold=0.9)
+    fit, reps = read(network, pixels(40, 1), method.needs), read(network, pixels(), method.needs)
+    scores = method.score(reps, **method.fit(fit))
+    _, s, v = torch.linalg.svd(fit[Features()].double())
+    rank = int((s.square().cumsum(0) / s.square().sum() < 0.9).sum()) + 1
+    for i, image in enumerate(pixels()):
+        g = gradients(network, image, Uniform())[head_of(network)[0]]
+        assert scores[i] == pytest.approx(-float((g @ v[:rank].T @ v[:rank]).norm()), rel=1e-4)
+
+
+def normal_log_norms(n: int = 60, seed: int = 0) -> Tensor:
+    z = torch.randn(n, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (z @ torch.tril(torch.ones(5, 5, dtype=torch.float64))).exp()
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+def test_gradvector_mahalanobis(per_class: bool) -> None:
+    method = METHODS["gradvector_mahalanobis"](per_class=per_class, shrinkage=0.3)
+    logits = torch.randn(60, 3)
+    train = Reps({GradNorms(Uniform()): normal_log_norms(), Logits(): logits})
+    scores = method.score(train, **method.fit(train))
+    v, group = normal_log_norms().log().numpy(), logits.argmax(1).numpy() * per_class
+    means = np.stack([v[group == c].mean(0) if (group == c).any() else v.mean(0) for c in range(3)])
+    covariance = (v - means[group]).T @ (v - means[group]) / 60
+    covariance = 0.7 * covariance + 0.3 * np.diag(np.diag(covariance))
+    centred = v - means[group]
+    np.testing.assert_allclose(scores, np.einsum("ni,ij,nj->n", centred, np.linalg.inv(covariance), centred), rtol=1e-6)
+
+
+def test_gradvector_knn() -> None:
+    method = METHODS["gradvector_knn"](k=3)
+    rep = GradNorms(Uniform())
+    state = method.fit(Reps({rep: normal_log_norms()}))
+    scores = method.score(Reps({rep: normal_log_norms(seed=1)}), **state)
+    v, q = normal_log_norms().log().numpy(), normal_log_norms(seed=1).log().numpy()
+    distances = np.linalg.norm((q[:, None] - v[None]) / v.std(0), axis=2)
+    np.testing.assert_allclose(scores, np.sort(distances, 1)[:, 2], rtol=1e-4)
+
+
+def test_vanished_and_constant_norms_are_finite() -> None:
+    norms = normal_log_norms()
+    norms[:, 1], norms[:, 2] = 0.0, 1.0
+    test = normal_log_norms(seed=1)
+    test[0] = 0.0
+    for name in ("gradvector_mahalanobis", "gradvector_knn"):
+        method = METHODS[name]()
+        rep = GradNorms(Uniform())
+        train = Reps({rep: norms, Logits(): torch.randn(60, 3)})
+        scores = method.score(Reps({rep: test, Logits(): torch.randn(60, 3)}), **method.fit(train))
+        assert scores.isfinite().all()
+    one = Reps({GradNorms(Uniform()): norms[:1], Logits(): torch.randn(1, 3)})
+    for name in ("gradvector_mahalanobis", "gradvector_knn"):
+        method = METHODS[name]()
+        assert method.score(one, **method.fit(one)).isfinite().all()
+
+
+def test_gradprint(network: Network) -> None:
+    method = METHODS["gradprint"](columns=10_000)
+    needs = (*method.needs, SmallGrads(Predicted()))
+    fit, reps = read(network, pixels(50, 1), needs), read(network, pixels(), needs)
+    scores = method.score(reps, **method.fit(fit))
+    norms = [name for name, m in network.model.named_modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
+
+    def vectors(images: Tensor, floor: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        a, b = [], []
+        for image in images:
+            a.append(
+                [np.log(max(float(g.square().sum()), 1e-20)) for g in gradients(network, image, Uniform()).values()]
+            )
+            found = gradients(network, image, Predicted())
+            b.append(np.concatenate([np.abs(found[f"{name}.bias"].numpy()) for name in norms]))
+        shifts = np.array(b)
+        floors.append(1e-4 * np.sqrt((shifts**2).mean(0)) if floor is None else floor)
+        return np.array(a), np.log(shifts + floors[-1])
+
+    floors: list[np.ndarray] = []
+    known = vectors(pixels(50, 1), None)
+    new = vectors(pixels(), floors[0])
+    group = fit[Logits()].argmax(1).numpy()
+    total = np.zeros(len(pixels()))
+    for v, q, shrinkage in zip(known, new, (0.1, 0.6), strict=True):
+        means = np.stack([v[group == c].mean(0) if (group == c).any() else v.mean(0) for c in range(4)])
+        covariance = (v - means[group]).T @ (v - means[group]) / len(v)
+        inverse = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * np.diag(np.diag(covariance)))
+        d = [
+            np.einsum("ni,ij,nj->n", z, inverse, z)
+            for z in (v - means[group], q - means[reps[Logits()].argmax(1).numpy()])
+        ]
+        total += (np.log(d[1]) - np.log(d[0]).mean()) / np.log(d[0]).std()
+    np.testing.assert_allclose(scores, total, rtol=0.02, atol=0.05)
+
+
+def test_gradprint_without_normalisation_takes_all_biases() -> None:
+    from howsure.methods.gradprint import shift_columns
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 4))
+    network = Network("plain", model, networks()[0].input, 4)
+    assert shift_columns(network, 100).tolist() == list(range(8))
+    assert shift_columns(network, 3).tolist() == [0, 4, 7]
+
+
+def test_actprint(network: Network) -> None:
+    from howsure.methods.actprint import ChannelMoments, telling_layers
+
+    method = METHODS["actprint"]()
+    inner = read(network, pixels(50, 1), (ChannelMoments(), Logits(), ImageIds()))
+    fit, reps = (read(network, p, method.needs, fitted=inner) for p in (pixels(50, 1), pixels()))
+    scores = method.score(reps, **method.fit(fit))
+    new = read(network, pixels(), (ChannelMoments(),))[ChannelMoments()]
+    first = np.arange(50) % 2 == 0
+    group, mine = inner[Logits()].argmax(1).numpy(), reps[Logits()].argmax(1).numpy()
+
+    def distance(v: np.ndarray, group: np.ndarray, q: np.ndarray, of: np.ndarray) -> np.ndarray:
+        varies = v.std(0) > 1e-6
+        v, q = v[:, varies], q[:, varies]
+        means = np.stack([v[group == c].mean(0) if (group == c).any() else v.mean(0) for c in range(4)])
+        covariance = (v - means[group]).T @ (v - means[group]) / len(v)
+        varies = np.diag(covariance) > 1e-12 * (v**2).mean(0)
+        covariance = (0.9 * covariance + 0.1 * np.diag(np.diag(covariance)))[np.ix_(varies, varies)]
+        z = (q - means[of])[:, varies]
+        return np.einsum("ni,ij,nj->n", z, np.linalg.inv(covariance), z)
+
+    profiles: list[list[np.ndarray]] = [[], []]
+    for name in telling_layers(network):
+        v, q = (x[name].flatten(1).double().numpy() for x in (inner[ChannelMoments()], new))
+        for profile, x, of in zip(profiles, (v[~first], q), (group[~first], mine), strict=True):
+            profile.append(np.log(np.maximum(distance(v[first], group[first], x, of), 1e-12)))
+    known, found = (np.stack(p, 1) for p in profiles)
+    zeros = np.zeros(len(known), int)
+    energies = [-z.double().logsumexp(1).numpy() for z in (inner[Logits()][~torch.from_numpy(first)], reps[Logits()])]
+    terms = [
+        np.stack([np.sqrt(distance(known, zeros, p, np.zeros(len(p), int))), p.sum(1), e], 1)
+        for p, e in zip((known, found), energies, strict=True)
+    ]
+    expected = ((terms[1] - terms[0].mean(0)) / terms[0].std(0)).sum(1)
+    np.testing.assert_allclose(scores, expected, rtol=0.01, atol=0.02)
+
+
+def test_actprint_looks_at_linear_layers_of_transformers() -> None:
+    from howsure.methods.actprint import telling_layers
+
+    conv, transformer = networks()
+    assert telling_layers(conv) == ("1", "5", "9")
+    names = telling_layers(transformer)
+    assert {name.rpartition(".")[2] for name in names} == {"qkv", "proj", "fc1", "fc2"}
+
+
+def test_actprint_with_few_images(conv: Network) -> None:
+    from howsure.methods.actprint import ChannelMoments
+
+    method = METHODS["actprint"]()
+    for n in (1, 2, 5):
+        inner = read(conv, pixels(n, 1), (ChannelMoments(), Logits(), ImageIds()))
+        fit, reps = (read(conv, p, method.needs, fitted=inner) for p in (pixels(n, 1), pixels()))
+        assert method.score(reps, **method.fit(fit)).isfinite().all()
+
+
+def test_gaia(conv: Network) -> None:
+    z, a = scores_of(conv, "gaia_z"), scores_of(conv, "gaia_a")
+    norms = [conv.model.get_submodule(name) for name in ("1", "5", "9")]
+    last = conv.model.get_submodule(str(METHODS_LAST(conv)))
+
+    def caught(image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        maps: dict[nn.Module, Tensor] = {}
+        hooks = [m.register_forward_hook(lambda m, _i, out: maps.update({m: out})) for m in (*norms, last)]
+        logits = conv.model(conv.normalise(image[None]))
+        for hook in hooks:
+            hook.remove()
+        return logits, [maps[m] for m in norms], maps[last]
+
+    for i, image in enumerate(pixels()):
+        logits, maps, _ = caught(image)
+        found = torch.autograd.grad(logits.max(), maps)
+        shares = torch.cat([(g[0] != 0).double().mean((1, 2)) for g in found])
+        assert z[i] == pytest.approx(float(shares.square().mean()), rel=1e-5)
+        logits, maps, top = caught(image)
+        (output,) = torch.autograd.grad(logits.log_softmax(1).sum(), top, retain_graph=True)
+        inner = torch.cat([g[0].mean((1, 2)) for g in torch.autograd.grad(top.sum(), maps)])
+        scale = output[0].mean((1, 2)).abs().mean().sqrt()
+        assert a[i] == pytest.approx(float((inner / scale).square().mean()), rel=1e-3)
+
+
+def METHODS_LAST(network: Network) -> str | None:  # noqa: N802
+    from howsure.methods._gaia import feature_maps
+
+    return feature_maps(network)[1]
+
+
+def test_gaia_refuses_what_it_cannot_read() -> None:
+    _, transformer = networks()
+    for name in ("gaia_z", "gaia_a"):
+        assert "feature maps" in str(METHODS[name]().needs[0].skip(transformer))
+    smooth = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    )
+    network = Network("smooth", smooth, networks()[0].input, 4)
+    assert "ReLU" in str(METHODS["gaia_z"]().needs[0].skip(network))
+
+
+def test_grood(network: Network) -> None:
+    method = METHODS["grood"](k=2)
+    inner = read(network, pixels(40, 1), (LayerMeans(), Labels(), Logits()))
+    fit, reps = (read(network, p, method.needs, fitted=inner) for p in (pixels(40, 1), pixels()))
+    state = method.fit(fit)
+    scores = method.score(reps, **state)
+    prototypes = state["prototypes"]
+    labels = torch.arange(40) % 4
+    for c in range(4):
+        torch.testing.assert_close(prototypes[c], fit[Features()][labels == c].double().mean(0))
+
+    def gradient(h: Tensor, predicted: int) -> Tensor:
+        outlier = prototypes[4].clone().requires_grad_()
+        distances = (h.double() - torch.cat([prototypes[:4], outlier[None]])).norm(dim=1)
+        loss = F.cross_entropy(-distances[None], torch.tensor([predicted]))
+        return torch.autograd.grad(loss, outlier)[0]
+
+    guess = fit[Logits()].argmax(1)
+    right = [i for i in range(40) if guess[i] == labels[i]] or range(40)
+    bank = torch.stack([gradient(fit[Features()][i], int(guess[i])) for i in right])
+    for i in range(len(pixels())):
+        g = gradient(reps[Features()][i], int(reps[Logits()][i].argmax()))
+        assert scores[i] == pytest.approx(float((bank - g).norm(dim=1).sort().values[1]), abs=1e-4)
+
+
+def test_grood_mixes_the_first_map(network: Network) -> None:
+    from howsure.methods.grood import MixedFeatures
+
+    inner = read(network, pixels(40, 1), (LayerMeans(), Labels(), Logits()))
+    found = read(network, pixels(), [MixedFeatures(0.7)], fitted=inner)[MixedFeatures(0.7)]
+    name = next(iter(inner[LayerMeans()]))
+    means = inner[LayerMeans()][name]
+    for i, image in enumerate(network.normalise(pixels())):
+        second = int(network.model(image[None])[0].argsort()[-2])
+        mean = means[torch.arange(40) % 4 == second].mean(0)
+        caught: list[Tensor] = []
+
+        def mix(_m: nn.Module, _i: object, out: Tensor, mean: Tensor = mean) -> Tensor:
+            return 0.7 * out + 0.3 * (mean[:, None, None] if out.dim() == 4 else mean)
+
+        hooks = [
+            network.model.get_submodule(name).register_forward_hook(mix),
+            network.model.get_submodule(str(network.head)).register_forward_pre_hook(
+                lambda _m, i, to=caught: to.append(i[0])
+            ),
+        ]
+        network.model(image[None])
+        for hook in hooks:
+            hook.remove()
+        torch.testing.assert_close(found[i], caught[0][0].detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+def test_detectors_tell_noise_from_flat_images(name: str, kind: str, network: Network) -> None:
+    method = METHODS[name](kind=kind)
+    known, flat = pixels(60, 1), torch.full((60, 16, 16, 3), 128, dtype=torch.uint8) + pixels(60, 2) // 32
+    inside, outside = (read(network, x.to(torch.uint8), method.needs) for x in (known, flat))
+    first, second = torch.arange(0, 40), torch.arange(40, 60)
+    state = method.fit(inside.take(first), outside.take(first))
+    assert method.score(inside.take(second), **state).max() < method.score(outside.take(second), **state).min()
+
+
+def test_purview_puts_labels_side_by_side(conv: Network) -> None:
+    method = METHODS["purview"](hot=(0, 2), log=False)
+    reps = read(conv, pixels(), method.needs)
+    expected = torch.cat([reps[GradNorms(Confound(0))], reps[GradNorms(Confound(2))]], 1)
+    assert torch.equal(method.vectors(reps), expected)
+    assert METHODS["confound_detector"](log=False).needs == (GradNorms(Confound()),)
+
+
+def test_controls_look_at_what_they_say(conv: Network) -> None:
+    reps = read(conv, pixels(), (LayerMoments(), ActivationNorms(), Logits(), Features()))
+    assert METHODS["activation_detector"]().vectors(reps).shape == (10, 2 * (8 + 12 + 16))
+    for name, rep in (
+        ("activation_norm_detector", ActivationNorms()),
+        ("logit_detector", Logits()),
+        ("feature_detector", Features()),
+    ):
+        assert torch.equal(METHODS[name]().vectors(reps), reps[rep])
+
+
+def clouds(n: int, m: int, width: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, width, generator=generator), torch.randn(m, width, generator=generator) + 0.7
+
+
+def test_logistic_detector_is_scikit_learns() -> None:
+    inside, outside = clouds(200, 50)
+    state = fit_detector(inside, outside, "logistic")
+    x, y = torch.cat([inside, outside]).double().numpy(), np.r_[np.zeros(200), np.ones(50)]
+    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit((x - x.mean(0)) / x.std(0), y)
+    expected = model.decision_function((outside.double().numpy() - x.mean(0)) / x.std(0))
+    np.testing.assert_allclose(score_detector(outside, **state), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+def test_detector_is_deterministic_and_portable(kind: str) -> None:
+    inside, outside = clouds(100, 30)
+    outside[:, 3] = inside[:, 3] = 5.0
+    before = torch.random.get_rng_state()
+    first, second = (fit_detector(inside, outside, kind) for _ in range(2))  # type: ignore[arg-type]
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(first[key], second[key]) and first[key].isfinite().all() for key in first)
+    odd = outside.clone()
+    odd[:, 3] = 1e9
+    assert torch.equal(score_detector(odd, **first), score_detector(outside, **first))
+    assert score_detector(torch.full((1, 8), 1e20), **first).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+def test_detector_from_hardly_anything(kind: str) -> None:
+    inside, outside = clouds(1, 1)
+    assert score_detector(outside, **fit_detector(inside, outside, kind)) > score_detector(
+        inside, **fit_detector(inside, outside, kind)
+    )  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="needs inliers and outliers"):
+        fit_detector(inside, outside[:0], kind)  # type: ignore[arg-type]
+
+
+def test_detector_bends_where_a_line_cannot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inside, far = torch.randn(400, 6, generator=generator), 2.5 * torch.randn(400, 6, generator=generator)
+    state = fit_detector(inside[:300], far[:300])
+    inner, outer = score_detector(inside[300:], **state), score_detector(far[300:], **state)
+    assert (outer[:, None] > inner[None]).double().mean() > 0.85

@@ -1,0 +1,72 @@
+"""Plots of made-up runs: all are drawn, at 12 and at 60 methods; curves and label places by hand."""
+
+import numpy as np
+import pytest
+from fake_run import fake_run
+from PIL import Image
+
+from howsure import plots
+from howsure.plots import write_plots
+
+
+def stems(paths):
+    assert {p.suffix for p in paths} == {".png", ".svg"}
+    for path in paths:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert np.asarray(image.convert("L")).std() > 5
+        else:
+            assert "<svg" in path.read_text(encoding="utf-8")[:2000]
+    return {p.stem for p in paths}
+
+
+def test_every_plot_of_each_protocol(tmp_path):
+    got = stems(write_plots(fake_run(tmp_path, 12, 8, backbones=("cnn",), severities=2)))
+    kinds = ("heatmap", "cost", "severity", "roc")
+    assert got == {f"{k}_{p}" for k in kinds for p in ("none", "same-shift")} | {
+        "scores_none_cnn",
+        "scores_same-shift_cnn",
+    }
+
+
+def test_sixty_methods_and_three_backbones(tmp_path):
+    run = fake_run(tmp_path, 60, 35, severities=1, protocols=("same-shift",))
+    assert len(stems(write_plots(run))) == 7
+
+
+def test_without_scores_timing_or_corruptions(tmp_path):
+    run = fake_run(tmp_path, 3, 3, backbones=("cnn",), severities=0, protocols=("same-shift",))
+    (run / "timing.csv").unlink()
+    for file in (run / "scores").rglob("*.safetensors"):
+        file.unlink()
+    assert stems(write_plots(run)) == {"heatmap_same-shift", "cost_same-shift"}
+
+
+@pytest.mark.parametrize(
+    ("id_scores", "shift_scores", "half"), [([0, 1], [2, 3], 1), ([2, 3], [0, 1], 0), ([1, 1], [1, 1, 1], 0.5)]
+)
+def test_roc_by_hand(id_scores, shift_scores, half):
+    curve = plots._roc(np.array(id_scores), np.array(shift_scores))
+    assert curve[50] == pytest.approx(half)
+    assert (curve[0], curve[-1]) == (0, 1)
+
+
+def test_front_holds_what_no_cheaper_one_beats():
+    assert plots._front(np.array([1, 1, 2, 3, 4]), np.array([0.5, 0.6, 0.55, 0.7, 0.7])) == [1, 3]
+
+
+def test_lines_differ_in_more_than_colour():
+    chosen = [f"m{i}" for i in range(11)]
+    styles = [plots._style(m, chosen) for m in chosen]
+    assert len({s["marker"] for s in styles}) == 11
+    assert len({(s["color"], s["linestyle"]) for s in styles}) == 11
+
+
+def test_best_and_baselines_are_chosen():
+    methods = [f"m{i}" for i in range(20)] + ["msp"]
+    assert plots._chosen(methods) == [*methods[: plots.TOP], "msp"]
+
+
+def test_constant_scores_have_a_histogram():
+    got = plots._histogram({"x": (np.ones(5), np.ones(5))}, {"x": "far"})
+    assert got["id"].sum() == got["far"].sum() == 1

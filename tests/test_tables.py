@@ -1,0 +1,123 @@
+"""Tables of made-up runs: order, bold, protocols apart, seeds, missing cells, LaTeX."""
+
+import pandas as pd
+import pytest
+from fake_run import fake_run
+
+from howsure.errors import UserError
+from howsure.results import RESULT_COLUMNS
+from howsure.tables import leaderboard, write_tables
+
+ABOUT = {"suite": "s", "id": "i", "n_id": 10, "n_shift": 10, "ci_low": 0.0, "ci_high": 1.0, "severity": None}
+
+
+def results(*rows):
+    """Rows of (method, backbone, seed, group, shift, value), AUROC under protocol none."""
+    names = ("method", "backbone", "seed", "group", "shift", "value")
+    common = {**ABOUT, "task": "ood", "metric": "auroc", "protocol": "none", "supervision": "id-train"}
+    return pd.DataFrame([{**common, **dict(zip(names, r, strict=True))} for r in rows])[RESULT_COLUMNS]
+
+
+def written(tmp_path, table, name):
+    table.to_csv(tmp_path / "results.csv", index=False)
+    write_tables(tmp_path)
+    return (tmp_path / "tables" / name).read_text(encoding="utf-8")
+
+
+TWO = (
+    ("a", "net", 0, "far", "x", 0.7),
+    ("a", "net", 0, "near", "y", 0.9),
+    ("b", "net", 0, "far", "x", 0.9),
+    ("b", "net", 0, "near", "y", 0.8),
+)
+
+
+def test_every_table_in_three_formats(tmp_path):
+    paths = write_tables(fake_run(tmp_path, 12, 12))
+    assert all(path.stat().st_size for path in paths)
+    names = {path.name for path in paths}
+    for stem in ("leaderboard_none", "ood_same-shift_fpr95", "ood_none_auroc_cnn", "corruption_none_auroc", "timing"):
+        assert {f"{stem}.md", f"{stem}.tex", f"{stem}.csv"} <= names
+    assert "misclassification_none_vit_tiny.md" in names
+
+
+def test_protocols_stay_apart(tmp_path):
+    write_tables(fake_run(tmp_path, 12, 12))
+    assert "confound_detector" not in (tmp_path / "tables/leaderboard_none.md").read_text()
+    assert "| outliers" in (tmp_path / "tables/leaderboard_same-shift.md").read_text()
+
+
+def test_best_first_and_bold_with_supervision(tmp_path):
+    lines = written(tmp_path, results(*TWO), "ood_none_auroc.md").splitlines()
+    assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
+        "method", "supervision", "mean", "near mean", "far mean", "y", "x"
+    ]  # fmt: skip
+    assert [c.strip() for c in lines[4].split("|")[1:-1]] == [
+        "b", "id-train", "**0.850**", "0.800", "**0.900**", "0.800", "**0.900**"
+    ]  # fmt: skip
+    assert [c.strip() for c in lines[5].split("|")[1:5]] == ["a", "id-train", "0.800", "**0.900**"]
+
+
+def test_lower_is_bold_where_lower_is_better(tmp_path):
+    table = results(*TWO)
+    text = written(tmp_path, pd.concat([table, table.assign(metric="fpr95")]), "ood_none_fpr95.csv")
+    assert text.splitlines()[1].startswith("b,")
+    row = (tmp_path / "tables/ood_none_fpr95.md").read_text().splitlines()[5]
+    assert row.split("|")[1].strip() == "a"
+    assert row.split("|")[3].strip() == "**0.800**"
+
+
+def test_all_that_look_equal_are_bold(tmp_path):
+    table = results(("a", "net", 0, "far", "x", 0.90001), ("b", "net", 0, "far", "x", 0.90002))
+    assert written(tmp_path, table, "ood_none_auroc.md").count("**0.900**") == 6
+
+
+def test_seeds_give_mean_and_sd_of_their_means(tmp_path):
+    rows = [("a", net, seed, "far", "x", value) for net, seed, value in
+            [("n", 0, 0.7), ("n", 1, 0.8), ("m", 0, 0.8), ("m", 1, 0.9)]]  # fmt: skip
+    assert "**0.800 ± 0.071**" in written(tmp_path, results(*rows), "ood_none_auroc.md")
+    assert r"\textbf{0.800 $\pm$ 0.071}" in (tmp_path / "tables/ood_none_auroc.tex").read_text()
+    assert "x sd" in (tmp_path / "tables/ood_none_auroc.csv").read_text()
+
+
+def test_a_mean_over_fewer_cells_is_starred_and_never_bold(tmp_path):
+    rows = [*TWO, ("c", "net", 0, "far", "x", 0.99)]
+    text = written(tmp_path, results(*rows), "ood_none_auroc.md")
+    c = next(line for line in text.splitlines() if line.startswith("| c"))
+    assert "0.990\\*" in c
+    assert "–" in c
+    assert "**0.990**" in c  # on x alone it is the best
+    assert "fewer cells" in text
+
+
+def test_latex_escapes_names(tmp_path):
+    tex = written(tmp_path, results(("a_b", "net", 0, "far", "x_y", 0.5)), "ood_none_auroc.tex")
+    assert "a\\_b & id-train" in tex
+    assert "x\\_y" in tex
+
+
+def test_leaderboard_weighs_groups_equally():
+    rows = [*TWO, ("a", "net", 0, "far", "z", 0.5), ("b", "net", 0, "far", "z", 0.9)]
+    board = leaderboard(results(*rows), "none")
+    assert board.columns.tolist() == ["method", "supervision", "near", "far", "mean"]
+    assert board["method"].tolist() == ["b", "a"]
+    assert board.set_index("method").loc["a", "mean"] == pytest.approx((0.9 + 0.6) / 2)
+
+
+def test_leaderboard_of_misclassification_alone():
+    board = leaderboard(results(*TWO).assign(task="misclassification", shift=None, group=None), "none")
+    assert board.columns.tolist() == ["method", "supervision", "misclassification", "mean"]
+
+
+def test_stale_tables_go_and_other_files_stay(tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for name in ("ood_none_auroc_gone.md", "notes.md"):
+        (folder / name).touch()
+    written(tmp_path, results(*TWO), "ood_none_auroc.md")
+    assert {p.name for p in folder.glob("*.md")} == {"ood_none_auroc.md", "leaderboard_none.md", "notes.md"}
+
+
+def test_no_results_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"no results\.csv"):
+        write_tables(tmp_path)
