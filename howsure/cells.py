@@ -15,7 +15,7 @@ from torch import Tensor
 from .data import Subset
 from .extract import Extractor, Split
 from .method import Method
-from .metrics import detection
+from .metrics import auroc
 from .network import Network
 from .protocol import FIT, TEST, VAL, Shift, gather, members, pseudo_unknowns, seen_outliers
 from .representations import ImageIds, Labels, Reps
@@ -127,14 +127,20 @@ class Scorer:
 
     def _validate(self, option: Method, protocol: Protocol, seen: tuple[Any, ...], known: Any) -> float:
         """AUROC of an option on validation images alone."""
-        state = self._state(option, known)
         if seen in (("pseudo-unknown",), ("synthetic",)):
-            inside, outside = self._from_training(option, seen[0], VAL)
-        else:
-            inside = self.bench.tuning_reps("test", option.needs, self.name)
-            outside = Reps.concat([self.bench.tuning_reps(s, option.needs, self.name) for s in seen])
-        pair = (_checked(option.score(reps, **state), "validation images") for reps in (inside, outside))
-        return detection(*pair, resamples=0)["auroc"].value
+            state = self._state(option, known)
+            pair = [_checked(option.score(r, **state), seen[0]) for r in self._from_training(option, seen[0], VAL)]
+            return auroc(*pair)
+        outside = np.concatenate([self._validation_scores(option, split, known) for split in seen])
+        return auroc(self._validation_scores(option, "test", known), outside)
+
+    def _validation_scores(self, option: Method, split: str, known: Any) -> np.ndarray:
+        key = ("validation", option, split, known)
+        if key not in self._scores:
+            reps = self.bench.tuning_reps(split, option.needs, self.name)
+            scores = option.score(reps, **self._state(option, known))
+            self._scores[key] = _checked(scores, f"validation images of '{split}'")
+        return self._scores[key]
 
     def _score(self, method: Method, split: str, known: Any) -> np.ndarray:
         key = (method, split, known)

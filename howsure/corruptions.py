@@ -120,7 +120,8 @@ def glass_blur(x: np.ndarray, glass: tuple[float, int, int], rng: Rng) -> np.nda
     sigma, reach, times = glass
     x = _smooth(x, sigma)
     height, width = x.shape[:2]
-    rows, columns = np.mgrid[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1]
+    inner = (slice(reach + 1, max(reach + 1, side - reach + 1)) for side in (height, width))
+    rows, columns = np.mgrid[tuple(inner)]
     for _ in range(times):
         dy, dx = rng.integers(-reach, reach, (2, *rows.shape))
         y_from, x_from = (rows + dy).clip(0, height - 1), (columns + dx).clip(0, width - 1)

@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -96,9 +97,10 @@ def _mlp(
         start = [generator.normal(0, shape[-1] ** -0.5, shape) * (len(shape) == 2) for shape in shapes]
         options = {"maxiter": steps, "maxfun": 2 * steps}
         problem = (rows, sign, weight, weight_decay, shapes)
-        best = minimize(
-            _loss, np.concatenate([p.ravel() for p in start]), problem, "L-BFGS-B", jac=True, options=options
-        )
+        with threadpool_limits(1):
+            best = minimize(
+                _loss, np.concatenate([p.ravel() for p in start]), problem, "L-BFGS-B", jac=True, options=options
+            )
         found.append(_parts(best.x, shapes))
     weight0, bias0, weight1, bias1 = zip(*found, strict=True)
     layers = (np.concatenate(weight0), np.concatenate(bias0), np.concatenate(weight1, 1) / members, np.mean(bias1, 0))

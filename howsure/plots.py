@@ -8,7 +8,6 @@ methods and of the ones that every paper compares with; heat map, histograms and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from .results import CellName, read_results, read_scores
 from .tables import headline, leaderboard, ordered, slug, tidy
@@ -36,6 +36,9 @@ TOP = 6
 SET_COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73", "errors": "#CC79A7"}
 SUPERVISION = {"none": ("o", "#56B4E9"), "id-train": ("s", "#0072B2"), "outliers": ("^", "#D55E00")}
 RADII = (7, 14, 22, 32, 44, 58)
+HALO = [withStroke(linewidth=2, foreground="white")]
+COLUMN = 0.36  # inches of a column of the heat map
+STAR_NOTE = "; * some cells missing"
 GRID = np.linspace(0, 1, 101)
 
 Groups = dict[str, str]
@@ -108,14 +111,15 @@ def heat_map(rows: pd.DataFrame, methods: Sequence[str], protocol: str) -> Figur
     means = rows.groupby(["method", "group", "column"])["value"].mean().unstack([1, 2])
     means = means.reindex(index=list(methods), columns=pd.MultiIndex.from_tuples(columns))
     values = means.to_numpy()
-    gaps = np.cumsum([0, *(a[0] != b[0] for a, b in pairwise(columns))]) * 0.35
-    left, bottom, top = _width(methods, 8) + 0.25, 0.75, _width([c for _, c in columns], 8) + 0.55
-    across, down = 0.36 * (len(columns) + gaps[-1]), 0.2 * len(methods)
+    x = _places([g for g, _ in columns])
+    starred = _starred(rows)
+    names = [starred.get(m, m) for m in methods]
+    left, bottom, top = _width(names, 8) + 0.25, 0.75, _width([c for _, c in columns], 8) + 0.55
+    across, down = COLUMN * (x[-1] + x[0] + 1), 0.2 * len(methods)
     figure = Figure(figsize=(max(left + across + 0.3, 5.2), bottom + down + top))
     axes = _axes(figure, left, bottom, across, down)
     colours = matplotlib.colormaps["cividis"].with_extremes(under="#D9D9D9", bad="white")
     norm = matplotlib.colors.Normalize(0.5, 1)
-    x = np.arange(len(columns)) + gaps
     for start, end in _runs([g for g, _ in columns]):
         edges = np.append(x[start:end] - 0.5, x[end - 1] + 0.5)
         mesh = axes.pcolormesh(edges, np.arange(len(methods) + 1) - 0.5, values[:, start:end], cmap=colours, norm=norm)
@@ -126,18 +130,36 @@ def heat_map(rows: pd.DataFrame, methods: Sequence[str], protocol: str) -> Figur
         )  # fmt: skip
     for (i, j), value in np.ndenumerate(values):
         text, ink = _number(value), "white" if 0.5 <= value < 0.72 else "black"
-        axes.text(x[j], i, text, ha="center", va="center", fontsize=6.5, color=ink)
-    axes.set(xlim=(-0.5, x[-1] + 0.5), ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)), xticks=x)
-    axes.set_yticklabels(methods, fontsize=8)
+        axes.text(float(x[j]), i, text, ha="center", va="center", fontsize=6.5, color=ink)
+    axes.set(xlim=(-0.5, x[-1] + x[0] + 0.5), ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)), xticks=x)
+    axes.set_yticklabels(names, fontsize=8)
     axes.set_xticklabels([c for _, c in columns], fontsize=8, rotation=90)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.tick_params(axis="x", pad=14)
     axes.spines[:].set_visible(False)
     bar = _axes(figure, left, 0.38, min(across, 3), 0.1)
     figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), cax=bar, orientation="horizontal", extend="min")
-    bar.set_title(f"AUROC, protocol {protocol}; grey: below 0.5", fontsize=8, loc="left", pad=3)
+    bar.set_title(
+        f"AUROC, protocol {protocol}; grey: below 0.5{STAR_NOTE * bool(starred)}", fontsize=8, loc="left", pad=3
+    )
     bar.tick_params(labelsize=7)
     return figure
+
+
+def _places(groups: Sequence[str]) -> np.ndarray:
+    """Where columns stand, in widths of a column: groups apart, each as wide as its name at least."""
+    places, end = [], 0.0
+    for start, stop in _runs(groups):
+        spare = max(0.35, _width([groups[start]], 8.5) / COLUMN + 0.35 - (stop - start))
+        places += [end + spare / 2 + i for i in range(stop - start)]
+        end = places[-1] + 1 + spare / 2
+    return np.array(places)
+
+
+def _starred(rows: pd.DataFrame) -> dict[str, str]:
+    """Names with a star of the methods that have fewer cells than others, and so other means."""
+    count = rows.groupby("method")["value"].count()
+    return {str(m): f"{m}*" for m in count.index[count < count.max()]}
 
 
 def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol: str) -> Figure:
@@ -174,7 +196,15 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     handles.append(Line2D([], [], color="#7F7F7F", linewidth=1, label="best for the cost"))
     figure.legend(handles=handles, loc="upper right", ncols=4, fontsize=8, frameon=False, bbox_to_anchor=(0.975, 0.985))
     first = [*front, *(i for i, m in enumerate(points.index) if m in BASELINES)]
-    _labels(axes, ratio, value, list(points.index), list(dict.fromkeys([*first, *range(len(points))])))
+    starred = _starred(rows)
+    figure.text(0.972, 0.015, "* mean over fewer shifts or backbones" * bool(starred), fontsize=8, ha="right")
+    _labels(
+        axes,
+        ratio,
+        value,
+        [starred.get(m, m) for m in points.index],
+        list(dict.fromkeys([*first, *range(len(points))])),
+    )
     return figure
 
 
@@ -231,7 +261,7 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     handles: list[Any] = [Patch(color="#BDBDBD", label="in-distribution")]
     handles += [Line2D([], [], color=_set_colour(k, kinds), linewidth=1.5, label=k) for k in kinds]
     figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False)
-    at_top = 1 - (0.3 if columns < 4 else 0.12) / figure.get_figheight()
+    at_top = 1 - (0.3 if columns < 4 else 0.09) / figure.get_figheight()
     figure.text(0.15 / figure.get_figwidth(), at_top, f"Scores, {title}", fontsize=9, va="top")
     return figure
 
@@ -277,7 +307,7 @@ def _roc(id_scores: np.ndarray, shift_scores: np.ndarray) -> np.ndarray:
         np.append(0, len(s) - np.searchsorted(np.sort(s), thresholds, "left")) / len(s)
         for s in (id_scores, shift_scores)
     ]
-    curve = np.interp(GRID, *flagged)
+    curve = np.interp(GRID, flagged[0], flagged[1])
     curve[0] = 0
     return curve
 
@@ -339,7 +369,7 @@ def _share_limits(panels: Sequence[Axes]) -> None:
 
 def _labels(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], order: Sequence[int]) -> None:
     """Names beside points, in that order, each where it covers no point and no other name; else it is left out."""
-    figure = axes.figure
+    figure = axes.get_figure(root=True)
     canvas = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()
     points = axes.transData.transform(np.column_stack([x, y]))
@@ -347,10 +377,18 @@ def _labels(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], orde
     taken = np.column_stack([points - 5, points + 5])
     scale = figure.dpi / 72
     for rank, i in enumerate(order):
-        text = axes.annotate(names[i], (x[i], y[i]), (0, 0), textcoords="offset points", fontsize=7, va="center")
+        text = axes.annotate(
+            names[i], (x[i], y[i]), (0, 0), textcoords="offset points", fontsize=7, va="center", path_effects=HALO
+        )
         box = text.get_window_extent(renderer)
         place = _free_place(
-            points[i], box.width, box.height, taken, frame.extents, scale, RADII if rank < len(order) / 4 else RADII[:4]
+            points[i],
+            box.width,
+            box.height,
+            taken,
+            np.asarray(frame.extents),
+            scale,
+            RADII if rank < len(order) / 4 else RADII[:4],
         )
         if place is None:
             text.remove()

@@ -185,7 +185,7 @@ def load_suite(name: str) -> Suite:
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:
     """The first problem as one line: file, line, key, what is wrong, and the nearest known key."""
-    problem = error.errors()[0]
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = [str(part) for part in problem["loc"]]
     line = _line(text, where)
     key = ".".join(where)

@@ -75,10 +75,14 @@ def leaderboard(results: pd.DataFrame, protocol: str) -> pd.DataFrame:
     Returns:
         Columns `method`, `supervision`, then those of `near`, `far`, other groups, `corruption` and
         `misclassification` that the results have, and `mean` over all of these but misclassification (over that where
-        there is nothing else). Equal weights: shifts within a group, then groups.
+        there is nothing else). Equal weights: shifts within a group, then groups. Where a method lacks cells that
+        others have, a column `note` says so.
     """
     table = _leaderboard(tidy(results), protocol)
-    return table.about.join(table.mean).reset_index(drop=True)
+    board = table.about.join(table.mean)
+    if table.partial["mean"].any():
+        board["note"] = table.partial["mean"].map({True: "fewer cells", False: ""})
+    return board.reset_index(drop=True)
 
 
 def tidy(results: pd.DataFrame) -> pd.DataFrame:
@@ -172,7 +176,7 @@ def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
         backbones = ordered(rows["backbone"])
         mean = rows.pivot_table(index="method", columns="backbone", values=list(wanted), aggfunc="mean")
         mean = mean.reindex(columns=[(w, b) for b in backbones for w in wanted])
-        mean.columns = [f"{b}: {wanted[w]}" for w, b in mean.columns]
+        mean.columns = [f"{b}: {wanted[w]}" for w, b in mean.columns.tolist()]
         ratio = rows.groupby("method")["ratio_to_forward"].mean()
         mean.insert(0, "x forward", ratio)
         about = pd.DataFrame(

@@ -19,8 +19,8 @@ class ASHB(Method):
     shape [N], higher means more uncertain.
 
     `percentile` per cent of each image's activations are pruned, here at the penultimate layer. Zeros among the largest
-    stay zeros and do not count in k (algorithm 2 sets non-zero values only): implementations that fill whichever zeros
-    a sort brings up give other logits when fewer than k activations are alive.
+    stay zeros and do not count in k, so that the score does not hang on which of equal zeros a sort brings up: OpenOOD
+    and pytorch-ood fill those, and differ where fewer than k activations are alive.
     """
 
     percentile: float = 90.0

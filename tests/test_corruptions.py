@@ -31,8 +31,6 @@ def test_fifteen_and_four_more_each_with_five_levels_for_small_and_large_images(
 def test_keeps_shape_and_type_and_the_image_given(kind, shape):
     image = picture(*shape[:2], shape[2] if len(shape) == 3 else 1).reshape(shape)
     before = image.copy()
-    if kind not in kinds(shape[2] if len(shape) == 3 else 1):
-        pytest.skip("colour only")
     for severity in SEVERITIES:
         out = corrupt(image, kind, severity, seed=3)
         assert out.shape == image.shape
@@ -57,7 +55,7 @@ def test_another_seed_gives_another_image(kind):
 
 @pytest.mark.parametrize("kind", [k for k in CORRUPTIONS if k not in ("elastic_transform", "spatter", "saturate", "glass_blur")])
 def test_severity_five_is_further_from_the_image_than_severity_one(kind):
-    image = np.random.default_rng(0).integers(40, 215, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    image = np.random.default_rng(0).integers(40, 215, (7, 7, 3)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
 
     def distance(severity):
         return np.mean([(corrupt(image, kind, severity, s).astype(float) - image) ** 2 for s in range(8)])

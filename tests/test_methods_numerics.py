@@ -183,7 +183,7 @@ def test_classes_never_predicted(name: str) -> None:
 
 @pytest.mark.parametrize("name", FITTED)
 def test_nothing_classified_correctly(name: str) -> None:
-    (h, y, head), (test_h, test_y, _) = images(), images(n=30, seed=1)
+    (h, _, head), (test_h, test_y, _) = images(), images(n=30, seed=1)
     z = h @ head.weight.T + head.bias
     scored(name, reps(h, (z.argmax(1) + 1) % 5, head, z), reps(test_h, test_y, head))
 

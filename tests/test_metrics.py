@@ -228,3 +228,8 @@ def test_a_thousand_resamples_of_twenty_thousand_scores_take_seconds():
     start = time.perf_counter()
     detection(low, high)
     assert time.perf_counter() - start < 10
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.lists(st.integers(0, 5), min_size=1, max_size=30))
+def test_auroc_alone_is_that_of_detection(known, shifted):
+    assert metrics.auroc(known, shifted) == pytest.approx(metrics.detection(known, shifted, resamples=0)["auroc"].value)

@@ -67,6 +67,12 @@ def test_best_and_baselines_are_chosen():
     assert plots._chosen(methods) == [*methods[: plots.TOP], "msp"]
 
 
+def test_columns_of_narrow_groups_make_room_for_their_names():
+    places = plots._places(["near", "misclassification-like", "far", "far"])
+    assert places[1] - places[0] > 2
+    assert places[3] - places[2] == pytest.approx(1)
+
+
 def test_constant_scores_have_a_histogram():
     got = plots._histogram({"x": (np.ones(5), np.ones(5))}, {"x": "far"})
     assert got["id"].sum() == got["far"].sum() == 1

@@ -32,8 +32,12 @@ TWO = (
 )
 
 
-def test_every_table_in_three_formats(tmp_path):
-    paths = write_tables(fake_run(tmp_path, 12, 12))
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return write_tables(fake_run(tmp_path_factory.mktemp("run"), 12, 12))
+
+
+def test_every_table_in_three_formats(paths):
     assert all(path.stat().st_size for path in paths)
     names = {path.name for path in paths}
     for stem in ("leaderboard_none", "ood_same-shift_fpr95", "ood_none_auroc_cnn", "corruption_none_auroc", "timing"):
@@ -41,10 +45,10 @@ def test_every_table_in_three_formats(tmp_path):
     assert "misclassification_none_vit_tiny.md" in names
 
 
-def test_protocols_stay_apart(tmp_path):
-    write_tables(fake_run(tmp_path, 12, 12))
-    assert "confound_detector" not in (tmp_path / "tables/leaderboard_none.md").read_text()
-    assert "| outliers" in (tmp_path / "tables/leaderboard_same-shift.md").read_text()
+def test_protocols_stay_apart(paths):
+    text = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    assert "confound_detector" not in text["leaderboard_none.md"]
+    assert "| outliers" in text["leaderboard_same-shift.md"]
 
 
 def test_best_first_and_bold_with_supervision(tmp_path):
@@ -102,6 +106,11 @@ def test_leaderboard_weighs_groups_equally():
     assert board.columns.tolist() == ["method", "supervision", "near", "far", "mean"]
     assert board["method"].tolist() == ["b", "a"]
     assert board.set_index("method").loc["a", "mean"] == pytest.approx((0.9 + 0.6) / 2)
+
+
+def test_leaderboard_says_who_lacks_cells():
+    board = leaderboard(results(*TWO, ("c", "net", 0, "near", "y", 0.5)), "none").set_index("method")
+    assert board["note"].to_dict() == {"b": "", "a": "", "c": "fewer cells"}
 
 
 def test_leaderboard_of_misclassification_alone():

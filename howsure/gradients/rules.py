@@ -30,9 +30,15 @@ RULES: dict[Any, tuple[tuple[str, ...], type[Rule]]] = {
     F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), LayerNorm),
     F.group_norm: (("input", "num_groups", "weight", "bias", "eps"), GroupNorm),
     F.rms_norm: (("input", "normalized_shape", "weight", "eps"), RMSNorm),
-    **dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__iadd__), (_PAIR, Add)),
-    **dict.fromkeys((torch.sub, torch.Tensor.sub, torch.Tensor.sub_, torch.Tensor.__isub__), (_PAIR, Sub)),
-    **dict.fromkeys((torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__imul__), (_PAIR, Mul)),
+    **dict.fromkeys((torch.add, torch.Tensor.add), (_PAIR, Add)),
+    **dict.fromkeys((torch.sub, torch.Tensor.sub), (_PAIR, Sub)),
+    **dict.fromkeys((torch.mul, torch.Tensor.mul), (_PAIR, Mul)),
+}
+
+OUT_OF_PLACE: dict[Any, Any] = {
+    **dict.fromkeys((torch.Tensor.add_, torch.Tensor.__iadd__), torch.add),
+    **dict.fromkeys((torch.Tensor.sub_, torch.Tensor.__isub__), torch.sub),
+    **dict.fromkeys((torch.Tensor.mul_, torch.Tensor.__imul__), torch.mul),
 }
 
 
@@ -40,6 +46,7 @@ def rule_for(
     func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool], strip: Callable[[Tensor], Tensor]
 ) -> tuple[Rule | None, dict[Any, Tensor]]:
     """The rule of this call and its weights by argument name, or None where only the general path is exact."""
+    func = OUT_OF_PLACE.get(func, func)
     if func not in RULES:
         return None, {}
     names, rule = RULES[func]

@@ -231,13 +231,10 @@ class Tracer(TorchFunctionMode):
         target = args[0]
         if id(target) in self.weights or id(target) in self.constants:
             raise NotImplementedError(f"{func.__name__}: a parameter, or a tensor made of parameters, is overwritten with data")
-        copy = target.clone()
-        if id(target) in self.data or not target.requires_grad:
-            self.data[id(copy)] = copy
         is_weight = lambda t: id(t) in self.weights  # noqa: E731
-        args = (copy, *args[1:])
         rule, weights = rule_for(func, args, kwargs, is_weight, self._strip)
         if rule is None:
+            args = (target.clone(), *args[1:])
             rule, weights = General.bind(func, args, kwargs, is_weight, self._strip, overwrites=True)
         out = self._site(rule, weights, func.__name__)
         self._before_overwrite(target)
