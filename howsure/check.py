@@ -263,9 +263,9 @@ def _same(a: Tensor, b: Tensor, when: str, exact: bool = False) -> None:
     if exact:
         assert torch.equal(a, b), f"scores differ {when}"
         return
-    scale = float(a.double().std(correction=0)) + 1e-6 * float(a.double().abs().max())
+    spread, rounding = float(a.double().std(correction=0)), 1e-6 * float(a.double().abs().max())
     gap = float((a.double() - b.double()).abs().max())
-    assert gap <= 1e-3 * scale, f"scores differ by {gap:.2g} {when} (their spread is {scale:.2g})"
+    assert gap <= 1e-3 * spread + rounding, f"scores differ by {gap:.2g} {when} (their spread is {spread:.2g})"
 
 
 def _outcome(contract: Callable[[Trial], None], trial: Trial) -> str | None:

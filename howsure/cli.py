@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
         howsure.main(arguments, prog_name="howsure", standalone_mode=False)
+        sys.exit(0)
     except UserError as error:
         _stop(str(error), 2)
     except click.exceptions.Exit as error:

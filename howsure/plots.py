@@ -169,13 +169,14 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     points = board.set_index("method")[["supervision"]].join(rows.groupby("method")["value"].mean())
     points = points.join(costs.groupby("method")["ratio_to_forward"].mean()).dropna()
     axes.set(xlabel="time an image / time of a forward pass (log scale)", ylabel="mean AUROC over all shifts")
-    axes.set_title(f"What a better score costs, protocol {protocol}", loc="left", fontsize=11)
+    axes.set_title(f"Protocol {protocol}", loc="left", fontsize=10)
     axes.grid(color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
     if points.empty:
         axes.text(0.5, 0.5, "no timing in this run", ha="center", transform=axes.transAxes)
         return figure
-    ratio, value = points["ratio_to_forward"].to_numpy(), points["value"].to_numpy()
+    names = _cost_names(points["value"], _starred(rows))
+    ratio, value = points["ratio_to_forward"].to_numpy(), np.maximum(points["value"].to_numpy(), 0.5)
     low, high = np.log10(ratio.min()), np.log10(ratio.max())
     pad = max(0.08 * (high - low), 0.05)
     span = max(value.max() - value.min(), 0.02)
@@ -186,26 +187,39 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     _plain_log_ticks(axes)
     front = _front(ratio, value)
     axes.step(ratio[front], value[front], where="post", color="#7F7F7F", linewidth=1, zorder=1)
-    for kind, (marker, colour) in SUPERVISION.items():
+    for kind in _kinds(points["supervision"]):
         of = (points["supervision"] == kind).to_numpy()
-        axes.scatter(
-            ratio[of], value[of], s=30, marker=marker, color=colour, edgecolor="white", linewidth=0.5, zorder=3
-        )
-    used = [k for k in SUPERVISION if (points["supervision"] == k).any()]
-    handles = [Line2D([], [], marker=SUPERVISION[k][0], color=SUPERVISION[k][1], linestyle="", label=k) for k in used]
-    handles.append(Line2D([], [], color="#7F7F7F", linewidth=1, label="best for the cost"))
-    figure.legend(handles=handles, loc="upper right", ncols=4, fontsize=8, frameon=False, bbox_to_anchor=(0.975, 0.985))
+        axes.plot(ratio[of], value[of], **_marker(kind), zorder=3)
+    _supervision_legend(figure, _kinds(points["supervision"]))
+    missing = "* mean over fewer shifts or backbones" if any("*" in name for name in names) else ""
+    figure.text(0.972, 0.015, missing, fontsize=8, ha="right")
     first = [*front, *(i for i, m in enumerate(points.index) if m in BASELINES)]
-    starred = _starred(rows)
-    figure.text(0.972, 0.015, "* mean over fewer shifts or backbones" * bool(starred), fontsize=8, ha="right")
-    _labels(
-        axes,
-        ratio,
-        value,
-        [starred.get(m, m) for m in points.index],
-        list(dict.fromkeys([*first, *range(len(points))])),
-    )
+    _labels(figure, axes, ratio, value, names, list(dict.fromkeys([*first, *range(len(points))])))
     return figure
+
+
+def _kinds(supervision: pd.Series) -> list[str]:
+    return sorted(supervision.unique(), key=lambda kind: (list(SUPERVISION).index(kind.partition("+")[0]), kind))
+
+
+def _marker(kind: str) -> dict[str, Any]:
+    """A marker for what a method was fitted on, hollow where its hyper-parameters were tuned on outliers."""
+    base, _, tuned = kind.partition("+")
+    marker, colour = SUPERVISION[base]
+    inside = "white" if tuned else colour
+    return {"marker": marker, "color": colour, "markerfacecolor": inside, "linestyle": "", "markersize": 5}
+
+
+def _supervision_legend(figure: Figure, kinds: Sequence[str]) -> None:
+    handles = [Line2D([], [], **_marker(kind), label=kind) for kind in kinds]
+    handles.append(Line2D([], [], color="#7F7F7F", linewidth=1, label="best for the cost"))
+    figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False, columnspacing=1)
+
+
+def _cost_names(values: pd.Series, starred: dict[str, str]) -> list[str]:
+    """Names of points; one below 0.5 is drawn there, to leave room for the others, and its value is named."""
+    names = map(str, values.index)
+    return [starred.get(m, m) + (f" ({_number(v)})" if v < 0.5 else "") for m, v in zip(names, values, strict=True)]
 
 
 def severity(rows: pd.DataFrame, chosen: Sequence[str], protocol: str) -> Figure:
@@ -249,7 +263,10 @@ def roc(curves: dict[tuple[str, str], np.ndarray], chosen: Sequence[str], protoc
 
 
 def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
-    """Scores of every method: in-distribution filled, shifted sets as outlines; each panel has its own scale."""
+    """Scores of every method: in-distribution filled, shifted sets as outlines; each panel has its own scale.
+
+    Scales are linear around the ID median and logarithmic far from it (asinh): many scores have long tails.
+    """
     columns = min(5, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(0.3 + 1.9 * columns, 0.65 + 1.15 * rows))
@@ -262,7 +279,7 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     handles += [Line2D([], [], color=_set_colour(k, kinds), linewidth=1.5, label=k) for k in kinds]
     figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False)
     at_top = 1 - (0.3 if columns < 4 else 0.09) / figure.get_figheight()
-    figure.text(0.15 / figure.get_figwidth(), at_top, f"Scores, {title}", fontsize=9, va="top")
+    figure.text(0.15 / figure.get_figwidth(), at_top, f"Scores (asinh scale), {title}", fontsize=9, va="top")
     return figure
 
 
@@ -294,10 +311,18 @@ def _histogram(
         sets.setdefault("id", [low])
         sets.setdefault(_group(shift, groups), []).append(high)
     values = {name: np.concatenate(many).astype(np.float64) for name, many in sets.items()}
+    values = dict(zip(values, _squeezed(list(values.values())), strict=True))
     ends = np.array([np.quantile(v, [0.005, 0.995]) for v in values.values()])
     low_end, high_end = ends[:, 0].min(), ends[:, 1].max()
     edges = np.linspace(low_end, high_end if high_end > low_end else low_end + 1, bins + 1)
     return {n: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for n, v in values.items()}
+
+
+def _squeezed(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """asinh of scores in quartile ranges from the median of the first set: linear near it, logarithmic far off."""
+    quarter, middle, three = np.quantile(values[0], [0.25, 0.5, 0.75])
+    scale = three - quarter or values[0].std() or 1.0
+    return [np.arcsinh((v - middle) / scale) for v in values]
 
 
 def _roc(id_scores: np.ndarray, shift_scores: np.ndarray) -> np.ndarray:
@@ -367,9 +392,10 @@ def _share_limits(panels: Sequence[Axes]) -> None:
         axes.set_ylim(low, 1.01)
 
 
-def _labels(axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], order: Sequence[int]) -> None:
+def _labels(
+    figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], order: Sequence[int]
+) -> None:
     """Names beside points, in that order, each where it covers no point and no other name; else it is left out."""
-    figure = axes.get_figure(root=True)
     canvas = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()
     points = axes.transData.transform(np.column_stack([x, y]))

@@ -128,6 +128,9 @@ class Reps(Mapping[Representation[Any], Any]):
             declared = ", ".join(map(repr, self._values)) or "nothing"
             raise UserError(f"{self._owner or 'a method'} reads {rep!r} but declares {declared}; add it to `needs`") from None
 
+    def __contains__(self, rep: object) -> bool:
+        return rep in self._values
+
     def __iter__(self) -> Iterator[Representation[Any]]:
         return iter(self._values)
 

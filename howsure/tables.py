@@ -175,8 +175,8 @@ def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
     for device, rows in timing.groupby("device", sort=False):
         backbones = ordered(rows["backbone"])
         mean = rows.pivot_table(index="method", columns="backbone", values=list(wanted), aggfunc="mean")
-        mean = mean.reindex(columns=[(w, b) for b in backbones for w in wanted])
-        mean.columns = [f"{b}: {wanted[w]}" for w, b in mean.columns.tolist()]
+        pairs = [(w, b) for b in backbones for w in wanted]
+        mean = mean.reindex(columns=pairs).set_axis([f"{b}: {wanted[w]}" for w, b in pairs], axis=1)
         ratio = rows.groupby("method")["ratio_to_forward"].mean()
         mean.insert(0, "x forward", ratio)
         about = pd.DataFrame(

@@ -49,7 +49,11 @@ def fake_run(
             )
             for protocol in protocols:
                 for i, method in enumerate(names):
-                    supervision = "outliers" if method == "confound_detector" else ("none", "id-train")[i % 2]
+                    supervision = (
+                        "outliers"
+                        if method == "confound_detector"
+                        else ("none", "id-train")[i % 2] + "+tuned" * (protocol != "none" and i % 3 == 0)
+                    )
                     if supervision == "outliers" and protocol == "none":
                         continue
                     base = {

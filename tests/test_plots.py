@@ -51,6 +51,13 @@ def test_roc_by_hand(id_scores, shift_scores, half):
     assert (curve[0], curve[-1]) == (0, 1)
 
 
+def test_long_tails_are_squeezed_and_order_is_kept():
+    near, far = plots._squeezed([np.array([0.0, 1, 2, 3, 4]), np.array([2.0, 1e12])])
+    assert near[2] == far[0] == 0
+    assert far[1] < 30
+    assert (np.diff(near) > 0).all()
+
+
 def test_front_holds_what_no_cheaper_one_beats():
     assert plots._front(np.array([1, 1, 2, 3, 4]), np.array([0.5, 0.6, 0.55, 0.7, 0.7])) == [1, 3]
 

@@ -12,6 +12,7 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from math import prod
 from typing import Any
@@ -24,6 +25,11 @@ from .gram import gram_sq_norms
 from .layout import Layout
 from .norm import channel_sums
 from .rule import Rule, merged, per_sample, sq_norm
+
+
+_SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
+_READ = 4  # one entry of a gradient written and squared
+_LARGE = 2**18  # entries of a weight above which grouped convolution loses to batched products on a CPU
 
 
 class Conv(Rule):
@@ -59,13 +65,12 @@ class Conv(Rule):
         o, i = self.arguments["weight"].shape[:2]
         g, length, size = self.groups, prod(self.maps), prod(self.saved["input"].shape[2:])
         offsets = prod(self.kernel)
-        gram = size * size * i * g + length * length * (o + 4 * offsets * g)
-        explicit = length * o * i * offsets + 4 * o * i * offsets
-        if i * g * size * size < 2**27 and gram < explicit:
+        gram = size * size * i * g + length * length * (o + _SHIFT * offsets * g)
+        explicit = length * o * i * offsets + _READ * o * i * offsets
+        if gram < explicit:
             return "gram"
-        if g == 1 and all(s == 1 for s in self.stride):
-            return "product"
-        return "grouped"
+        batched_product = g == 1 and (o * i * offsets > _LARGE or self.saved["input"].is_cuda)
+        return "product" if batched_product else "grouped"
 
     # -- gradients ----------------------------------------------------------------------------------------------
 
@@ -94,31 +99,39 @@ class Conv(Rule):
         if key == "bias":
             return per_sample(channel_sums(d), n)
         a = merged(self.input("input"), layout, n)
-        if self.groups == 1 and all(s == 1 for s in self.stride):
-            grads = self.product(d, a)
-        else:
-            grads = self.grouped(d, a)
-        return per_sample(grads, n)
+        rule = self.product if self.choose() == "product" else self.grouped
+        return per_sample(rule(d, a), n)
 
     def product(self, d: Tensor, a: Tensor) -> Tensor:
         if any(p for pair in self.pads for p in pair):
             a = F.pad(a, [p for pair in reversed(self.pads) for p in pair])
-        widths = a.shape[2:]
-        short = [w - m for w, m in zip(widths, self.maps, strict=True)]
-        # every dimension but the first is padded to the input's width; the last rows' tails are cut
-        if any(short[1:]):
-            d = F.pad(d, [v for s in reversed(short[1:]) for v in (0, s)])
-        d = d.flatten(2)
-        a = a.flatten(2)
-        steps = [prod(widths[k + 1 :]) for k in range(len(widths))]
-        length = d.shape[2] - sum(s * t for s, t in zip(short[1:], steps[1:], strict=True))
-        d = d[:, :, :length]
         o, i = self.arguments["weight"].shape[:2]
         out = d.new_empty(prod(self.kernel), d.shape[0], o, i)
-        for at, index in enumerate(product(*map(range, self.kernel))):
-            start = sum(x * e * s for x, e, s in zip(index, self.dilation, steps, strict=True))
-            torch.bmm(d, a[:, :, start : start + length].mT, out=out[at])
+        d, views = self.aligned(d, a)
+        for at, view in enumerate(views):
+            torch.bmm(d, view.mT, out=out[at])
         return out.permute(1, 2, 3, 0).reshape(-1, o, i, *self.kernel)
+
+    def aligned(self, d: Tensor, a: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+        """``d`` as ``[n, O, L]`` and, for each kernel offset, the padded input at its positions as ``[n, I, L]``."""
+        offsets = [
+            tuple(x * e for x, e in zip(index, self.dilation, strict=True)) for index in product(*map(range, self.kernel))
+        ]
+        if any(s != 1 for s in self.stride):
+            cuts = [
+                tuple(slice(x, x + s * (m - 1) + 1, s) for x, s, m in zip(at, self.stride, self.maps, strict=True))
+                for at in offsets
+            ]
+            return d.flatten(2), (a[(slice(None), slice(None), *cut)].flatten(2) for cut in cuts)
+        widths = a.shape[2:]
+        short = [w - m for w, m in zip(widths[1:], self.maps[1:], strict=True)]
+        steps = [prod(widths[k + 1 :]) for k in range(len(widths))]
+        if any(short):
+            d = F.pad(d, [v for s in reversed(short) for v in (0, s)])
+        length = prod(d.shape[2:]) - sum(s * t for s, t in zip(short, steps[1:], strict=True))
+        flat = a.flatten(2)
+        starts = [sum(x * s for x, s in zip(at, steps, strict=True)) for at in offsets]
+        return d.flatten(2)[:, :, :length], (flat[:, :, start : start + length] for start in starts)
 
     def grouped(self, d: Tensor, a: Tensor) -> Tensor:
         if any(before != after for before, after in self.pads):

@@ -15,6 +15,7 @@ from .caches import caches_aside
 from .general import pull_back
 from .layout import Layout, candidates, codes, explains
 from .ledger import Ledger
+from .rule import free_scratch
 from .trace import Site, Tracer, leaves
 
 Loss = Callable[[Tensor], Tensor]
@@ -116,6 +117,8 @@ def grad_sq_norms(
             if size <= 1:
                 raise
             limit = size // 2
+        finally:
+            free_scratch()
         torch.cuda.empty_cache()
         if on_restart is not None:
             on_restart()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .layout import Layout
-from .rule import Rule, merged, per_sample
+from .rule import Rule, merged, per_sample, scratch
 
 
 def channel_sums(t: Tensor) -> Tensor:
@@ -49,7 +49,8 @@ class BatchNorm(_Norm):
         mean, var = self.arguments["running_mean"], self.arguments["running_var"]
         scale = torch.rsqrt(var.to(d.dtype) + self.arguments.get("eps", 1e-5))
         x = merged(self.input("input"), layout, n)
-        return per_sample(channel_sums((x - mean.to(d.dtype).view(shape)).mul_(d)) * scale, n)
+        centred = torch.sub(x, mean.to(d.dtype).view(shape), out=scratch(x)).mul_(d)
+        return per_sample(channel_sums(centred) * scale, n)
 
     def settle(self) -> None:
         kept = {k: self.arguments[k] for k in ("running_mean", "running_var")}
@@ -81,7 +82,8 @@ class LayerNorm(_Norm):
         if key == "bias":
             return self.sums(d, layout, n)
         x = self.input("input")
-        return self.sums((x - self.mean.detach()).mul_(self.rstd.detach()).mul_(d), layout, n)
+        normed = torch.sub(x, self.mean.detach(), out=scratch(x)).mul_(self.rstd.detach()).mul_(d)
+        return self.sums(normed, layout, n)
 
 
 class RMSNorm(LayerNorm):

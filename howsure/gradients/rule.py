@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,6 +64,25 @@ class Rule:
         """A saved tensor, detached, in at least single precision."""
         t = self.saved[key].detach()
         return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+_scratch = threading.local()
+
+
+def scratch(like: Tensor) -> Tensor:
+    """Uninitialised memory in the shape of ``like``, the same each time: fresh pages cost as much as the arithmetic.
+
+    Each thread has its own. The content lasts until the next call.
+    """
+    kept = vars(_scratch).setdefault("kept", {})
+    key = (like.dtype, like.device)
+    if key not in kept or kept[key].numel() < like.numel():
+        kept[key] = like.new_empty(like.numel())
+    return kept[key][: like.numel()].view(like.shape)
+
+
+def free_scratch() -> None:
+    vars(_scratch).pop("kept", None)
 
 
 def sq_norm(t: Tensor) -> Tensor:

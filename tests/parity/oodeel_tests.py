@@ -1,0 +1,10 @@
+"""Our scores against oodeel's on the same network and images; it pins an old NumPy, so only `tox -e parity` runs this."""
+
+import pytest
+from parity.compare import Comparison, check
+from parity.with_oodeel import COMPARISONS
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda c: c.id)
+def test_parity(comparison: Comparison) -> None:
+    check(comparison)

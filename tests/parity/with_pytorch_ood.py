@@ -1,0 +1,198 @@
+"""Comparisons with pytorch-ood 0.4.0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_ood import detector as peer
+from pytorch_ood.detector.ash import ash_b, ash_p, ash_s
+from pytorch_ood.detector.scale import scale
+from scipy import stats
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .compare import Array, Comparison
+from .setting import Images, Setting
+
+DIM = 8
+
+
+def on_logits(detector: Any) -> Callable[[Setting], Tensor]:
+    """Scores of a detector that looks at logits."""
+    return lambda s: detector(None).predict_logits(s.test.z)
+
+
+def fitted_on_logits(detector: Any) -> Callable[[Setting], Tensor]:
+    """The same for one that is fitted."""
+    return lambda s: detector(None).fit_logits(s.train.z, s.train.y).predict_logits(s.test.z).detach()
+
+
+def fitted(make: Callable[[Setting], Any]) -> Callable[[Setting], Tensor]:
+    """Scores of a detector fitted on features."""
+    return lambda s: make(s).fit_features(s.train.h, s.train.y).predict_features(s.test.h)
+
+
+def maps(h: Tensor) -> Tensor:
+    """Features as 1×1 feature maps."""
+    return h[:, :, None, None]
+
+
+def flat_head(s: Setting) -> Callable[[Tensor], Tensor]:
+    """The last layer on 1×1 feature maps."""
+    return lambda x: s.head(x.flatten(1))
+
+
+def fitted_on_maps(make: Callable[[Setting], Any]) -> Callable[[Setting], Tensor]:
+    """Scores of a detector fitted on feature maps."""
+    return lambda s: make(s).fit_feature_maps(maps(s.train.h), s.train.y).predict_feature_maps(maps(s.test.h))
+
+
+def shaped(shape: Callable[..., Tensor], percentile: float) -> Callable[[Setting], Tensor]:
+    """Energy after shaping activations."""
+    return lambda s: -torch.logsumexp(s.head(shape(maps(s.test.h), percentile).flatten(1)), dim=1)
+
+
+def openmax(s: Setting) -> Tensor:
+    """OpenMax fitted on correctly classified images, as the paper has it."""
+    correct = s.train.z.argmax(1) == s.train.y
+    detector = peer.OpenMax(None, tailsize=20, alpha=10)
+    detector.fit_logits(s.train.z[correct].double(), s.train.y[correct])
+    return detector.predict_logits(s.test.z.double())
+
+
+def with_cosines(images: Images) -> Images:
+    """The same images with the cosines of features and axes for logits."""
+    return Images(images.h, normalize(images.h), images.y)
+
+
+def softer(images: Images) -> Images:
+    """The same images with logits so small that the peer clamps no probability."""
+    return Images(images.h, images.z / images.z.abs().max() * 5, images.y)
+
+
+def gen(s: Setting) -> Array:
+    """The paper's equation for gamma = 0.1 and all classes; `1 - p` as the sum of the others."""
+    z = s.test.z.double().numpy()
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    rest = np.stack([np.delete(p, c, 1).sum(1) for c in range(p.shape[1])], 1)
+    return np.sum(p**0.1 * rest**0.1, 1)
+
+
+def entropy(s: Setting) -> Array:
+    """Shannon's formula."""
+    log_p = s.test.z.double().log_softmax(1).numpy()
+    return -np.sum(np.exp(log_p) * log_p, 1)
+
+
+def temperature_scaling(s: Setting) -> Array:
+    """One minus the largest probability at the temperature that a golden-section search finds."""
+    z, y = s.train.z.double(), s.train.y
+    loss = lambda t: float(torch.nn.functional.cross_entropy(z / t, y))  # noqa: E731
+    best = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}).x
+    return 1 - (s.test.z.double() / best).softmax(1).amax(1).numpy()
+
+
+def gmm(s: Setting) -> Array:
+    """Minus the log likelihood under Gaussians whose covariances are shrunk halfway to the tied one."""
+    h, y, x = s.train.h.double().numpy(), s.train.y.numpy(), s.test.h.double().numpy()
+    classes = np.unique(y)
+    own = [np.cov(h[y == k].T, bias=True) for k in classes]
+    shares = [np.mean(y == k) for k in classes]
+    tied = sum(share * c for share, c in zip(shares, own, strict=True))
+    logs = [
+        math.log(share) + stats.multivariate_normal(h[y == k].mean(0), (c + tied) / 2).logpdf(x)
+        for k, c, share in zip(classes, own, shares, strict=True)
+    ]
+    return -np.logaddexp.reduce(np.stack(logs), axis=0)
+
+
+def vra(s: Setting) -> Array:
+    """The paper's piecewise function, 10th and 90th percentile of all activations, and energy."""
+    low, high = np.percentile(s.train.h.double().numpy(), [10, 90])
+    h = s.test.h.double().numpy()
+    h = np.where(h < low, 0, np.minimum(h, high))
+    z = h @ s.head.weight.double().numpy().T + s.head.bias.double().numpy()
+    return -np.logaddexp.reduce(z, axis=1)
+
+
+COMPARISONS = [
+    Comparison("msp", "MaxSoftmax", on_logits(peer.MaxSoftmax)),
+    Comparison("maxlogit", "MaxLogit", on_logits(peer.MaxLogit)),
+    Comparison("energy", "EnergyBased", on_logits(peer.EnergyBased)),
+    Comparison(
+        "energy",
+        "EnergyBased-T2",
+        lambda s: peer.EnergyBased(None, t=2.0).predict_logits(s.test.z),
+        {"temperature": 2.0},
+    ),
+    Comparison(
+        "entropy",
+        "Entropy",
+        on_logits(peer.Entropy),
+        differs="it raises probabilities to 1e-7 before the sum; equal where none is smaller (next row)",
+        formula=entropy,
+    ),
+    Comparison("entropy", "Entropy", on_logits(peer.Entropy), change=softer, note="logits at most 5"),
+    Comparison(
+        "gen",
+        "GEN",
+        on_logits(peer.GEN),
+        differs="it clamps probabilities to [1e-7, 1 - 1e-7], which adds up to 0.2 a class; equal where none is (next row)",
+        formula=gen,
+    ),
+    Comparison("gen", "GEN", on_logits(peer.GEN), change=softer, note="logits at most 5"),
+    Comparison(
+        "mcm",
+        "MCM",
+        lambda s: peer.MCM(None, torch.eye(s.test.h.shape[1])).predict_features(s.test.h),
+        {"tau": 1.0},
+        change=with_cosines,
+        note="on cosines, here of features and axes",
+    ),
+    Comparison(
+        "temperature_scaling",
+        "TemperatureScaling",
+        fitted_on_logits(peer.TemperatureScaling),
+        differs="its optimiser stops short of the temperature that minimises the loss",
+        formula=temperature_scaling,
+    ),
+    Comparison("klm", "KLMatching", fitted_on_logits(peer.KLMatching)),
+    Comparison("openmax", "OpenMax", openmax, note="the peer given correctly classified images only, as in the paper"),
+    Comparison("mahalanobis", "Mahalanobis", fitted(lambda s: peer.Mahalanobis(None))),
+    Comparison("rmd", "RMD", fitted(lambda s: peer.RMD(None))),
+    Comparison(
+        "gmm",
+        "GMM",
+        fitted(lambda s: peer.GMM(None)),
+        {"shrinkage": 0.5},
+        differs="it adds 1e-6 to each class's covariance; ours shrinks it towards the tied one",
+        formula=gmm,
+    ),
+    Comparison("vim", "ViM", fitted(lambda s: peer.ViM(None, DIM, s.head.weight, s.head.bias)), {"dim": DIM}),
+    Comparison("knn", "KNN", fitted(lambda s: peer.KNN(None, k=50)), {"k": 50}),
+    Comparison("she", "SHE", fitted(lambda s: peer.SHE(None, s.head))),
+    Comparison("nnguide", "NNGuide", fitted(lambda s: peer.NNGuide(None, s.head, k=10)), {"k": 10, "bank": 1.0}),
+    Comparison("fdbd", "fDBD", fitted(lambda s: peer.fDBD(None, s.head))),
+    Comparison("nci", "NCI", fitted(lambda s: peer.NCI(None, s.head, alpha=1e-3)), {"alpha": 1e-3}),
+    Comparison("pnml", "PNML", fitted(lambda s: peer.PNML(None, s.head))),
+    Comparison("react", "ReAct", fitted_on_maps(lambda s: peer.ReAct(maps, flat_head(s), percentile=0.9))),
+    Comparison("dice", "DICE", fitted(lambda s: peer.DICE(None, s.head.weight, s.head.bias, p=0.9))),
+    Comparison("ash_p", "ASH-P", shaped(ash_p, 0.9)),
+    Comparison("ash_b", "ASH-B", shaped(ash_b, 0.9)),
+    Comparison("ash_s", "ASH-S", shaped(ash_s, 0.9)),
+    Comparison("scale", "SCALE", shaped(scale, 0.85)),
+    Comparison("lts", "LTS", lambda s: peer.LTS(None, s.head, p=0.05).predict_features(s.test.h)),
+    Comparison(
+        "vra",
+        "VRA",
+        fitted_on_maps(lambda s: peer.VRA(maps, flat_head(s), 0.1, 0.9)),
+        differs="it lifts low activations to the low percentile (the paper zeroes them), and takes percentiles per feature",
+        formula=vra,
+    ),
+]
