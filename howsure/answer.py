@@ -50,7 +50,7 @@ def score_folder(
     below = torch.searchsorted(usual.sort().values, scores) / len(usual)
     names = list(getattr(source, "classes", ())) or [str(i) for i in range(network.num_classes)]
     table = pd.DataFrame({
-        "file": [str(file) for file, _ in folder.images.files],
+        "file": [str(file) for file in folder.images.files],
         "class": [names[i] for i in found[Logits()].argmax(1).tolist()],
         "score": scores.numpy(),
         "percentile": (100 * below).round(decimals=1).numpy(),

@@ -71,7 +71,7 @@ class ShiftSpec(_Table):
     @classmethod
     def _name_from_data(cls, values: Any) -> Any:
         if isinstance(values, dict) and "data" in values and "name" not in values:
-            return {**values, "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(str(values["data"])).stem).strip("-")}
+            return {**values, "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(str(values["data"]).rpartition(":")[2]).stem).strip("-")}
         return values
 
 

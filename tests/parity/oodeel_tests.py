@@ -1,4 +1,4 @@
-"""Our scores against oodeel's on the same network and images; it pins an old NumPy, so only `tox -e parity` runs this."""
+"""Our scores against oodeel's on the same network and images; run by `tox -e parity` alone, for its old NumPy."""
 
 import pytest
 from parity.compare import Comparison, check

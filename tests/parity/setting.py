@@ -1,4 +1,4 @@
-"""The network and the images on which scores are compared: real ones where they lie in $HOWSURE_DATA, digits otherwise."""
+"""Network and images on which scores are compared: real ones where they lie in $HOWSURE_DATA, digits otherwise."""
 
 from __future__ import annotations
 

@@ -12,10 +12,12 @@ from .setting import setting
 
 PAGE = """# Parity with other libraries
 
-Scores of this project against those of pytorch-ood 0.4.0 and oodeel 0.4.0, on the same features and logits: {setting},
-1,000 training images to fit on, 500 test images and 500 shifted ones. "Ranks" is Spearman's correlation of the two scores
-over all test images, "AUROC" ours minus the peer's. Where definitions agree the tests demand at least {ranks} and at most
-{auroc}; where a peer differs from the paper, they hold ours against the paper's formula written out.
+Scores of this project against those of pytorch-ood 0.4.0 and oodeel 0.4.0, on the same features and logits:
+{setting}; 1,000 training images to fit on, 500 test images and 500 shifted ones.
+
+"Ranks" is Spearman's correlation of the two scores over all test images, "AUROC" ours minus the peer's. Where
+definitions agree the tests demand at least {ranks} and at most {auroc}; where a peer differs from the paper, they hold
+ours against the paper's formula written out.
 
 {table}
 

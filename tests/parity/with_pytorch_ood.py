@@ -143,7 +143,7 @@ COMPARISONS = [
         "gen",
         "GEN",
         on_logits(peer.GEN),
-        differs="it clamps probabilities to [1e-7, 1 - 1e-7], which adds up to 0.2 a class; equal where none is (next row)",
+        differs="it clamps probabilities to [1e-7, 1 - 1e-7], up to 0.2 a class; equal where none is (next row)",
         formula=gen,
     ),
     Comparison("gen", "GEN", on_logits(peer.GEN), change=softer, note="logits at most 5"),
@@ -192,7 +192,7 @@ COMPARISONS = [
         "vra",
         "VRA",
         fitted_on_maps(lambda s: peer.VRA(maps, flat_head(s), 0.1, 0.9)),
-        differs="it lifts low activations to the low percentile (the paper zeroes them), and takes percentiles per feature",
+        differs="it lifts low activations to the low percentile (the paper: to 0), and takes percentiles per feature",
         formula=vra,
     ),
 ]
