@@ -154,7 +154,7 @@ class WideResNet(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3×3 convolutions; a 1×1 convolution as shortcut where the shape changes."""
+    """Batch norm and ReLU before each of two 3×3 convolutions; a 1×1 convolution as shortcut where shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class WideBlock(nn.Module):
 
 
 class DenseNetBC(nn.Module):
-    """`[N, 3, 32, 32] -> [N, num_classes]`: three dense blocks with bottlenecks, transitions that halve the channels."""
+    """`[N, 3, 32, 32] -> [N, num_classes]`: three dense blocks with bottlenecks; transitions halve the channels."""
 
     def __init__(self, depth: int, growth: int, num_classes: int) -> None:
         super().__init__()

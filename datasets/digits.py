@@ -19,7 +19,7 @@ from howsure import ArrayImages, Dataset, UserError
 SIDE = 8
 KNOWN = tuple("01234567")
 UPPER, LOWER = "ABCDEFGHJKLMNPQRTUVWXY", "abdefghjmnqrty"
-"""Letters that can be told from digits (no I, O, S, Z, i, l) and, once scaled to one height, from each other's capital."""
+"""Letters that can be told from digits (no I, O, S, Z, i, l) and, scaled to one height, from the other case."""
 
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -95,7 +95,8 @@ class Noise(Dataset):
         rng = np.random.default_rng(0)
         uniform = rng.integers(0, 256, (300, SIDE, SIDE))
         gaussian = rng.normal(127.5, 64, (300, SIDE, SIDE)).round().clip(0, 255)
-        return ArrayImages(np.concatenate([uniform, gaussian]).astype(np.uint8), np.repeat([0, 1], 300), where=self.name)
+        x = np.concatenate([uniform, gaussian]).astype(np.uint8)
+        return ArrayImages(x, np.repeat([0, 1], 300), where=self.name)
 
 
 @cache

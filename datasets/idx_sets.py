@@ -73,7 +73,7 @@ class MNIST(_Idx):
 
 
 class FashionMNIST(_Idx):
-    """Articles of clothing. Xiao et al., 2017, arXiv:1708.07747. Debian's package `dataset-fashion-mnist` serves too."""
+    """Articles of clothing. Xiao et al., 2017, arXiv:1708.07747. Debian's `dataset-fashion-mnist` serves too."""
 
     name = "fashion-mnist"
     folder = "FashionMNIST"
@@ -108,7 +108,7 @@ class EMNISTLetters(_Idx):
 def read_idx(file: Path) -> np.ndarray:
     """An IDX file of bytes as a uint8 array. Raises UserError where it is truncated or no such file.
 
-    Format: two zero bytes, 8 (unsigned byte), the number of sides, each side as a big-endian 32-bit integer, the values.
+    Format: two zero bytes, 8 (unsigned byte), the number of sides, each side as a big-endian 32-bit integer, values.
     """
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -154,12 +154,13 @@ def snow(x: np.ndarray, flakes: tuple[float, float, float, float, int, float, fl
 def frost(x: np.ndarray, mix: tuple[float, float], rng: Rng) -> np.ndarray:
     """A piece of the ice texture, of random brightness, added to the dimmed image.
 
-    For small images the texture is shrunk fivefold, as the authors did; their five photographs differ as much in brightness.
+    For small images the texture is shrunk fivefold, as the authors did; their photographs differ as much.
     """
     height, width = x.shape[:2]
-    texture = _ice(5 if max(height, width) <= SMALL else 1, max(height, width))
+    shrink = 5 if max(height, width) <= SMALL else 1
+    texture = _ice(shrink, -(-max(height, width) // 128) * 128)
     top, left = (rng.integers(0, have - want + 1) for have, want in zip(texture.shape, (height, width), strict=False))
-    piece = texture[top : top + height, left : left + width] * rng.uniform(0.6, 1.4)
+    piece = texture[top : top + height, left : left + width] * rng.uniform(0.7, 1.3)
     return mix[0] * x + mix[1] * (piece if x.shape[2] == 3 else _grey(piece))
 
 
@@ -240,7 +241,7 @@ def _relief(wet: np.ndarray) -> np.ndarray:
     if not border.any():
         return np.zeros(wet.shape)
     distance = ndimage.uniform_filter(ndimage.distance_transform_edt(~border).clip(0, 20), 3, mode="mirror").round()
-    levels, inverse, counts = np.unique(distance, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(distance, return_inverse=True, return_counts=True)
     below = counts.cumsum() - counts[0]
     equalised = (255 * below / max(below[-1], 1))[inverse.reshape(wet.shape)]
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
@@ -340,7 +341,7 @@ def _plasma(side: int, decay: float, rng: Rng) -> np.ndarray:
     return (cloud / max(cloud.max(), 1e-12)).astype(np.float32)
 
 
-def _diamond_square(cloud: np.ndarray, step: int, half: int):  # type: ignore[no-untyped-def]
+def _diamond_square(cloud: np.ndarray, step: int, half: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The three sets of points to set at one step, each with the sum of its four neighbours."""
     corner, middle = cloud[::step, ::step], cloud[half::step, half::step]
     right = corner + np.roll(corner, -1, axis=0)
@@ -350,32 +351,31 @@ def _diamond_square(cloud: np.ndarray, step: int, half: int):  # type: ignore[no
 
 
 @cache
-def _ice(shrink: int, at_least: int) -> np.ndarray:
-    """A texture of ice crystals, `[side, side, 3]` in 0 to 1, always the same.
+def _ice(shrink: int, side: int) -> np.ndarray:
+    """A texture of ice crystals, `[side, side, 3]` in 0 to 1, always the same; made `shrink` times larger, then shrunk.
 
     Cells around random seeds; in each, needles run in a direction of its own and brighten towards the cell's edge. Two
     sizes of cells are added on soft clouds, bluish white, of about the brightness and spread of photographs of frost.
     """
     rng = np.random.default_rng(20190327)
-    side = max(320, at_least + 64) * (shrink if shrink > 1 else 1)
-    side = min(side, 1600) if shrink > 1 else side
+    side *= shrink
     rows, columns = np.mgrid[:side, :side]
     points = np.stack([rows.ravel(), columns.ravel()], axis=1)
     height = np.zeros(side * side)
     for cells, weight in ((40, 0.5), (400, 0.35)):
         seeds = rng.uniform(0, side, (cells, 2))
-        (near, next_near), which = (part.T if i == 0 else part for i, part in enumerate(cKDTree(seeds).query(points, 2)))
-        own = which[:, 0]
+        distances, nearest = cKDTree(seeds).query(points, 2)
+        own, gap = nearest[:, 0], distances[:, 1] - distances[:, 0]
         angle, pitch = rng.uniform(0, np.pi, cells)[own], rng.uniform(3, 7, cells)[own]
         across = points[:, 0] * np.cos(angle) + points[:, 1] * np.sin(angle)
         needles = (0.5 + 0.5 * np.cos(2 * np.pi * across / pitch)) ** 2
-        edge = np.exp(-(next_near - near) / (0.15 * side / np.sqrt(cells)))
+        edge = np.exp(-gap / (0.15 * side / np.sqrt(cells)))
         height += weight * (0.6 * needles * rng.uniform(0.2, 1, cells)[own] + 0.8 * edge)
     clouds = ndimage.gaussian_filter(rng.normal(size=(side, side)), side / 12, mode="wrap")
     grain = ndimage.gaussian_filter(rng.normal(size=(side, side)), 1.2)
-    texture = height.reshape(side, side) + 0.35 * clouds / clouds.std() * 0.5 + 0.12 * grain / grain.std()
+    texture = height.reshape(side, side) + 0.17 * clouds / clouds.std() + 0.12 * grain / grain.std()
     texture = ndimage.uniform_filter(texture, shrink)[::shrink, ::shrink] if shrink > 1 else texture
-    texture = 0.56 + 0.14 * (texture - texture.mean()) / texture.std()
+    texture = 0.64 + 0.13 * (texture - texture.mean()) / texture.std()
     tint = np.array([0.90, 1.0, 1.06])
     return (texture[..., None] * tint).clip(0, 1).astype(np.float32)
 

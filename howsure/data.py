@@ -177,6 +177,31 @@ class Subset(Images):
         return hashlib.sha256(self.images.fingerprint.encode() + self.indices.tobytes()).hexdigest()
 
 
+class Joined(Images):
+    """Several sets one after the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part][index - int(self._ends[part]) + len(self.parts[part])]
+
+    @cached_property
+    def y(self) -> np.ndarray:  # type: ignore[override]
+        return np.concatenate([part.y for part in self.parts])
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return hashlib.sha256(" ".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+
 class Dataset:
     """A source of images. Subclasses give `split`; those that live on disk also `status` and `fetch`.
 

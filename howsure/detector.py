@@ -36,7 +36,7 @@ def fit_detector(
     outliers: Tensor,
     kind: Kind = "mlp",
     hidden: int = 32,
-    weight_decay: float = 1e-3,
+    weight_decay: float = 0.01,
     members: int = 4,
     steps: int = 60,
     seed: int = 0,
@@ -85,8 +85,9 @@ def _mlp(
 ) -> dict[str, Tensor]:
     """Mean of several networks of one hidden layer, which is one such network, `members * hidden` wide.
 
-    Each minimises the balanced cross-entropy plus `weight_decay / 2` times the squared norm of its weights, from weights
-    of its own, by at most `steps` steps of L-BFGS on all rows: for a few thousand rows faster than random mini-batches.
+    Each minimises the balanced cross-entropy plus `weight_decay / 2` times the squared norm of its weights, from
+    weights of its own, by at most `steps` steps of L-BFGS on all rows, which a few thousand rows make faster than
+    random mini-batches.
     """
     generator = np.random.default_rng(seed)
     rows, sign = x.numpy(), np.where(y.numpy() == 1, 1, -1).astype(np.float32)

@@ -239,9 +239,12 @@ class Extractor:
 
 
 def source_of(cls: type) -> str:
-    """A hash of the file that defines a class: editing it makes what was stored under it miss."""
+    """A hash of the file that defines a class and of the shared files beside it (`_*.py`): editing one makes what was
+    stored under it miss."""
     file = inspect.getsourcefile(cls)
-    return _hash_file(file) if file else cls.__qualname__
+    if file is None:
+        return cls.__qualname__
+    return make_key(*map(_hash_file, [file, *sorted(map(str, Path(file).parent.glob("_*.py")))]))
 
 
 @cache

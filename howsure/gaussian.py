@@ -9,10 +9,9 @@ from torch import Tensor
 def class_means(x: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean of each class, `[num_classes, D]`, float64; that of all rows for a class without any."""
     x = x.double()
-    onehot = torch.zeros(num_classes, len(x), dtype=x.dtype)
-    onehot[labels, torch.arange(len(x))] = 1
-    counts = onehot.sum(1, keepdim=True)
-    return torch.where(counts > 0, onehot @ x / counts.clamp_min(1), x.mean(0))
+    counts = torch.bincount(labels, minlength=num_classes).unsqueeze(1)
+    sums = torch.zeros(num_classes, x.shape[1], dtype=x.dtype).index_add_(0, labels, x)
+    return torch.where(counts > 0, sums / counts.clamp_min(1), x.mean(0))
 
 
 def whitener(centred: Tensor, shrinkage: float = 0.0) -> Tensor:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .cells import Bench, CellError, Scorer, refusal, seeded
 from .corruptions import CORRUPTIONS
-from .data import Subset, cache_root
+from .data import Subset, cache_root, data_root
 from .errors import MissingData, UserError
 from .extract import Extractor, Split, accuracy, batches, fingerprint, source_of, union
 from .method import Method
@@ -156,16 +156,23 @@ class Run:
 
             return load_network(
                 spec.name, spec.use, num_classes=self._classes, base=self.suite.base, mean=spec.mean, std=spec.std,
-                size=spec.size, checkpoint=spec.checkpoint, members=spec.members, device=self.device,
+                size=spec.size, checkpoint=self._checkpoint(spec), members=spec.members, device=self.device,
                 train_images=splits["train"].images, test_images=splits["test"].images, seed=seed, progress=progress,
             )  # fmt: skip
 
+    def _checkpoint(self, spec: BackboneSpec) -> str | None:
+        """The checkpoint's path: from the suite's folder, else from the data root where there is such a file."""
+        if spec.checkpoint is None or (self.suite.base / spec.checkpoint).exists():
+            return spec.checkpoint
+        in_data = data_root() / spec.checkpoint
+        return str(in_data.resolve()) if in_data.is_file() else spec.checkpoint
+
     def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
         """One pass over each split for the union of what all methods need; the training split first."""
-        needed = [ImageIds(), Labels(), *union(tuple(m.needs) for m in methods.values())]
-        needed = list(dict.fromkeys(needed))
+        read = (ImageIds(), Labels(), Logits())
+        needed = list(dict.fromkeys(rep for m in (read, *(m.needs for m in methods.values())) for rep in m))
         fitted = [rep for rep in needed if rep.needs]
-        plain = [rep for rep in needed if not rep.needs]
+        plain = [rep for rep in union([needed]) if not rep.needs]
         total = sum(map(len, bench.splits.values()))
         with self._bar(total, f"{bench.network.name}: passes", "image") as bar:
             bench.extractor(bench.splits["train"], plain, bar.update)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .backbone import InputSpec
-from .layers import find_head
+from .layers import find_head, stages
 
 RESAMPLING = {m.name.lower(): m for m in Image.Resampling}
 
@@ -46,6 +46,11 @@ class Network:
     @cached_property
     def head(self) -> str | None:
         return find_head(self.model, self.example())
+
+    @cached_property
+    def stages(self) -> list[str]:
+        """Names of the layers at the ends of its stages, found by rule (`howsure.layers.stages`)."""
+        return stages(self.model, self.example())
 
     @cached_property
     def digest(self) -> str:

@@ -91,7 +91,8 @@ def load_network(
         network = Network(name, plan.build(), plan.input, num_classes)
         load_checkpoint(network, base / Path(checkpoint).expanduser())
     elif plan.backbone is not None:
-        trainer = _Trainer(use, plan.backbone, plan.input, num_classes, train_images, test_images, device, cache, progress)
+        data = train_images, test_images
+        trainer = _Trainer(use, plan.backbone, plan.input, num_classes, *data, device, cache, progress)
         network = trainer(name, seed)
         network.members = [trainer(name, seed + 1000 * (i + 1)).model for i in range(members)]
     else:
@@ -269,7 +270,8 @@ def _override(own: InputSpec, asked: dict[str, Any], use: str) -> InputSpec:
         changes["crop"] = 1.0
     spec = replace(own, **changes)
     if len(spec.mean) != len(spec.std) or len(spec.mean) not in (1, 3):
-        raise UserError(f"{use}: mean and std need one value a channel, 1 or 3; got {len(spec.mean)} and {len(spec.std)}")
+        lengths = f"{len(spec.mean)} and {len(spec.std)}"
+        raise UserError(f"{use}: mean and std need one value a channel, 1 or 3; got {lengths}")
     if min(spec.std) <= 0:
         raise UserError(f"{use}: std must be above 0; got {list(spec.std)}")
     return spec
@@ -309,7 +311,8 @@ class _Trainer:
 
     def record(self, network: Network, seed: int) -> dict[str, Any]:
         """What is kept beside the weights."""
-        assert self.images is not None and self.backbone.recipe is not None
+        assert self.images is not None
+        assert self.backbone.recipe is not None
         record: dict[str, Any] = {
             "use": self.use,
             "seed": seed,
@@ -334,13 +337,14 @@ class _Trainer:
 
 
 def _cached(network: Network, file: Path) -> dict[str, Any] | None:
-    """Load kept weights into the network; returns their record, or None where there are none (or only a damaged file)."""
+    """Load kept weights into the network; returns their record, or None where there are none, or damaged ones."""
     record = file.with_name("network.json")
     if not (file.is_file() and record.is_file()):
         return None
     with suppress(UserError, ValueError, OSError):
+        kept = json.loads(record.read_text(encoding="utf-8"))
         load_checkpoint(network, file)
-        return json.loads(record.read_text(encoding="utf-8"))
+        return kept
     return None
 
 
@@ -417,7 +421,9 @@ def _check_output(network: Network, use: str) -> None:
         out = network.model(network.example())
     except Exception as error:
         why = str(error).partition("\n")[0][:200]
-        raise UserError(f"{use}: fails on images of {shape} (channels, height, width): {why}; check size, mean, std") from error
+        raise UserError(
+            f"{use}: fails on images {shape} (channels, height, width): {why}; check size and mean"
+        ) from error
     if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 2:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise UserError(f"{use}: must map [2, {', '.join(map(str, shape))}] to logits [2, classes]; got {got}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .layers import by_channel, module, norm_layers, stages
+from .layers import by_channel, module, norm_layers
 from .losses import Confound, Loss
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class LayerMeans(Representation[dict[str, Tensor]]):
     layers: tuple[str, ...] | None = None
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        names = self.layers or stages(network.model, network.example())
+        names = self.layers or network.stages
         return tuple(Tap(name, channel_means) for name in names)
 
     def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:

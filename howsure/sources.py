@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .data import ArrayImages, Dataset, FolderImages
+from .data import ArrayImages, Dataset, FolderImages, Images
 from .errors import MissingData, UserError
 from .plugins import DATASETS
 
@@ -41,10 +41,11 @@ class ImageFolder(Dataset):
 
     @cached_property
     def classes(self) -> list[str]:  # type: ignore[override]
-        return self._classes or FolderImages(self.parts.get("train", next(iter(self.parts.values()), self.path))).classes
+        first = next(iter(self.parts.values()), self.path)
+        return self._classes or FolderImages(self.parts.get("train", first)).classes
 
     def split(self, name: str) -> FolderImages:
-        """The images of a split. Raises UserError where there is no such split, no image, or a class unknown to train."""
+        """The images of a split. Raises UserError where there is no such split, no image, or a class not in train."""
         if not self.parts:
             return FolderImages(self.path, self._classes)
         if name not in self.parts:
@@ -53,6 +54,22 @@ class ImageFolder(Dataset):
 
     def missing(self) -> str | None:
         return None if self.path.is_dir() else f"{self.path}: no such folder; put the images there or name another"
+
+
+class Part(Dataset):
+    """`NAME:KIND:SEVERITY`: the images of one kind and severity of a published corrupted set."""
+
+    source = "folder"
+
+    def __init__(self, whole: Any, kind: str, severity: int) -> None:
+        self.whole, self.kind, self.severity = whole, kind, severity
+        self.name, self.classes = f"{whole.name}:{kind}:{severity}", whole.classes  # type: ignore[misc]
+
+    def split(self, name: str) -> Images:
+        return self.whole.at(self.kind, self.severity)
+
+    def missing(self) -> str | None:
+        return self.whole.missing()
 
 
 class Npz(Dataset):
@@ -95,7 +112,7 @@ class Npz(Dataset):
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 lacking = [key for key in ("x", "y") if key not in arrays]
                 if lacking:
                     has = ", ".join(arrays.files) or "nothing"
@@ -103,14 +120,14 @@ class Npz(Dataset):
                 return arrays["x"], arrays["y"]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
             why = str(error).partition("\n")[0]
-            raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why}); save it with np.savez") from error
+            raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why}); use np.savez") from error
 
 
 SCHEMES = ("imagefolder", "npz")
 
 
 def resolve(spec: str, base: Path = Path(), classes: Sequence[str] | None = None) -> Dataset:
-    """The data set that `spec` names: a registered name, `imagefolder:PATH` or `npz:PATH`.
+    """The data set that `spec` names: a registered name, `imagefolder:PATH`, `npz:PATH` or `NAME:KIND:SEVERITY`.
 
     Args:
         base: the folder that a relative PATH is taken from.
@@ -126,6 +143,11 @@ def resolve(spec: str, base: Path = Path(), classes: Sequence[str] | None = None
             raise UserError(f"'{spec}': give a path after the colon, as in {scheme}:PATH")
         place = base / Path(path).expanduser()
         return Npz(place) if scheme == "npz" else ImageFolder(place, classes)
+    if colon and scheme in DATASETS and hasattr(DATASETS[scheme], "at"):
+        kind, _, severity = path.partition(":")
+        if not severity.isdecimal():
+            raise UserError(f"'{spec}': write {scheme}:KIND:SEVERITY, as in {scheme}:fog:3")
+        return Part(DATASETS[scheme](), kind, int(severity))
     if spec not in DATASETS and (base / spec).exists():
         kind = "npz" if spec.endswith(".npz") else "imagefolder"
         raise UserError(f"'{spec}' is a path; write {kind}:{spec}")

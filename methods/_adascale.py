@@ -58,7 +58,7 @@ class _AdaScale(Method):
     grid = {"percentile": tuple(combinations(LEVELS, 2))}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (Features(), PerturbedFeatures(self.o), Head())
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

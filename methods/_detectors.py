@@ -14,7 +14,7 @@ from howsure.detector import Kind, fit_detector, score_detector
 class _Detector(Method):
     kind: Kind = "mlp"
     hidden: int = 32
-    weight_decay: float = 1e-3
+    weight_decay: float = 0.01
     seed: int = 0
 
     supervision = "outliers"

@@ -1,13 +1,33 @@
-"""Gaussians of the classes that occur."""
+"""Gaussians of the classes that occur, in the directions that features of single precision can tell apart."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from howsure.gaussian import whitener
+
+ROUNDING = torch.finfo(torch.float32).eps
 
 
 def present_classes(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Means `[K, D]` of the K classes with images, and features minus their class's mean `[N, D]`, both float64."""
     x = features.double()
-    present, index, counts = labels.long().unique(return_inverse=True, return_counts=True)
-    means = x.new_zeros(len(present), x.shape[1]).index_add_(0, index, x) / counts[:, None]
+    _, index, counts = labels.long().unique(return_inverse=True, return_counts=True)
+    groups = x[index.argsort(stable=True)].split(counts.tolist())
+    means = torch.stack([group.mean(0) for group in groups])
     return means, x - means[index]
+
+
+def whiten(centred: Tensor, shrinkage: float = 0.0) -> Tensor:
+    """`W [D, K]`, float64, with `W Wᵀ` the pseudo-inverse covariance of centred rows `[N, D]`.
+
+    Left out are the directions whose variance is below 1.2e-7 (single precision) of the largest: there the rounding of
+    the network itself would be magnified, as behind a layer norm, whose outputs are linearly dependent.
+    """
+    columns = whitener(centred, shrinkage)
+    per_sd = columns.norm(dim=0)
+    kept = per_sd > 0
+    if bool(kept.any()):
+        kept &= per_sd.square() <= per_sd[kept].amin().square() / ROUNDING
+    return columns[:, kept]

@@ -103,7 +103,7 @@ class ActPrint(Method):
     supervision = "id-train"
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (MomentDistances(self.shrinkage), Logits(), ImageIds())
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

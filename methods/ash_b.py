@@ -20,7 +20,7 @@ class ASHB(Method):
 
     `percentile` per cent of each image's activations are pruned, here at the penultimate layer. Zeros among the largest
     stay zeros and do not count in k, so that the score does not hang on which of equal zeros a sort brings up: OpenOOD
-    and pytorch-ood fill those, and differ where fewer than k activations are alive.
+    and pytorch-ood fill those, and differ where fewer than k activations are alive. Negative activations count as 0.
     """
 
     percentile: float = 90.0
@@ -31,6 +31,6 @@ class ASHB(Method):
     def score(self, reps: Reps) -> Tensor:
         h = reps[Features()].double()
         values, index = largest(h, self.percentile)
-        alive = (values != 0).double()
-        values = alive * h.sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp_min(1)
+        alive = (values > 0).double()
+        values = alive * h.relu().sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp_min(1)
         return energy(torch.zeros_like(h).scatter(1, index, values), reps[Head()])

@@ -29,7 +29,7 @@ class ConfoundNorm(Method):
     mode: Literal["sum", "normalised", "log"] = "sum"
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (GradNorms(self.loss), *([ParameterSizes()] if self.mode == "normalised" else []))
 
     def score(self, reps: Reps) -> Tensor:

@@ -29,7 +29,7 @@ class ConfoundDetector(_Detector):
     log: bool = True
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (GradNorms(self.loss),)
 
     def vectors(self, reps: Reps) -> Tensor:

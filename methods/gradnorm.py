@@ -31,7 +31,7 @@ class GradNorm(Method):
     grid = {"temperature": (0.5, 1.0, 2.0, 4.0)}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         if self.layers is None:
             return (Features(), Logits())
         norms = ChosenGradL1 if self.norm == "l1" else ChosenGradNorms

@@ -74,7 +74,7 @@ class GradPrint(Method):
     test_params = {"columns": 16}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (GradNorms(Uniform()), ShiftGrads(Predicted(), self.columns), Logits())
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class GradVectorKNN(Method):
     grid = {"k": (10, 50, 100, 200)}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (GradNorms(self.loss),)
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

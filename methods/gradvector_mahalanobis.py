@@ -31,7 +31,7 @@ class GradVectorMahalanobis(Method):
     supervision = "id-train"
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (GradNorms(self.loss), Logits())
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

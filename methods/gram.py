@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
-from howsure.layers import by_channel, stages
+from howsure.layers import by_channel
 
 POWERS = 10
 FLOOR = 1e-6
@@ -33,11 +33,11 @@ class GramRows(Representation[dict[str, Tensor]]):
     layers: tuple[str, ...] | None = None
 
     def skip(self, network: Network) -> str | None:
-        found = self.layers or stages(network.model, network.example())
+        found = self.layers or network.stages
         return None if found else "Gram matrices need a feature map; the network has none"
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        names = self.layers or stages(network.model, network.example())
+        names = self.layers or network.stages
         return tuple(Tap(name, gram_rows) for name in names)
 
     def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class Gram(Method):
     grid = {"power": (1, 2, 5, 10)}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (GramRows(self.layers), Logits())
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

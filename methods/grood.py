@@ -76,7 +76,7 @@ class Grood(Method):
     grid = {"k": (1, 5, 10)}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (Features(), Logits(), Labels(), MixedFeatures(self.lam))
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

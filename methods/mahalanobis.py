@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from howsure import Features, Labels, Method, Reps
-from howsure.gaussian import sq_distances, whitener
+from howsure.gaussian import sq_distances
 
-from ._gaussians import present_classes
+from ._gaussians import present_classes, whiten
 from ._rows import by_rows
 
 
@@ -30,7 +30,7 @@ class Mahalanobis(Method):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         means, centred = present_classes(train[Features()], train[Labels()])
-        return {"means": means, "whiten": whitener(centred, self.shrinkage)}
+        return {"means": means, "whiten": whiten(centred, self.shrinkage)}
 
     def score(self, reps: Reps, means: Tensor, whiten: Tensor) -> Tensor:
         return by_rows(lambda h: sq_distances(h, means, whiten).amin(1), reps[Features()])

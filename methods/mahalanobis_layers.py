@@ -94,7 +94,7 @@ class MahalanobisLayers(Method):
     grid = {"epsilon": (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01)}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (LayerDistances(self.epsilon),)
 
     def fit(self, train: Reps, outliers: Reps) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ class StochasticLogits(Representation[Tensor]):
         model = batch.network.model
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + s)
 
-        def drop(rate: float, whole: bool):  # type: ignore[no-untyped-def]
+        def drop(rate: float, whole: bool):
             def change(output: Tensor) -> Tensor:
                 shape = [1, output.shape[1], *[1] * (output.dim() - 2)] if whole else [1, *output.shape[1:]]
                 kept = (torch.rand(shape, generator=generator) >= rate) / max(1 - rate, 1e-12)
@@ -74,7 +74,7 @@ class MCDropout(Method):
     test_params = {"samples": 3}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (StochasticLogits(self.samples, self.seed),)
 
     def score(self, reps: Reps) -> Tensor:

@@ -56,7 +56,7 @@ class NAC(Method):
     grid = {"alpha": (1.0, 10.0, 100.0, 1000.0, 3000.0), "r": (5, 10, 50, 100), "m": (50, 500)}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (NeuronStates(self.layers),) if self.layers else (Features(), Logits(), Head())
 
     def fit(self, train: Reps) -> dict[str, Tensor]:

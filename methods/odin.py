@@ -50,7 +50,7 @@ class Odin(Method):
     grid = {"temperature": (1.0, 10.0, 100.0, 1000.0), "epsilon": (0.0, 0.0014, 0.0028, 0.005, 0.01)}
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (PerturbedLogits(self.temperature, self.epsilon) if self.epsilon else Logits(),)
 
     def score(self, reps: Reps) -> Tensor:

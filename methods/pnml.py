@@ -12,16 +12,18 @@ from howsure.representations import HeadWeights
 
 from ._rows import by_rows
 
+RIDGE = 1e-7
+
 
 @dataclass(frozen=True)
 class PNML(Method):
     """Regret of the predictive normalised maximum likelihood of the last layer. Bibas et al., 2021, arXiv:2110.09246.
 
     score = log sum_c p_c / (p_c + (1 - p_c) p_c^g) / log C, p = softmax(W v + b), v = h / |h|;
-    g = q / (1 + q), q = v' pinv(V'V) v for training features V of unit rows, and g = 1 where v leaves their span;
-    shape [N], higher means more uncertain.
+    g = q / (1 + q), q = v' (V'V)^-1 v for training features V of unit rows; shape [N], higher means more uncertain.
 
-    The authors' code and pytorch-ood have no case for v outside the span: they drop that part of v, the paper's x_perp.
+    A ridge of 1e-7 makes V'V invertible, so that g goes to 1 for v outside the span of V and rounding is not magnified.
+    The authors' code and pytorch-ood take the pseudo-inverse, which ignores the part of v outside the span.
     """
 
     needs = (Features(), Head())
@@ -30,18 +32,15 @@ class PNML(Method):
     def fit(self, train: Reps) -> dict[str, Tensor]:
         v = normalize(train[Features()].double(), dim=1)
         values, vectors = torch.linalg.eigh(v.T @ v)
-        inside = values > values.amax() * len(values) * torch.finfo(values.dtype).eps
-        scale = torch.where(inside, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt(), 0.0)
-        return {"whiten": vectors * scale, "outside": vectors[:, ~inside]}
+        return {"whiten": vectors * (values.clamp_min(0) + RIDGE).rsqrt()}
 
-    def score(self, reps: Reps, whiten: Tensor, outside: Tensor) -> Tensor:
+    def score(self, reps: Reps, whiten: Tensor) -> Tensor:
         head = HeadWeights(*(t.double() for t in reps[Head()]))
 
         def regret(h: Tensor) -> Tensor:
             v = normalize(h.double(), dim=1)
             q = (v @ whiten).square().sum(1, keepdim=True)
-            leaves = (v @ outside).square().sum(1, keepdim=True) > 1e-10
-            g = torch.where(leaves, 1.0, q / (1 + q))
+            g = q / (1 + q)
             log_p = (v @ head.weight.T + head.bias).log_softmax(1)
             terms = 1 / (1 - torch.expm1(log_p) * ((g - 1) * log_p).exp())
             return terms.sum(1).log() / max(math.log(len(head.bias)), 1e-12)

@@ -24,7 +24,7 @@ class PredGrad(Method):
     layers: tuple[str, ...] = ("*",)
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (ChosenGradNorms(self.layers, Predicted()),)
 
     def score(self, reps: Reps) -> Tensor:

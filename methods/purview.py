@@ -29,7 +29,7 @@ class Purview(_Detector):
     log: bool = True
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return tuple(GradNorms(Confound(n)) for n in self.hot)
 
     def vectors(self, reps: Reps) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from howsure import Batch, Method, Network, Representation, Reps
-from howsure.layers import stages
 
 from ._passes import changed
 
@@ -33,7 +32,7 @@ class RankFeatLogits(Representation[Tensor]):
     layers: tuple[str, ...] | None = None
 
     def names(self, network: Network) -> list[str]:
-        return list(self.layers or stages(network.model, network.example())[-self.blocks :])
+        return list(self.layers or network.stages[-self.blocks :])
 
     def skip(self, network: Network) -> str | None:
         return None if self.names(network) else "RankFeat needs a feature map; the network has none"
@@ -62,7 +61,7 @@ class RankFeat(Method):
     layers: tuple[str, ...] | None = None
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (RankFeatLogits(self.blocks, self.layers),)
 
     def score(self, reps: Reps) -> Tensor:

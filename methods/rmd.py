@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from howsure import Features, Labels, Method, Reps
-from howsure.gaussian import sq_distances, whitener
+from howsure.gaussian import sq_distances
 
-from ._gaussians import present_classes
+from ._gaussians import present_classes, whiten
 from ._rows import by_rows
 
 
@@ -32,9 +32,9 @@ class RMD(Method):
         centre = h.mean(0, keepdim=True)
         return {
             "means": means,
-            "whiten": whitener(centred, self.shrinkage),
+            "whiten": whiten(centred, self.shrinkage),
             "centre": centre,
-            "whiten_all": whitener(h - centre, self.shrinkage),
+            "whiten_all": whiten(h - centre, self.shrinkage),
         }
 
     def score(self, reps: Reps, means: Tensor, whiten: Tensor, centre: Tensor, whiten_all: Tensor) -> Tensor:

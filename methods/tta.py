@@ -54,7 +54,7 @@ class TTA(Method):
     measure: Literal["entropy", "mutual_information"] = "mutual_information"
 
     @property
-    def needs(self):  # type: ignore[override]
+    def needs(self):
         return (ViewLogits(self.flip, self.crops, self.shift),)
 
     def score(self, reps: Reps) -> Tensor:

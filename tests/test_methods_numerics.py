@@ -114,6 +114,16 @@ def test_half_precision_features(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)
+def test_rounding_of_dependent_features_is_not_magnified(name: str) -> None:
+    (h, y, head), (test_h, test_y, _) = images(n=400, d=16), images(n=100, d=16, seed=1)
+    h, test_h = (torch.nn.functional.layer_norm(x, (16,)) for x in (h, test_h))
+    train = reps(h, y, head)
+    noise = 1e-6 * torch.randn(test_h.shape, generator=torch.Generator().manual_seed(2))
+    first, second = (scored(name, train, reps(x, test_y, head)) for x in (test_h, test_h + noise))
+    assert (first - second).abs().amax() <= 0.01 * first.std()
+
+
+@pytest.mark.parametrize("name", ON_FEATURES)
 def test_negative_features(name: str) -> None:
     (h, y, head), (test_h, test_y, _) = images(), images(n=9, seed=1)
     for shift in (1.5, 100):

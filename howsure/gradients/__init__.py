@@ -4,7 +4,7 @@
 ``explain`` says which rule each parameter takes. ``docs/gradients.md`` has the mathematics.
 """
 
-from .engine import GradResult, grad_sq_norms
-from .reference import one_by_one
+from .engine import GradResult, explain, grad_sq_norms
+from .reference import one_by_one, verify
 
-__all__ = ["GradResult", "grad_sq_norms", "one_by_one"]
+__all__ = ["GradResult", "explain", "grad_sq_norms", "one_by_one", "verify"]

@@ -1,10 +1,12 @@
-"""Convolutions in one to three dimensions, by the cheapest of three exact rules.
+"""Convolutions in one to three dimensions, by the cheapest of four exact rules.
 
 With input a, output gradient d, output positions p and kernel offsets o, the gradient of a sample is
 ``G[o] = sum_p d_p a_{s p + o}^T``, one matrix [O, I] per offset and group.
 
 - **Gram**: ``|G|^2 = sum_{p,q} (d_p . d_q) sum_o (a_{s p + o} . a_{s q + o})``. All inner sums are strided slices of one
   Gram matrix of the raw input, so nothing is unfolded. For small maps.
+- **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel) the layer is a linear
+  layer on a sequence, and takes its rules.
 - **product**: one batched matrix product per offset. Where the stride is one, the padded input is flattened and d padded
   on the right to the same width, so that each offset is a view that starts a little further on: no copies.
 - **grouped**: all samples side by side as groups of one convolution, whose weight gradient is then each sample's own.
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 
 from .gram import gram_sq_norms
 from .layout import Layout
+from .linear import linear_sq_norms
 from .norm import channel_sums
 from .rule import Rule, merged, per_sample, sq_norm
 
@@ -56,6 +59,10 @@ class Conv(Rule):
             self.pads = tuple((p, p) for p in _each(padding, dims))
         out = super().forward()
         self.maps = tuple(out.shape[2:])
+        unpadded = not any(p for pair in self.pads for p in pair)
+        points = all(k == 1 for k in self.kernel)
+        patches = self.kernel == self.stride and all(e == 1 for e in self.dilation)
+        self.tiles = self.groups == 1 and unpadded and (points or patches)
         return out
 
     # -- which rule ---------------------------------------------------------------------------------------------
@@ -67,6 +74,8 @@ class Conv(Rule):
         offsets = prod(self.kernel)
         gram = size * size * i * g + length * length * (o + _SHIFT * offsets * g)
         explicit = length * o * i * offsets + _READ * o * i * offsets
+        if self.tiles:
+            return "tiles"
         if gram < explicit:
             return "gram"
         batched_product = g == 1 and (o * i * offsets > _LARGE or self.saved["input"].is_cuda)
@@ -75,9 +84,12 @@ class Conv(Rule):
     # -- gradients ----------------------------------------------------------------------------------------------
 
     def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
-        if key == "bias" or d.shape[0] != n or self.choose() != "gram":
+        rule = self.choose()
+        if key == "bias" or d.shape[0] != n or rule not in ("gram", "tiles"):
             return sq_norm(self.grads(key, d, layout, n))
         a = self.input("input")
+        if rule == "tiles":
+            return linear_sq_norms(self.cut(a), d.flatten(2))
         g, length = self.groups, prod(self.maps)
         d_gram = d.reshape(n * g, -1, length)
         a_gram = self.shifted_gram(a)
@@ -99,8 +111,12 @@ class Conv(Rule):
         if key == "bias":
             return per_sample(channel_sums(d), n)
         a = merged(self.input("input"), layout, n)
-        rule = self.product if self.choose() == "product" else self.grouped
-        return per_sample(rule(d, a), n)
+        return per_sample(self.explicit(d, a), n)
+
+    def explicit(self, d: Tensor, a: Tensor) -> Tensor:
+        """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
+        rules = {"tiles": self.by_tiles, "product": self.product}
+        return rules.get(self.choose(), self.grouped)(d, a)
 
     def product(self, d: Tensor, a: Tensor) -> Tensor:
         if any(p for pair in self.pads for p in pair):
@@ -111,6 +127,21 @@ class Conv(Rule):
         for at, view in enumerate(views):
             torch.bmm(d, view.mT, out=out[at])
         return out.permute(1, 2, 3, 0).reshape(-1, o, i, *self.kernel)
+
+    def by_tiles(self, d: Tensor, a: Tensor) -> Tensor:
+        o, i = self.arguments["weight"].shape[:2]
+        return (d.flatten(2) @ self.cut(a).mT).view(-1, o, i, *self.kernel)
+
+    def cut(self, a: Tensor) -> Tensor:
+        """The input where the kernel's positions do not overlap, ``[n, I * offsets, L]``: a view for 1×1 at stride 1."""
+        n, size = a.shape[:2]
+        if all(k == 1 for k in self.kernel):
+            return a[(..., *(slice(None, None, s) for s in self.stride))].flatten(2)
+        a = a[(..., *(slice(0, m * k) for m, k in zip(self.maps, self.kernel, strict=True)))]
+        a = a.reshape(n, size, *(v for pair in zip(self.maps, self.kernel, strict=True) for v in pair))
+        dims = len(self.kernel)
+        order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
+        return a.permute(order).flatten(2 + dims).flatten(1, 1 + dims)
 
     def aligned(self, d: Tensor, a: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
         """``d`` as ``[n, O, L]`` and, for each kernel offset, the padded input at its positions as ``[n, I, L]``."""

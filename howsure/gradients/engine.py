@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from .trace import Site, Tracer, leaves
 
 Loss = Callable[[Tensor], Tensor]
 
-_PROBE = 4
+_PROBE = 4  # samples of a first pass, which learns the layouts
+_CACHE = 1.2e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
 
 
 class GradResult(NamedTuple):
@@ -48,6 +50,21 @@ class _Plan:
     layouts: list[tuple[list[Layout], ...]] = field(default_factory=list)
     hidden: frozenset[str] = frozenset()
     settled: bool = False
+    activation: float = 0.0
+    """Bytes of a site's output per sample, the mean over sites."""
+    weight: float = 0.0
+    """Bytes of the weights of a site, the mean over sites."""
+    total: float = 0.0
+    """Bytes of all sites' outputs per sample."""
+
+    def chunk(self, n: int, device: torch.device) -> int:
+        """How many of ``n`` samples to take at a time: what keeps a layer in cache, or on a GPU in half the free memory."""
+        if not self.settled or not self.total:
+            return n
+        if device.type == "cuda":
+            return max(1, min(n, int(torch.cuda.mem_get_info(device)[0] / 6 / self.total)))
+        parts = max(1, round(n * self.activation / (_CACHE + self.weight)))
+        return -(-n // parts)
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Plan]] = weakref.WeakKeyDictionary()
@@ -131,7 +148,7 @@ def _run(
     plan = _plan_for(model, x, wanted)
     start = 0
     while start < len(x):
-        size = len(x) - start if limit is None else limit
+        size = plan.chunk(len(x) - start, x.device) if limit is None else limit
         if not plan.settled:
             size = min(size, _PROBE)
         parts.append(_Pass(model, x[start : start + size], losses, wanted, small, plan).result())
@@ -145,6 +162,25 @@ def _run(
         tuple(small),
         tuple(wanted[name].numel() for name in small),
     )
+
+
+def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    """Which rule each parameter takes for inputs like ``x`` (at most four of them are used): ``[(name, rule)]``."""
+    _refuse_mixing(model)
+    wanted = _select(model, None)
+    first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], _Plan())
+    first.result()
+    rules: dict[str, list[str]] = {name: [] for name in wanted}
+    names = {id(p): name for name, p in wanted.items()}
+    for site in first.tracer.sites:
+        for key, weight in site.weights.items():
+            rule = site.rule.describe(key, first.n)
+            for p in first.ledger.sources(weight):
+                rules[names[id(p)]].append(rule if p is weight else f"{rule}, then pulled back to the parameter")
+    for leaf in first.hidden:
+        p = first.ledger.alias_of.get(id(leaf), leaf)
+        rules[names[id(p)]].append("used unseen: whole-network vector-Jacobian product, sample by sample")
+    return [(name, " + ".join(found) if found else "no gradient") for name, found in rules.items()]
 
 
 class _Pass:
@@ -271,8 +307,15 @@ class _Pass:
         plan = self.plan
         plan.layouts = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
         plan.settled = True
+        self._measure(plan)
         for site, found in zip(self.tracer.sites, plan.layouts, strict=True):
             site.layout = tuple(o[0] if o else Layout() for o in found)
+
+    def _measure(self, plan: _Plan) -> None:
+        sites, width = self.tracer.sites, self.x.element_size()
+        plan.total = width * sum(prod(shape) for site in sites for shape in site.shapes) / self.n
+        plan.activation = plan.total / max(len(sites), 1)
+        plan.weight = width * sum(p.numel() for p in self.wanted.values()) / max(len(sites), 1)
 
     def _explained(self, site: Site, plain: Tensor, coded: Tensor) -> list[Layout]:
         found = [c for c in candidates(plain.shape, self.n) if explains(c, plain, coded, self.n)]

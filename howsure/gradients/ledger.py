@@ -47,6 +47,12 @@ class Ledger:
         self.direct = {key for key, count in uses.items() if count == 1 and key in self.columns and key not in shared}
         self.done: list[tuple[Tensor, Tensor]] = []
 
+    def sources(self, weight: Tensor) -> list[Tensor]:
+        """The parameters that a weight is, or is made of."""
+        if id(weight) in self.columns:
+            return [weight]
+        return [self.alias_of[id(leaf)] for leaf in self.made_of[id(weight)]]
+
     def open(self) -> None:
         """Start a loss."""
         self.norms: dict[int, Tensor] = {}

@@ -4,19 +4,28 @@ With L positions per sample, input a [L, I] and output gradient d [L, O]:
 
     |grad W|^2 = |sum_l d_l a_l^T|^2 = sum_{l,m} (a_l . a_m)(d_l . d_m)        grad b = sum_l d_l
 
-The left form costs ``L I O`` multiplications, the right one ``L^2 (I + O)``.
+The left form costs ``L I O`` multiplications, the right one ``L^2 (I + O) / 2`` by symmetry.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .gram import gram_is_cheaper, gram_sq_norms
+from .gram import gram_is_cheaper, sequence_gram_sq_norms
 from .layout import Layout
 from .rule import Rule, sq_norm
+
+
+def linear_sq_norms(a: Tensor, d: Tensor) -> Tensor:
+    """``|sum_l d_l a_l^T|^2`` of inputs ``[n, I, L]`` and output gradients ``[n, O, L]``, features first: ``[n]``."""
+    (i, length), o = a.shape[1:], d.shape[1]
+    if length == 1:
+        return sq_norm(d) * sq_norm(a)
+    if gram_is_cheaper(length, i, o):
+        return sequence_gram_sq_norms(a, d)
+    return sq_norm(d @ a.mT)
 
 
 class Linear(Rule):
@@ -47,12 +56,7 @@ class Linear(Rule):
             return sq_norm(self.grads(key, d, layout, n))
         d = self.positions(d, layout, n)
         a = self.positions(self.input("input"), layout, n)
-        length, (o, i) = d.shape[1], self.arguments["weight"].shape
-        if length == 1:
-            return sq_norm(d[:, 0]) * sq_norm(a[:, 0])
-        if gram_is_cheaper(length, i, o):
-            return gram_sq_norms(a @ a.mT, d @ d.mT, lambda s: d[s].mT @ a[s])
-        return sq_norm(torch.bmm(d.mT, a))
+        return linear_sq_norms(a.mT, d.mT)
 
     def describe(self, key: Any, n: int) -> str:
         if key == "bias":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .caches import caches_aside
+from .engine import grad_sq_norms
 
 
 def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
@@ -22,6 +23,22 @@ def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], 
         for p, was in zip(parameters, before, strict=True):
             p.requires_grad_(was)
     return torch.stack([torch.stack(row) for row in rows])
+
+
+def verify(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]], rtol: float | None = None) -> float:
+    """Compare the engine with ``one_by_one`` on these inputs: the largest relative error of a squared norm.
+
+    Norms below a machine epsilon of the image's largest count as rounding noise. Raises ``RuntimeError`` naming the worst
+    parameter where the error is above ``rtol`` (1e-9 in double, 1e-4 in single precision by default).
+    """
+    limit = rtol if rtol is not None else 1e-9 if x.dtype == torch.float64 else 1e-4
+    result, want = grad_sq_norms(model, x, losses), one_by_one(model, x, losses)
+    floor = torch.finfo(want.dtype).eps * want.amax(-1, keepdim=True)
+    errors = ((result.norms - want).abs() / (want + floor).clamp_min(torch.finfo(want.dtype).tiny)).amax((0, 1))
+    worst = int(errors.argmax())
+    if not errors[worst] <= limit:
+        raise RuntimeError(f"{result.names[worst]}: relative error {float(errors[worst]):.1e}, more than {limit:.0e}")
+    return float(errors[worst])
 
 
 def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:

@@ -88,6 +88,10 @@ def _in_place(func: Any, args: tuple, kwargs: dict) -> bool:
     return bool(args[position] if len(args) > position else kwargs.get("inplace", False))
 
 
+def _first(args: tuple, kwargs: dict) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def _opened(func: types.FunctionType) -> Callable[..., Any]:
     """``func`` of ``torch.nn.functional`` without its own dispatch, so that the calls in its body are seen."""
     blind = {name: (lambda *_: False) for name in func.__globals__ if name.startswith("has_torch_function")}
@@ -141,7 +145,7 @@ class Tracer(TorchFunctionMode):
                 data = True
         if not weight:
             if data and _in_place(func, args, kwargs):
-                self._before_overwrite(args[0])
+                self._before_overwrite(_first(args, kwargs))
                 return self._overwriting(func, args, kwargs)
             out = func(*args, **kwargs)
             if data:
@@ -160,7 +164,7 @@ class Tracer(TorchFunctionMode):
 
     def _overwriting(self, func: Any, args: tuple, kwargs: dict) -> Any:
         out = func(*args, **kwargs)
-        self._mark((args[0], out))
+        self._mark((_first(args, kwargs), out))
         return out
 
     def _before_overwrite(self, target: Tensor) -> None:
@@ -206,7 +210,7 @@ class Tracer(TorchFunctionMode):
         wanted = any(id(t) in self.weights for t in tensors((args, kwargs)))
         if not wanted or not torch.is_grad_enabled() or (name in _SHAPE_ONLY and id(args[0]) not in self.weights):
             if _in_place(func, args, kwargs):
-                self._before_overwrite(args[0])
+                self._before_overwrite(_first(args, kwargs))
             out = func(*map_tensors(self._strip, args), **map_tensors(self._strip, kwargs))
             self._mark(out)
             return out
@@ -276,7 +280,7 @@ def _repeat_as_expand(t: Tensor, *sizes: Any) -> Tensor:
 _FLIPPED = {torch.Tensor.__radd__: torch.Tensor.add, torch.Tensor.__rmul__: torch.Tensor.mul}
 
 
-def leaves(t: Tensor, stop: Iterable[int] = ()) -> Iterator[Tensor]:
+def leaves(t: Tensor) -> Iterator[Tensor]:
     """The leaf tensors that require grad in the graph of ``t``."""
     stack, seen = [t.grad_fn], set()
     if t.grad_fn is None and t.requires_grad:

@@ -1,0 +1,395 @@
+"""The gradient engine on single layers and awkward networks: equal to autograd on one image at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
+from howsure.gradients.gram import sequence_gram_sq_norms
+
+C = 3
+
+
+def spread(z: Tensor) -> Tensor:
+    return z.logsumexp(1) - z.mean(1)
+
+
+def confounding(z: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(z, torch.ones_like(z), reduction="none").sum(1)
+
+
+LOSSES = (spread, confounding)
+
+
+class Head(nn.Module):
+    """Any tensor ``[n, …]`` to ``[n, C]``, by a fixed and uneven function without parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.tanh(x.flatten(1))
+        ramp = torch.linspace(-1, 1, flat.shape[1], dtype=x.dtype)
+        return torch.stack([(flat * (ramp * (k + 1)).sin()).sum(1) for k in range(C)], dim=1)
+
+
+def model_of(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers, Head()).double().eval()
+    for name, b in net.named_buffers():
+        if "running" in name:
+            b.copy_(torch.rand_like(b) + 0.5)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net
+
+
+def exact(net: nn.Module, x: Tensor, **options) -> None:
+    want = one_by_one(net, x, LOSSES)
+    for _ in range(2):  # the second call uses what the first learned
+        got = grad_sq_norms(net, x, LOSSES, **options).norms
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-22)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+batches = st.integers(1, 5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=batches, i=st.integers(1, 9), o=st.integers(1, 9), lead=st.lists(st.integers(1, 12), max_size=3), bias=st.booleans())
+def test_linear_with_any_leading_dimensions(n, i, o, lead, bias):
+    exact(model_of(nn.Linear(i, o, bias=bias)), images(n, *lead, i))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_convolution_of_any_configuration(data):
+    dims = data.draw(st.integers(1, 3))
+    each = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
+    groups = data.draw(st.sampled_from([1, 1, 2, 4]))
+    i, o = groups * data.draw(st.integers(1, 2)), groups * data.draw(st.integers(1, 2))
+    kernel, dilation = each(1, 3), each(1, 2)
+    padding = data.draw(st.sampled_from(["same", "valid", "numbers"]))
+    stride = (1,) * dims if padding == "same" else each(1, 3)
+    padding = each(0, 2) if padding == "numbers" else padding
+    mode = data.draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    layer = kind(i, o, kernel, stride, padding, dilation, groups, data.draw(st.booleans()), mode)
+    exact(model_of(layer), images(data.draw(batches), i, *(data.draw(st.integers(5, 8)) for _ in range(dims))))
+
+
+@settings(deadline=None, max_examples=10)
+@given(n=batches, stride=st.integers(1, 2), groups=st.sampled_from([1, 2]), dims=st.integers(1, 3))
+def test_transposed_convolution(n, stride, groups, dims):
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+    exact(model_of(kind(2, 4, 3, stride, 1, groups=groups)), images(n, 2, *[4] * dims))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.BatchNorm1d(4), (4,)),
+        (lambda: nn.BatchNorm1d(4), (4, 6)),
+        (lambda: nn.BatchNorm2d(4), (4, 3, 5)),
+        (lambda: nn.BatchNorm3d(4), (4, 2, 3, 2)),
+        (lambda: nn.LayerNorm(5), (4, 5)),
+        (lambda: nn.LayerNorm((4, 5)), (3, 4, 5)),
+        (lambda: nn.LayerNorm((4, 5), bias=False), (4, 5)),
+        (lambda: nn.GroupNorm(2, 4), (4, 3, 3)),
+        (lambda: nn.InstanceNorm2d(4, affine=True), (4, 3, 3)),
+        (lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), (4, 3, 3)),
+        (lambda: nn.RMSNorm(5), (4, 5)),
+        (lambda: nn.PReLU(4), (4, 3)),
+        (lambda: nn.Bilinear(3, 3, 2), None),
+        (lambda: nn.LSTM(3, 4, batch_first=True), None),
+        (lambda: parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), (2, 5, 5)),
+        (lambda: parametrizations.orthogonal(nn.Linear(4, 4)), (4,)),
+        (lambda: nn.MultiheadAttention(4, 2), None),
+        (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (5, 4)),
+        (lambda: nn.TransformerDecoderLayer(4, 2, 8), None),
+    ],
+)
+def test_layers(layer, shape, n):
+    inner = layer()
+    if shape is None:
+        inner, shape = _Fed(inner), (6, 3) if isinstance(inner, (nn.Bilinear, nn.LSTM)) else (5, 4)
+    exact(model_of(inner), images(n, *shape))
+
+
+class _Fed(nn.Module):
+    """Layers that take several inputs, or have the batch in the second dimension."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.inner, nn.Bilinear):
+            return self.inner(x, x.sin())
+        if isinstance(self.inner, nn.LSTM):
+            out, (h, c) = self.inner(x)
+            return torch.cat([out.flatten(1), h[0], c[0]], dim=1)
+        t = x.transpose(0, 1)
+        if isinstance(self.inner, nn.TransformerDecoderLayer):
+            return self.inner(t, t.cos()).transpose(0, 1)
+        return self.inner(t, t.cos(), t)[0].transpose(0, 1)
+
+
+class Odd(nn.Module):
+    """Parameters of a container, a layer used twice, tied weights, in-place changes, views, an unused parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 7, 4))
+        self.gamma, self.table = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(9, 1))
+        self.mix, self.unused = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(3))
+        self.scale, self.part, self.q_bias = nn.Parameter(torch.randn(())), nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+        self.twice, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.tied.weight = self.twice.weight
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.qkv = nn.Linear(4, 12, bias=False)
+        self.register_buffer("index", torch.arange(49) % 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv(x)), inplace=True)
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
+        x += self.pos
+        bias = self.table[self.index].view(1, 7, 7)
+        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.q_bias])
+        q, k, v = F.linear(x, self.qkv.weight, qkv_bias).chunk(3, dim=-1)
+        x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=bias).mul_(self.gamma)
+        x = torch.einsum("nld,de->nle", x, self.mix) @ self.mix.T
+        y = self.twice(x)
+        y.tanh_()
+        y = self.tied(self.twice(y))[:, 1:]
+        y = torch.where(y > 0.5, self.part, y) / self.scale
+        windows = y.reshape(len(y) * 2, 3, 4)
+        return y + self.tied(windows).reshape(y.shape)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_odd_network(n):
+    net = model_of(Odd())
+    exact(net, images(n, 2, 2, 3))
+    at = [name for name, _ in net.named_parameters()].index("0.unused")
+    assert (grad_sq_norms(net, images(n, 2, 2, 3), LOSSES).norms[..., at] == 0).all()
+
+
+def test_batch_folded_behind_other_dimensions():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+            self.conv = nn.Conv1d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, length, d = x.shape
+            y = self.a(x.transpose(0, 1).reshape(length * n, d))  # sample = index % n
+            y = self.norm(y) + self.b(y.view(length, n, d)).view(length * n, d)
+            y = self.conv(y.view(length, n, d).flatten(0, 1)[:, :, None])[..., 0]
+            return y.view(length, n, d).transpose(0, 1)
+
+    for n in (1, 2, 3, 5):
+        exact(model_of(Folded()), images(n, 5, 4))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
+def test_a_scripted_part_is_exact_too():
+    part = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double())
+    exact(model_of(nn.Linear(4, 4), part, nn.Linear(4, 2)), images(4, 4))
+
+
+def small_net() -> nn.Module:
+    return model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.Flatten(), nn.Linear(36, 5))
+
+
+def test_parameter_selection_small_gradients_and_batches():
+    net, x = small_net(), images(11, 2, 5, 5)
+    full = grad_sq_norms(net, x, LOSSES, small=True)
+    assert full.small_names == ("0.bias", "1.weight", "1.bias", "4.bias")
+    assert full.small_sizes == (4, 4, 4, 5)
+    squares = [part.square().sum(2) for part in full.small.split(full.small_sizes, dim=2)]
+    for name, square in zip(full.small_names, squares, strict=True):
+        torch.testing.assert_close(square, full.norms[..., full.names.index(name)])
+    net.zero_grad()
+    spread(net(x[3:4])).sum().backward()
+    torch.testing.assert_close(full.small[0, 3, :4], net[0].bias.grad)
+    net.zero_grad()
+    part = grad_sq_norms(net, x, LOSSES, parameters=["4.weight", "1.bias"], max_batch=3, small=["1.bias"])
+    assert part.names == ("1.bias", "4.weight")
+    torch.testing.assert_close(part.norms[..., 1], full.norms[..., full.names.index("4.weight")])
+    torch.testing.assert_close(part.small, full.small[..., 8:12])
+    torch.testing.assert_close(part.logits, net(x).detach())
+    assert part.logits.grad_fn is None
+
+
+def test_float32_is_exact_to_1e_4():
+    net = small_net().float()
+    x = images(6, 2, 5, 5).float()
+    torch.testing.assert_close(grad_sq_norms(net, x, LOSSES).norms, one_by_one(net, x, LOSSES), rtol=1e-4, atol=0)
+
+
+def test_positions_that_cancel():
+    """A sum of products far below its terms: the Gram rule must hand over to the gradient itself."""
+
+    torch.manual_seed(0)
+    a = 1 + 1e-2 * torch.randn(3, 64, 70)
+    d = torch.randn(3, 64, 70)
+    d[:2] -= d[:2].mean(2, keepdim=True)
+    want = (d.double() @ a.double().mT).square().sum((1, 2))
+    torch.testing.assert_close(sequence_gram_sq_norms(a, d).double(), want, rtol=1e-4, atol=0)
+
+
+def test_hooks_see_each_image_once_in_order():
+    net, x, seen = small_net(), images(11, 2, 5, 5), []
+    with net[0].register_forward_hook(lambda module, args, out: seen.append(args[0].detach().clone())):
+        grad_sq_norms(net, x, LOSSES)
+        torch.testing.assert_close(torch.cat(seen), x)
+        seen.clear()
+        grad_sq_norms(net, x, LOSSES, max_batch=4)
+    torch.testing.assert_close(torch.cat(seen), x)
+    assert [len(s) for s in seen] == [4, 4, 3]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_network_comes_back_as_it_was(frozen, fails):
+    net, x = small_net(), images(5, 2, 5, 5)
+    net[0].weight.requires_grad_(not frozen)
+    net[4].bias.grad = torch.ones_like(net[4].bias)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    flags = [p.requires_grad for p in net.parameters()]
+
+    def broken(z: Tensor) -> Tensor:
+        raise RuntimeError("broken")
+
+    if fails:
+        with pytest.raises(RuntimeError, match="broken"):
+            grad_sq_norms(net, x, [broken])
+    else:
+        exact(net, x)
+    assert flags == [p.requires_grad for p in net.parameters()]
+    assert (net[4].bias.grad == 1).all()
+    assert net[0].weight.grad is None
+    assert not net.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_inside_no_grad():
+    net, x = small_net(), images(5, 2, 5, 5)
+    with torch.no_grad():
+        got = grad_sq_norms(net, x, LOSSES).norms
+    torch.testing.assert_close(got, one_by_one(net, x, LOSSES))
+
+
+def test_a_layer_that_mixes_samples_is_an_error_that_names_it():
+    net = small_net().train()
+    with pytest.raises(ValueError, match=r"1 \(BatchNorm2d\) is in training mode"):
+        grad_sq_norms(net, images(4, 2, 5, 5), LOSSES)
+    net = model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        grad_sq_norms(net, images(4, 2, 5, 5), LOSSES)
+
+    class Mixes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    with pytest.raises(RuntimeError, match="mixes the samples"):
+        grad_sq_norms(model_of(nn.Linear(4, 4), Mixes()), images(4, 4), LOSSES)
+
+
+def test_other_errors_teach():
+    net, x = small_net(), images(4, 2, 5, 5)
+    with pytest.raises(ValueError, match="no parameter 'nope'"):
+        grad_sq_norms(net, x, LOSSES, parameters=["nope"])
+    with pytest.raises(ValueError, match="not a one-dimensional parameter"):
+        grad_sq_norms(net, x, LOSSES, small=["4.weight"])
+    with pytest.raises(ValueError, match="one value per sample"):
+        grad_sq_norms(net, x, [lambda z: z.sum()])
+    with pytest.raises(ValueError, match="logits"):
+        grad_sq_norms(net[:3], x, LOSSES)
+
+
+def test_out_of_memory_halves_the_batch_and_starts_again():
+    net, x, restarts = small_net(), images(8, 2, 5, 5), []
+
+    class Full(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("full")
+            return x
+
+    full = nn.Sequential(Full(), *net).eval()
+    got = grad_sq_norms(full, x, LOSSES, on_restart=lambda: restarts.append(1)).norms
+    torch.testing.assert_close(got, one_by_one(net, x, LOSSES))
+    assert len(restarts) == 2
+
+
+def test_two_threads_on_two_networks():
+    nets, x, got = [small_net(), model_of(nn.Linear(50, 5))], images(9, 2, 5, 5), {}
+    inputs = [x, x.flatten(1)]
+    want = [one_by_one(net, i, LOSSES) for net, i in zip(nets, inputs, strict=True)]
+
+    def work(k: int) -> None:
+        got[k] = [grad_sq_norms(nets[k], inputs[k], LOSSES, max_batch=2).norms for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for k in range(2):
+        for norms in got[k]:
+            torch.testing.assert_close(norms, want[k])
+
+
+def test_a_bias_cached_by_the_network_is_neither_used_nor_lost():
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.bias_cache = nn.Parameter(torch.randn(9)), {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "bias" not in self.bias_cache:
+                self.bias_cache["bias"] = self.table[torch.arange(4) * 2]
+            return x + self.bias_cache["bias"]
+
+    net, x = model_of(nn.Linear(4, 4), Caching()), images(6, 4)
+    with torch.no_grad():
+        net(x)
+    kept = net[1].bias_cache["bias"]
+    exact(net, x, max_batch=2)
+    assert net[1].bias_cache["bias"] is kept
+
+
+def test_a_changed_network_is_learned_anew():
+    net, x = small_net(), images(6, 2, 5, 5)
+    exact(net, x)
+    net[4] = nn.Sequential(nn.Linear(36, 6), nn.LayerNorm(6)).double()
+    exact(net, x)
+
+
+def test_verify_and_explain():
+    net, x = small_net(), images(6, 2, 5, 5)
+    assert verify(net, x, LOSSES) < 1e-10
+    rules = dict(explain(net, x))
+    assert list(rules) == [name for name, _ in net.named_parameters()]
+    assert rules["0.weight"].startswith("convolution: ")
+    assert rules["4.weight"] == "linear: |a|² |d|²"
+    odd = dict(explain(model_of(Odd()), images(4, 2, 2, 3)))
+    assert odd["0.unused"] == "no gradient"
+    assert "pulled back" in odd["0.table"]

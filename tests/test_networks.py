@@ -1,0 +1,315 @@
+"""Networks by name: timm, torchvision, a file's function, checkpoints of all kinds, training and its cache, errors."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from howsure import ArrayImages, Backbone, UserError
+from howsure.backbone import InputSpec, Recipe
+from howsure.networks import load_network
+from howsure.plugins import BACKBONES
+from howsure.training import accuracy
+
+TIMM = "timm/test_vit"  # timm's own network for tests: 160×160, half a million parameters
+
+
+class Tiny(Backbone):
+    """A linear classifier on 4×4 grey images."""
+
+    input = InputSpec((4, 4), (0.5,), (0.25,))
+    recipe = Recipe(epochs=3, lr=0.05, batch_size=8)
+
+    def build(self, num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+
+
+class Untaught(Tiny):
+    """The same without a recipe."""
+
+    recipe = None
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    len(BACKBONES)
+    for name, cls in (("tiny", Tiny), ("untaught", Untaught)):
+        monkeypatch.setitem(BACKBONES._classes, name, cls)
+
+
+@pytest.fixture
+def images() -> ArrayImages:
+    y = np.arange(40) % 2
+    return ArrayImages(
+        (np.random.default_rng(0).integers(0, 100, (40, 4, 4)) + 100 * y[:, None, None]).astype(np.uint8), y
+    )
+
+
+def tiny(**options):
+    return load_network("t", "tiny", num_classes=2, **options)
+
+
+def weights(classes: int = 2) -> dict[str, torch.Tensor]:
+    return Tiny().build(classes).state_dict()
+
+
+# Trained on the spot
+
+
+def test_trains_once_and_keeps_the_weights_with_their_record(tmp_path, images):
+    seen: list[tuple[int, int]] = []
+    options = {"train_images": images, "test_images": images, "cache": tmp_path, "progress": lambda *d: seen.append(d)}
+    first, second = tiny(**options), tiny(**options)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert first.digest == second.digest
+    assert first.accuracy == second.accuracy == accuracy(first, images) > 0.9
+    (record,) = tmp_path.glob("*/network.json")
+    content = json.loads(record.read_text())
+    assert content["recipe"] == dataclasses.asdict(Tiny.recipe)
+    assert {"seed": 0, "use": "tiny", "test_accuracy": first.accuracy}.items() <= content.items()
+    assert {file.name for file in record.parent.iterdir()} == {"network.json", "weights.safetensors"}
+
+
+def test_another_seed_data_recipe_or_input_is_another_network(tmp_path, images, monkeypatch):
+    options = {"train_images": images, "cache": tmp_path}
+    digests = {tiny(**options).digest, tiny(**options, seed=1).digest, tiny(**options, mean=[0.4]).digest}
+    other = ArrayImages(images.x[::-1], images.y[::-1])
+    digests.add(tiny(train_images=other, cache=tmp_path).digest)
+    monkeypatch.setattr(Tiny, "recipe", Recipe(epochs=2, lr=0.05))
+    digests.add(tiny(**options).digest)
+    assert len(digests) == len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "network.json"])
+def test_damaged_kept_files_are_made_anew(tmp_path, images, name):
+    first = tiny(train_images=images, cache=tmp_path)
+    (file,) = tmp_path.glob(f"*/{name}")
+    file.write_bytes(file.read_bytes()[:20])
+    assert tiny(train_images=images, cache=tmp_path).digest == first.digest
+    assert len(file.read_bytes()) > 20
+
+
+def test_members_are_trained_from_other_seeds(tmp_path, images):
+    network = tiny(train_images=images, cache=tmp_path, members=2)
+    models = [network.model, *network.members]
+    assert len({float(model[1].weight.detach().sum()) for model in models}) == 3
+    assert not any(model.training for model in models)
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "says"),
+    [
+        ("untaught", {}, "no recipe"),
+        ("tiny", {"train_images": None}, "is not trained yet"),
+        ("tiny", {"members": 1, "checkpoint": "x.pt"}, "members = 1"),
+        ("untaught", {"members": 1}, "members = 1"),
+        (TIMM, {"members": 1}, "members = 1"),
+    ],
+)
+def test_what_cannot_be_trained(tmp_path, images, use, options, says):
+    with pytest.raises(UserError, match=says):
+        load_network("n", use, num_classes=2, **{"train_images": images, "cache": tmp_path, **options})
+
+
+def test_an_unwritable_cache(tmp_path, images):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written to"):
+        tiny(train_images=images, cache=tmp_path / "file")
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("nest", [None, "state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.model."])
+def test_checkpoints_bare_or_nested_with_or_without_prefix(tmp_path, nest, prefix):
+    state = weights()
+    content = {prefix + key: value for key, value in state.items()}
+    torch.save({nest: content, "epoch": 3} if nest else content, tmp_path / "w.pt")
+    network = tiny(checkpoint="w.pt", base=tmp_path)
+    assert torch.equal(network.model[1].weight, state["1.weight"])
+
+
+def test_a_checkpoint_in_safetensors(tmp_path):
+    state = weights()
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    network = tiny(checkpoint=str(tmp_path / "w.safetensors"))
+    assert torch.equal(network.model[1].weight, state["1.weight"])
+
+
+def rename(old: str, new: str) -> dict[str, torch.Tensor]:
+    return {key.replace(old, new): value for key, value in weights().items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (weights(10), "a network of 10 classes, but the data has 2"),
+        (rename("1.weight", "fc.weight"), r"lacks '1.weight' and it has 'fc.weight', unknown"),
+        ({**weights(), "2.weight": torch.zeros(1)}, "it has '2.weight', unknown to the network"),
+        ({**weights(), "1.weight": torch.zeros(2, 9)}, r"'1.weight' is \[2, 9\], the network 't' has \[2, 16\]"),
+        ({}, "no state dict in it"),
+        ([1, 2], "no state dict in it"),
+        ({"epoch": 3}, "no state dict in it"),
+        (Tiny().build(2), "holds more than tensors"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(tmp_path, content, says):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=says) as error:
+        tiny(checkpoint="w.pt", base=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b"PK\x03\x04cut", b"hello there"])
+def test_a_damaged_checkpoint(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"not a readable checkpoint|more than tensors, or is damaged") as error:
+        tiny(checkpoint=name, base=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"none\.pt: no such checkpoint"):
+        tiny(checkpoint="none.pt", base=tmp_path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        tiny(checkpoint=".", base=tmp_path)
+
+
+# timm and torchvision
+
+
+def test_a_timm_network_takes_its_inputs_from_its_own_config(tmp_path):
+    torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "w.pt")
+    network = load_network("n", TIMM, num_classes=3, checkpoint="w.pt", base=tmp_path)
+    assert network.input == InputSpec((160, 160), (0.5,) * 3, (0.5,) * 3, 0.95, "bicubic")
+    assert network.head == "head"
+
+
+def test_a_timm_network_of_another_size_and_one_channel(tmp_path):
+    torch.save(timm.create_model("test_vit", num_classes=3, in_chans=1, img_size=64).state_dict(), tmp_path / "w.pt")
+    network = load_network(
+        "n", TIMM, num_classes=3, checkpoint="w.pt", base=tmp_path, size=(64, 64), mean=[0.5], std=[0.5]
+    )
+    assert network.input == InputSpec((64, 64), (0.5,), (0.5,), 1.0, "bicubic")
+
+
+def test_a_size_for_a_timm_network_that_knows_none(tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.pt")
+    network = load_network("n", "timm/test_resnet", num_classes=3, checkpoint="w.pt", base=tmp_path, size=(32, 48))
+    assert network.input.size == (32, 48)
+
+
+def test_pretrained_weights_are_asked_for_and_must_have_the_datas_classes(monkeypatch):
+    def create(name, pretrained=False, **options):
+        assert pretrained
+        return real(name, num_classes=7, **options)
+
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create)
+    assert load_network("n", TIMM, num_classes=7).num_classes == 7
+    with pytest.raises(UserError, match="a network of 7 classes, but the data has 10; give checkpoint"):
+        load_network("n", TIMM, num_classes=10)
+
+
+FETCHERS = [(timm, "create_model", TIMM), (torchvision.models, "get_model", "torchvision/resnet18")]
+
+
+@pytest.mark.parametrize(("module", "function", "use"), FETCHERS)
+def test_a_failed_download_says_to_give_a_checkpoint(monkeypatch, module, function, use):
+    def fail(*args, **options):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(module, function, fail)
+    with pytest.raises(UserError, match=r"no pretrained weights to be had \(no route to host\); give checkpoint"):
+        load_network("n", use, num_classes=10)
+
+
+def test_a_torchvision_network_takes_its_inputs_from_its_weights(tmp_path):
+    torch.save(torchvision.models.get_model("squeezenet1_1", num_classes=3).state_dict(), tmp_path / "w.pt")
+    network = load_network("n", "torchvision/squeezenet1_1", num_classes=3, checkpoint="w.pt", base=tmp_path)
+    assert network.input.size == (224, 224)
+    assert network.input.mean == (0.485, 0.456, 0.406)
+    assert network.input.crop == 224 / 256
+
+
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [
+        ("timm/resnet5o", "unknown timm network 'resnet5o'; did you mean resnet50"),
+        ("torchvision/resnet19", "unknown torchvision network 'resnet19'; did you mean resnet1"),
+        ("torchvision/maskrcnn_resnet50_fpn", "unknown torchvision network"),
+        ("resnet50", "did you mean timm/resnet50"),
+        ("small-cn", "did you mean small-cnn"),
+        ("swin_t", "did you mean torchvision/swin_t"),
+    ],
+)
+def test_unknown_names(use, says):
+    with pytest.raises(UserError, match=says):
+        load_network("n", use, num_classes=10)
+
+
+# A function in a file
+
+HEADER = "from torch import nn\n\n"
+PLAIN = HEADER + "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(48, 10))\n"
+WITH_CLASSES = PLAIN.replace("make()", "make(num_classes)").replace("10", "num_classes")
+INPUTS = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": [4, 4]}
+
+
+def from_file(folder: Path, name: str, code: str, **options):
+    (folder / f"{name}.py").write_text(code)
+    options = {**INPUTS, **options}
+    return load_network("n", f"{name}.py:make", num_classes=10, base=folder, **options)
+
+
+def test_a_function_in_a_file(tmp_path):
+    assert from_file(tmp_path, "plain", PLAIN).input == InputSpec((4, 4), (0.5,) * 3, (0.5,) * 3)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).state_dict(), tmp_path / "w.pt")
+    assert from_file(tmp_path, "with_classes", WITH_CLASSES, checkpoint="w.pt").head == "1"
+
+
+def test_a_function_whose_network_says_what_its_inputs_look_like(tmp_path):
+    code = (
+        HEADER
+        + "import timm\n\ndef make(num_classes):\n    return timm.create_model('test_vit', num_classes=num_classes)\n"
+    )
+    network = from_file(tmp_path, "own_config", code, mean=None, std=None, size=None)
+    assert network.input.size == (160, 160)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "options", "says"),
+    [
+        ("broken", "x = 1\nimport nothing_of_that_name\n", {}, r"broken\.py:2: ModuleNotFoundError"),
+        ("syntax", "def make(:\n", {}, r"syntax\.py:1: SyntaxError"),
+        ("none", "x = 1\n", {}, "no function 'make' in it"),
+        ("raises", "def make():\n    return 1 / 0\n", {}, r"raises\.py:2: ZeroDivisionError"),
+        ("number", "def make():\n    return 1\n", {}, "returned a int; it must return a torch.nn.Module"),
+        ("needs", "def make(depth):\n    return depth\n", {}, "TypeError"),
+        ("silent", PLAIN, {"size": None, "std": None}, "does not say what its inputs look like; give std, size"),
+        ("classes", PLAIN.replace("10", "12"), {}, "a network of 12 classes, but the data has 10"),
+        ("fails", PLAIN, {"size": [5, 5]}, r"fails on images \[3, 5, 5\]"),
+        ("map", PLAIN.replace("nn.Flatten(), nn.Linear(48, 10)", "nn.Conv2d(3, 10, 1)"), {}, "to logits"),
+        ("std", PLAIN, {"std": [0.5]}, "one value a channel, 1 or 3; got 3 and 1"),
+        ("zero", PLAIN, {"std": [0.5, 0.0, 0.5]}, "std must be above 0"),
+        ("size", PLAIN, {"size": [32]}, r"size must be \[height, width\]"),
+    ],
+)
+def test_a_function_that_does_not_serve(tmp_path, name, code, options, says):
+    with pytest.raises(UserError, match=says) as error:
+        from_file(tmp_path, name, code, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no such plugin file"):
+        load_network("n", "none.py:make", num_classes=10, base=tmp_path)
