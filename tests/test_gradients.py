@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -393,3 +395,15 @@ def test_verify_and_explain():
     odd = dict(explain(model_of(Odd()), images(4, 2, 2, 3)))
     assert odd["0.unused"] == "no gradient"
     assert "pulled back" in odd["0.table"]
+
+
+def test_nothing_is_kept_from_call_to_call():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3)).eval()
+    kept: list[weakref.ref[Tensor]] = []
+    hook = net[4].register_forward_pre_hook(lambda m, inputs: kept.append(weakref.ref(inputs[0])))
+    for _ in range(3):
+        grad_sq_norms(net, torch.randn(5, 3, 8, 8), [lambda z: z.logsumexp(1)])
+    gc.collect()
+    hook.remove()
+    assert kept
+    assert all(ref() is None for ref in kept)

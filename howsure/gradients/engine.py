@@ -151,7 +151,11 @@ def _run(
         size = plan.chunk(len(x) - start, x.device) if limit is None else limit
         if not plan.settled:
             size = min(size, _PROBE)
-        parts.append(_Pass(model, x[start : start + size], losses, wanted, small, plan).result())
+        part = _Pass(model, x[start : start + size], losses, wanted, small, plan)
+        try:
+            parts.append(part.result())
+        finally:
+            part.close()
         start += size
     norms, logits, grads = zip(*parts, strict=True)
     return GradResult(
@@ -169,7 +173,14 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     _refuse_mixing(model)
     wanted = _select(model, None)
     first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], _Plan())
-    first.result()
+    try:
+        first.result()
+        return _rules_taken(first, wanted)
+    finally:
+        first.close()
+
+
+def _rules_taken(first: _Pass, wanted: dict[str, nn.Parameter]) -> list[tuple[str, str]]:
     rules: dict[str, list[str]] = {name: [] for name in wanted}
     names = {id(p): name for name, p in wanted.items()}
     for site in first.tracer.sites:
@@ -214,6 +225,11 @@ class _Pass:
             self.hidden = self._find_hidden(logits)
             with torch.no_grad():
                 return self._backward(logits)
+
+    def close(self) -> None:
+        """Break the circle of hooks, tracer and saved tensors, which runs through the graph, out of the collector's sight."""
+        if hasattr(self, "tracer"):
+            self.tracer.close()
 
     def _find_hidden(self, logits: Tensor) -> list[Tensor]:
         """Parameters (or their aliases) that reach the logits by a way the tracer did not see."""

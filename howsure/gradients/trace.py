@@ -173,6 +173,14 @@ class Tracer(TorchFunctionMode):
 
     # -- weights alone ------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """Let go of every tensor."""
+        for site in self.sites:
+            site.rule.saved.clear()
+            site.rule.arguments.clear()
+        for kept in (self.sites, self.saved, self.data, self.weights, self.constants, self.aliases, self.plain):
+            kept.clear()
+
     def _alias(self, t: Tensor) -> Tensor:
         """What a weight-only call sees: a leaf for a parameter, itself for a derived weight."""
         if id(t) in self.constants:
