@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .data import Subset
-from .extract import Extractor, Split
+from .extract import Extractor, Split, union
 from .method import Method
 from .metrics import auroc
 from .network import Network
@@ -21,7 +21,7 @@ from .protocol import FIT, TEST, VAL, Shift, gather, members, pseudo_unknowns, s
 from .representations import ImageIds, Labels, Reps
 from .suite import Protocol
 
-MOST_TO_TUNE_ON = 500
+MOST_TO_TUNE_ON = {FIT: 1000, VAL: 500}
 MOST_TO_FIT_ON = 8000
 
 
@@ -44,7 +44,7 @@ class Bench:
     splits: Mapping[str, Split]
     shifts: Sequence[Shift]
     seed: int
-    _tuning: dict[str, Split] = field(default_factory=dict)
+    _tuning: dict[tuple[str, int], Split] = field(default_factory=dict)
 
     def reps(self, split: str, needs: Sequence[Any], method: str) -> Reps:
         """What a method needs of a split, and nothing else."""
@@ -58,13 +58,14 @@ class Bench:
         """Indices of the images of a split that belong to a part."""
         return members(self.ids[split], part, self.seed)
 
-    def tuning_reps(self, split: str, needs: Sequence[Any], method: str) -> Reps:
-        """The same of at most 500 images of the validation part, so that a grid over costly representations is cheap."""
-        if split not in self._tuning:
+    def tuning_reps(self, split: str, part: int, needs: Sequence[Any]) -> Reps:
+        """What is needed of at most 1000 images of the fit part, or 500 of the validation part: a grid over costly
+        representations looks at no more."""
+        if (split, part) not in self._tuning:
             whole = self.splits[split]
-            index = self.part(split, VAL)[:MOST_TO_TUNE_ON].numpy()
-            self._tuning[split] = replace(whole, name=f"{split}, validation part", images=Subset(whole.images, index))
-        return self.extractor(self._tuning[split], needs).only(tuple(needs), method)
+            index = self.part(split, part)[: MOST_TO_TUNE_ON[part]].numpy()
+            self._tuning[split, part] = replace(whole, name=f"{split}, part {part}", images=Subset(whole.images, index))
+        return self.extractor(self._tuning[split, part], needs)
 
 
 def candidates(method: Method) -> list[Method]:
@@ -115,10 +116,20 @@ class Scorer:
         seen = self._seen(protocol, shift)
         if (protocol, seen) not in self._states:
             options = candidates(self.method)
+            self._look(options, seen, known)
             found = [self._validate(option, protocol, seen, known) for option in options]
             self._states[protocol, seen] = {"best": torch.tensor(int(np.argmax(found)))}
         best = int(self._states[protocol, seen]["best"])
         return candidates(self.method)[best], known
+
+    def _look(self, options: list[Method], seen: tuple[Any, ...], known: Any) -> None:
+        """One pass over each set of validation images, and one over each set to fit on, for all options at once."""
+        if seen in (("pseudo-unknown",), ("synthetic",)):
+            return
+        needs = union(tuple(option.needs) for option in options)
+        for split in ("test", *seen):
+            for part in (VAL,) if known is None else (FIT, VAL):
+                self.bench.tuning_reps(split, part, needs)
 
     def _seen(self, protocol: Protocol, shift: Shift) -> tuple[Any, ...]:
         if protocol in ("pseudo-unknown", "synthetic"):
@@ -137,7 +148,7 @@ class Scorer:
     def _validation_scores(self, option: Method, split: str, known: Any) -> np.ndarray:
         key = ("validation", option, split, known)
         if key not in self._scores:
-            reps = self.bench.tuning_reps(split, option.needs, self.name)
+            reps = self.bench.tuning_reps(split, VAL, option.needs).only(tuple(option.needs), self.name)
             scores = option.score(reps, **self._state(option, known))
             self._scores[key] = _checked(scores, f"validation images of '{split}'")
         return self._scores[key]
@@ -164,7 +175,11 @@ class Scorer:
         if known in (("pseudo-unknown",), ("synthetic",)):
             return method.fit(*self._from_training(method, known[0], FIT))
         bench = self.bench
-        reps = {s: Reps({**bench.reps(s, method.needs, self.name), **bench.ids[s]}) for s in ("test", *known)}
+        needs = (*method.needs, ImageIds())
+        if method.grid:
+            reps = {split: bench.tuning_reps(split, FIT, needs) for split in ("test", *known)}
+        else:
+            reps = {split: bench.extractor(bench.splits[split], needs) for split in ("test", *known)}
         inside = gather(reps, ["test"], FIT, bench.seed, MOST_TO_FIT_ON)
         outside = gather(reps, known, FIT, bench.seed, len(inside[ImageIds()]))
         return method.fit(*(r.only(tuple(method.needs), self.name) for r in (inside, outside)))

@@ -196,6 +196,7 @@ class Extractor:
         self.network, self.store, self.fit_split = network, store, fit_split
         self._states: dict[Representation[Any], dict[str, Tensor]] = {}
         self._train = Reps({})
+        self._read: dict[tuple[str, Representation[Any]], Any] = {}
 
     def __call__(
         self, split: Split, representations: Sequence[Representation[Any]], progress: Progress = lambda n: None
@@ -220,8 +221,12 @@ class Extractor:
     def _stored(self, split: Split, representations: Sequence[Representation[Any]]) -> dict[Representation[Any], Any]:
         if self.store is None:
             return {}
-        found = {rep: self.store.get(self._key(split, rep)) for rep in representations}
-        return {rep: rep.unpack(arrays) for rep, arrays in found.items() if arrays is not None}
+        for rep in representations:
+            if (split.fingerprint, rep) not in self._read:
+                arrays = self.store.get(self._key(split, rep))
+                if arrays is not None:
+                    self._read[split.fingerprint, rep] = rep.unpack(arrays)
+        return {rep: self._read[split.fingerprint, rep] for rep in representations if (split.fingerprint, rep) in self._read}
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
         """The state of a fitted representation."""
@@ -238,6 +243,7 @@ class Extractor:
         return make_key(self.network.digest, data, fitted, rep, source_of(type(rep)), _engine_source(), *versions)
 
 
+@cache
 def source_of(cls: type) -> str:
     """A hash of the file that defines a class and of the shared files beside it (`_*.py`): editing one makes what was
     stored under it miss."""
