@@ -67,6 +67,14 @@ class Batch:
     logits: Tensor
     readings: Mapping[Tap, Tensor]
     grads: Mapping[Loss, Grads]
+    _shared: dict[Any, Any] = field(default_factory=dict)
+
+    def share(self, key: Any, make: Callable[[], V]) -> V:
+        """What `make` gives, made once a batch for all representations that ask under an equal key: the part of a costly
+        computation that does not depend on the hyper-parameter being tuned."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return cast(V, self._shared[key])
 
 
 @dataclass(frozen=True)

@@ -54,17 +54,22 @@ class LayerDistances(Representation[Tensor]):
 
     def _stepped(self, batch: Batch, gaussians: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         model, columns = batch.network.model, []
-        with torch.enable_grad(), recorded(model, tuple(gaussians)) as maps:
-            x = tracked(batch.images)
-            model(x)
-            distances = [_at(maps[name], name, batch, gaussian).sum() for name, gaussian in gaussians.items()]
-            gradients = [torch.autograd.grad(d, x, retain_graph=True)[0] for d in distances]
-        del maps, distances
+        gradients = batch.share("layer distances", lambda: _gradients(batch, gaussians))
         for (name, gaussian), gradient in zip(gaussians.items(), gradients, strict=True):
             with torch.no_grad(), recorded(model, (name,)) as moved:
                 model(batch.images - self.epsilon / batch.network.std * gradient.sign())
                 columns.append(_at(moved[name], name, batch, gaussian))
         return torch.stack(columns, 1)
+
+
+def _gradients(batch: Batch, gaussians: dict[str, tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Gradient of each layer's distance with respect to the input; the same for every ε."""
+    model = batch.network.model
+    with torch.enable_grad(), recorded(model, tuple(gaussians)) as maps:
+        x = tracked(batch.images)
+        model(x)
+        distances = [_at(maps[name], name, batch, gaussian).sum() for name, gaussian in gaussians.items()]
+        return [torch.autograd.grad(d, x, retain_graph=True)[0] for d in distances]
 
 
 def _at(output: Tensor, name: str, batch: Batch, gaussian: tuple[Tensor, Tensor]) -> Tensor:

@@ -28,7 +28,8 @@ class PerturbedLogits(Representation[Tensor]):
             return (logits / self.temperature).log_softmax(1).amax(1)
 
         model = batch.network.model
-        step = self.epsilon / batch.network.std * input_gradient(model, batch.images, objective).sign()
+        gradient = batch.share(("odin", self.temperature), lambda: input_gradient(model, batch.images, objective))
+        step = self.epsilon / batch.network.std * gradient.sign()
         with torch.no_grad():
             return model(batch.images + step)
 
