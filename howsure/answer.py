@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from .cells import refusal, seeded
-from .data import FolderImages, cache_root
+from .data import FolderImages, as_images, cache_root
 from .errors import UserError
 from .extract import Extractor, Split, union
 from .networks import load_network
@@ -31,7 +31,7 @@ def score_folder(
     if scorer.supervision == "outliers":
         raise UserError(f"{method} must be shown outliers, and a folder has none; choose a method that sees none or id-train")
     source = resolve(train, Path.cwd())
-    known = source.split("train")
+    known = as_images(source.split("train"), train)
     split, folder = Split("train", known), Split(str(images), FolderImages(images))
     network = load_network(
         "network", backbone, num_classes=num_classes(source, known), base=Path.cwd(), checkpoint=checkpoint, device=device,

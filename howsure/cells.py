@@ -81,6 +81,7 @@ class Scorer:
     bench: Bench
     name: str
     method: Method
+    _best: dict[Any, Method] = field(default_factory=dict)
     _states: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
     _scores: dict[Any, np.ndarray] = field(default_factory=dict)
 
@@ -114,13 +115,11 @@ class Scorer:
         if not self._grid(protocol):
             return self.method, known
         seen = self._seen(protocol, shift)
-        if (protocol, seen) not in self._states:
+        if seen not in self._best:
             options = candidates(self.method)
             self._look(options, seen, known)
-            found = [self._validate(option, protocol, seen, known) for option in options]
-            self._states[protocol, seen] = {"best": torch.tensor(int(np.argmax(found)))}
-        best = int(self._states[protocol, seen]["best"])
-        return candidates(self.method)[best], known
+            self._best[seen] = max(options, key=lambda option: self._validate(option, seen, known))
+        return self._best[seen], known
 
     def _look(self, options: list[Method], seen: tuple[Any, ...], known: Any) -> None:
         """One pass over each set of validation images, and one over each set to fit on, for all options at once."""
@@ -136,7 +135,7 @@ class Scorer:
             return (protocol,)
         return tuple(seen_outliers(protocol, shift, self.bench.shifts))
 
-    def _validate(self, option: Method, protocol: Protocol, seen: tuple[Any, ...], known: Any) -> float:
+    def _validate(self, option: Method, seen: tuple[Any, ...], known: Any) -> float:
         """AUROC of an option on validation images alone."""
         if seen in (("pseudo-unknown",), ("synthetic",)):
             state = self._state(option, known)
@@ -205,10 +204,13 @@ def refusal(method: Method, network: Network) -> str | None:
 
 
 def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `work` gives when torch's random numbers start from a seed; the caller's are left as they were."""
+    """The state that `work` gives when torch's random numbers start from a seed; the caller's are left as they were.
+
+    Its tensors are contiguous, as they come back from a file: memory layout changes the last bits of a product.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return work()
+        return {key: v.contiguous() if isinstance(v, Tensor) else v for key, v in work().items()}
 
 
 def _checked(scores: Tensor, where: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .errors import UserError, unknown
-from .plugins import BACKBONES, DATASETS, METHODS, REGISTRIES
+from .plugins import DATASETS, METHODS, REGISTRIES
 from .suite import PROTOCOLS, load_suite, suite_names
 
 
@@ -268,5 +268,3 @@ def score(backbone: str, method: str, train: str, checkpoint: str | None, out: P
         table.to_csv(out, index=False)
         click.echo(f"{out}: {len(table)} images")
 
-
-__all__ = ["BACKBONES", "howsure", "main"]

@@ -54,6 +54,44 @@ class Images(TorchDataset[tuple[Image.Image, int]]):
         raise NotImplementedError
 
 
+class Wrapped(Images):
+    """Any torch data set of (PIL image, label) pairs; its labels and fingerprint come from reading all of it once."""
+
+    def __init__(self, images: Any, where: str) -> None:
+        self.images, self.where = images, where
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.images[index]
+        if not isinstance(image, Image.Image):
+            raise UserError(f"{self.where}: image {index} is a {type(image).__name__}; give PIL images")
+        return image, int(label)
+
+    @cached_property
+    def _read(self) -> tuple[np.ndarray, str]:
+        labels, digest = np.empty(len(self), np.int64), hashlib.sha256()
+        for index in range(len(self)):
+            image, labels[index] = self[index]
+            digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+        digest.update(labels.tobytes())
+        return labels, digest.hexdigest()
+
+    @property
+    def y(self) -> np.ndarray:  # type: ignore[override]
+        return self._read[0]
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return self._read[1]
+
+
+def as_images(images: Any, where: str) -> Images:
+    """A split of whatever data set as `Images`."""
+    return images if isinstance(images, Images) else Wrapped(images, where)
+
+
 class ArrayImages(Images):
     """Images in memory: `x` uint8 `[N, H, W]` or `[N, H, W, C]` with C 1 or 3, `y` integers `[N]` (zeros if None)."""
 

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .corruptions import corrupt
+from .data import Images
 from .errors import UserError
 from .gradients import grad_sq_norms
 from .layers import module
 from .losses import Loss
 from .network import Network
-from .representations import Batch, Grads, ImageIds, Logits, Representation, Reps, Tap
+from .representations import Batch, Grads, Logits, Representation, Reps, Tap
 from .store import Store, make_key
 
 BATCH_SIZE = 128
@@ -35,10 +35,10 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Split:
-    """Images to look at: a torch data set of (PIL image, label), perhaps corrupted on the fly: `(type, severity)`."""
+    """Images to look at, perhaps corrupted on the fly: `(type, severity)`."""
 
     name: str
-    images: Any
+    images: Images
     corruption: tuple[str, int] | None = None
     seed: int = 0
 
@@ -48,19 +48,7 @@ class Split:
     @cached_property
     def fingerprint(self) -> str:
         """Changes whenever an image, a label or the corruption does."""
-        return f"{fingerprint(self.images)} {self.corruption} {self.seed if self.corruption else ''}"
-
-
-def fingerprint(images: Any) -> str:
-    """A set's own `fingerprint`, else a hash of every pixel and label."""
-    own = getattr(images, "fingerprint", None)
-    if own is not None:
-        return str(own)
-    digest = hashlib.sha256()
-    for index in range(len(images)):
-        image, label = images[index]
-        digest.update(np.asarray(image).tobytes() + str(int(label)).encode())
-    return digest.hexdigest()
+        return f"{self.images.fingerprint} {self.corruption} {self.seed if self.corruption else ''}"
 
 
 class Prepared(TorchDataset[tuple[np.ndarray, int, int]]):
@@ -74,8 +62,6 @@ class Prepared(TorchDataset[tuple[np.ndarray, int, int]]):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, int]:
         image, label = self.split.images[index]
-        if not isinstance(image, Image.Image):
-            raise UserError(f"{self.split.name}: image {index} is a {type(image).__name__}; give PIL images")
         pixels = self.network.prepare(image)
         identity = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1
         if self.split.corruption:
@@ -128,7 +114,7 @@ def _look(
     with _reading(network.model, taps) as readings:
         if losses:
             small = any(rep.small for rep in representations)
-            result = grad_sq_norms(network.model, images, losses, small=small)
+            result = grad_sq_norms(network.model, images, losses, small=small, on_restart=readings.passes.clear)
             logits = result.logits
             for k, loss in enumerate(losses):
                 grads[loss] = Grads(result.norms[k], None if result.small is None else result.small[k])
@@ -240,7 +226,7 @@ class Extractor:
         versions = (torch.__version__, torchvision.__version__)
         data = split.fingerprint if rep.per_image else ""
         fitted = self.fit_split.fingerprint if rep.needs else ""
-        return make_key(self.network.digest, data, fitted, rep, source_of(type(rep)), _engine_source(), *versions)
+        return make_key(self.network.digest, data, fitted, rep, source_of(type(rep)), code_of(*PASS), *versions)
 
 
 @cache
@@ -253,11 +239,14 @@ def source_of(cls: type) -> str:
     return make_key(*map(_hash_file, [file, *sorted(map(str, Path(file).parent.glob("_*.py")))]))
 
 
+PASS = ("extract", "network", "layers", "losses", "gaussian", "corruptions", "synthetic", "representations")
+CELL = ("cells", "detector", "metrics", "protocol")
+
+
 @cache
-def _engine_source() -> str:
-    """A hash of the code that every representation goes through."""
+def code_of(*names: str) -> str:
+    """A hash of engine-room files by stem, and of the gradient engine."""
     room = Path(__file__).parent
-    names = ("extract", "network", "layers", "losses", "gaussian", "corruptions")
     files = [room / f"{name}.py" for name in names] + sorted((room / "gradients").glob("*.py"))
     return make_key(*map(_hash_file, files))
 
@@ -270,6 +259,3 @@ def _hash_file(file: str | Path) -> str:
 def accuracy(reps: Reps, labels: Tensor) -> float:
     """Top-1 accuracy, 0 to 1."""
     return float((reps[Logits()].argmax(1) == labels).double().mean())
-
-
-__all__ = ["BATCH_SIZE", "Extractor", "ImageIds", "Split", "accuracy", "batches", "run_pass", "union"]

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from .cells import Bench, CellError, Scorer, refusal, seeded
 from .corruptions import CORRUPTIONS
-from .data import Subset, cache_root, data_root
+from .data import Subset, as_images, cache_root, data_root
 from .errors import MissingData, UserError
-from .extract import Extractor, Split, accuracy, batches, fingerprint, source_of, union
+from .extract import CELL, PASS, Extractor, Split, accuracy, batches, code_of, source_of, union
 from .method import Method
 from .metrics import detection, misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import Shift
+from .protocol import Shift, applicable
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder
 from .sources import num_classes, resolve
@@ -96,7 +96,7 @@ class Run:
             found["val"] = self._split("val", val.split("val"))
         if "synthetic" in suite.chosen_protocols():
             images = found["train"].images
-            found["synthetic"] = Split("synthetic", Synthetic(images, fingerprint(images)))
+            found["synthetic"] = Split("synthetic", Synthetic(images))
         for spec in suite.shift:
             try:
                 found[spec.name] = self._split(spec.name, resolve(spec.data, base).split("test"))
@@ -114,6 +114,7 @@ class Run:
         """A split, of at most `max_images` images, drawn from the whole of it."""
         if not len(images):
             raise UserError(f"{name}: the split is empty; give it at least one image")
+        images = as_images(images, name)
         most = self.suite.max_images
         if most and len(images) > most:
             index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].sort().values
@@ -188,7 +189,7 @@ class Run:
         return bool({"pseudo-unknown", "synthetic"} & set(self.suite.chosen_protocols()))
 
     def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, str | None], errors: np.ndarray) -> None:
-        protocols = self.suite.chosen_protocols()
+        protocols = applicable(self.suite.chosen_protocols(), bench.shifts)
         with self._bar(len(self.methods) * len(protocols), f"{backbone}: cells", "cell") as bar:
             for name, method in self.methods.items():
                 scorer = Scorer(bench, name, method)
@@ -213,9 +214,7 @@ class Run:
         started, scores = time.perf_counter(), {}
         try:
             scores = self._score(scorer, protocol, cell, errors)
-        except UserError:
-            raise
-        except CellError as error:
+        except (CellError, UserError) as error:
             cell.state, cell.why = "failed", str(error)
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -255,7 +254,9 @@ class Run:
         bench = scorer.bench
         splits = [f"{name} {split.fingerprint}" for name, split in bench.splits.items()]
         method = scorer.method
-        return make_key(bench.network.digest, protocol, bench.seed, method, source_of(type(method)), *splits, self.suite.name)
+        code = [source_of(cls) for cls in (type(method), *map(type, method.needs))] + [code_of(*PASS, *CELL)]
+        grid = (self.suite.name, protocol, bench.seed, *bench.shifts, *splits)
+        return make_key(bench.network.digest, method, *code, *grid)
 
     def _note(self, cell: Cell) -> None:
         self.record["cells"].append({
@@ -268,7 +269,8 @@ class Run:
         """Time each method once a backbone; a method that failed is left out."""
         backbone = bench.network.name
         failed = {c["method"] for c in self.record["cells"] if c["backbone"] == backbone and c["state"] == "failed"}
-        todo = [n for n in methods if n not in failed and (self.fresh or not self.folder.read_timing(backbone, n))]
+        fits = [n for n, m in methods.items() if n not in failed and (bench.shifts or m.supervision != "outliers")]
+        todo = [n for n in fits if self.fresh or not self.folder.read_timing(backbone, n)]
         if not todo:
             return
         images = bench.splits["test"].images

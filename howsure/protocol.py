@@ -56,6 +56,13 @@ def members(reps: Reps, part: int, seed: int) -> Tensor:
     return (parts(reps[ImageIds()], seed) == part).nonzero().squeeze(1)
 
 
+def applicable(protocols: Sequence[Protocol], shifts: Sequence[Shift]) -> list[Protocol]:
+    """The protocols that the shifts at hand allow: all but `none` score shifts, and leaving one out needs another."""
+    kinds = len({shift.kind for shift in shifts})
+    least = {"none": 0, "leave-one-out": 2}
+    return [p for p in protocols if kinds >= least.get(p, 1)]
+
+
 def seen_outliers(protocol: Protocol, target: Shift, shifts: Sequence[Shift]) -> list[str]:
     """Names of the shifts whose fit parts a detector may see when it is tested on `target`."""
     if protocol == "same-shift":

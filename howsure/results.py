@@ -39,9 +39,6 @@ class CellName:
     def path(self) -> Path:
         return Path(self.backbone) / f"seed{self.seed}" / self.protocol / self.method
 
-    def __str__(self) -> str:
-        return f"{self.method} on {self.backbone}, seed {self.seed}, protocol {self.protocol}"
-
 
 @dataclass
 class Cell:

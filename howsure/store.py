@@ -17,13 +17,13 @@ def make_key(*parts: object) -> str:
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
-def write_arrays(path: Path, arrays: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, temporary, metadata)
+        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, temporary)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -37,15 +37,6 @@ def read_arrays(path: Path) -> dict[str, Tensor] | None:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file, empty where there is none or it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
-        return {}
 
 
 class Store:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,10 +13,17 @@ KINDS = ("patch_shuffle", "mixture", "inversion", "low_contrast", "noise", "blur
 
 
 class Synthetic(Images):
-    """Every image of a set, altered in one of `KINDS` ways in turn; image `i` is the same at every call."""
+    """Every image of a set, altered in one of `KINDS` ways in turn; image `i` is the same at every call.
 
-    def __init__(self, images: Any, fingerprint: str, seed: int = 0) -> None:
-        self.images, self.seed, self._made_of = images, seed, fingerprint
+    Even images are mixed with even ones and odd with odd, so that a half can be set against the altered other half.
+    """
+
+    def __init__(self, images: Images, seed: int = 0) -> None:
+        self.images, self.seed = images, seed
+
+    @property
+    def y(self) -> np.ndarray:  # type: ignore[override]
+        return self.images.y
 
     def __len__(self) -> int:
         return len(self.images)
@@ -28,7 +34,8 @@ class Synthetic(Images):
         pixels = np.asarray(image).astype(np.float64)
         kind = KINDS[index % len(KINDS)]
         if kind == "mixture":
-            other = self.images[int(rng.integers(len(self.images)))][0].convert(image.mode).resize(image.size)
+            partner = 2 * int(rng.integers((len(self.images) + 1 - index % 2) // 2)) + index % 2
+            other = self.images[partner][0].convert(image.mode).resize(image.size)
             altered = (pixels + np.asarray(other)) / 2
         else:
             altered = _alter(pixels, kind, rng)
@@ -36,7 +43,7 @@ class Synthetic(Images):
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        return f"synthetic {self.seed} {self._made_of}"
+        return f"synthetic {self.seed} {self.images.fingerprint}"
 
 
 def _alter(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:

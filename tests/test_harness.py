@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
-from howsure import Logits, Method
+from howsure import Logits, Method, UserError
 from howsure.check import split as made_up
 from howsure.cli import main
-from howsure.plugins import METHODS
+from howsure.plugins import DATASETS, METHODS
 from howsure.protocol import TEST, parts
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, CellName, read_scores
 
@@ -113,6 +113,8 @@ def test_results_are_tidy(results, finished):
     assert not results.duplicated(keys).any()
     assert results.loc[results["metric"] != "aurc", "value"].dropna().between(-1e-9, 1 + 1e-9).all()
     assert (results["ci_low"] <= results["ci_high"]).all()
+    auroc = results[results["metric"] == "auroc"]
+    assert auroc["value"].between(auroc["ci_low"] - 1e-9, auroc["ci_high"] + 1e-9).all()
     corrupted = results["task"] == "corruption"
     assert results.loc[~corrupted, "severity"].isna().all()
     assert set(results.loc[corrupted, "severity"]) == {1, 5}
@@ -274,3 +276,37 @@ def test_stored_test_parts_are_the_protocols(finished):
     sizes = {f.stem: len(load_file(f)["outliers"]) for f in files}
     assert len(set(sizes.values())) == 1
     assert parts(torch.arange(3), 0).max() <= TEST
+
+
+def test_a_run_without_any_shift_still_finds_misclassified_images(material, tmp_path):
+    path = material / "shiftless.toml"
+    text = SUITE[: SUITE.index("[[shift]]")] + '[[shift]]\ndata = "svhn"\n'
+    path.write_text(text.format(methods='["msp", "confound_detector"]', protocols=json.dumps(PROTOCOLS)))
+    assert run("run", path, "--out", tmp_path) == 0
+    assert set(pd.read_csv(tmp_path / "results.csv")["task"]) == {"misclassification"}
+
+
+def test_a_users_torch_data_set_is_enough(material, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from howsure import Dataset\nfrom howsure.check import split\n\n"
+        "class Mine(Dataset):\n    name = 'a-torch-data-set'\n\n"
+        "    def split(self, name):\n        return [split('outliers').images[i] for i in range(40)]\n"
+    )
+    suite = write_suite(material, "foreign", ["msp", "gen"], ["none", "same-shift"], '\n[[shift]]\ndata = "a-torch-data-set"\n')
+    try:
+        assert run("run", suite, "--out", tmp_path / "out", "--plugin", tmp_path / "mine.py") == 0
+    finally:
+        DATASETS._classes.pop("a-torch-data-set", None)
+    auroc = pd.read_csv(tmp_path / "out" / "results.csv").query("metric == 'auroc' and protocol == 'none'")
+    by_shift = auroc.set_index(["method", "shift"])["value"]
+    assert by_shift["msp", "a-torch-data-set"] == by_shift["msp", "outliers"]
+
+
+def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatch, capsys):
+    def refuse(self, reps):
+        raise UserError("k must be positive")
+
+    monkeypatch.setattr(METHODS["energy"], "score", refuse)
+    assert run("run", write_suite(material, "own", ["energy", "msp"], ["none"]), "--out", tmp_path) == 1
+    assert "k must be positive" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
