@@ -29,14 +29,22 @@ def score_folder(
     """
     scorer = make_method(method, {})
     if scorer.supervision == "outliers":
-        raise UserError(f"{method} must be shown outliers, and a folder has none; choose a method that sees none or id-train")
+        raise UserError(
+            f"{method} must be shown outliers, and a folder has none; choose a method that sees none or id-train"
+        )
     source = resolve(train, Path.cwd())
     known = as_images(source.split("train"), train)
-    split, folder = Split("train", known), Split(str(images), FolderImages(images))
+    files = FolderImages(images)
+    split, folder = Split("train", known), Split(str(images), files)
     network = load_network(
-        "network", backbone, num_classes=num_classes(source, known), base=Path.cwd(), checkpoint=checkpoint, device=device,
+        "network",
+        backbone,
+        num_classes=num_classes(source, known),
+        base=Path.cwd(),
+        checkpoint=checkpoint,
+        device=device,
         train_images=known,
-    )  # fmt: skip
+    )
     refused = refusal(scorer, network)
     if refused:
         raise UserError(f"{method} cannot score this network: {refused}")
@@ -50,7 +58,7 @@ def score_folder(
     below = torch.searchsorted(usual.sort().values, scores) / len(usual)
     names = list(getattr(source, "classes", ())) or [str(i) for i in range(network.num_classes)]
     table = pd.DataFrame({
-        "file": [str(file) for file in folder.images.files],
+        "file": [str(file) for file in files.files],
         "class": [names[i] for i in found[Logits()].argmax(1).tolist()],
         "score": scores.numpy(),
         "percentile": (100 * below).round(decimals=1).numpy(),

@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a network wants its images: `size` (height, width) in pixels, `mean` and `std` a channel, of values in [0, 1].
+    """How a network wants its images: `size` (height, width) in pixels, `mean` and `std` a channel, of values in 0..1.
 
     `crop` is the share of the resized image's shorter side that is kept (1 resizes straight to `size`);
     `interpolation` is Pillow's name in lower case.

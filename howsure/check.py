@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +47,28 @@ class Trial:
 
     def rescore(self, network: Network | None = None, batch_size: int = 16, order: np.ndarray | None = None) -> Tensor:
         images = self.split.images
+        assert isinstance(images, ArrayImages)
         split = self.split if order is None else Split("other", ArrayImages(images.x[order], images.y[order]))
         states = {rep: self.extractor.state(rep) for rep in self.method.needs if rep.needs}
-        reps = run_pass(network or self.network, batches(split, network or self.network, batch_size), self.method.needs, states)
+        reps = run_pass(
+            network or self.network, batches(split, network or self.network, batch_size), self.method.needs, states
+        )
         return self.method.score(reps, **self.state)
 
 
 def keeps_its_declaration(trial: Trial) -> None:
     """A frozen dataclass with a one-line summary, valid supervision, and needs that are representations."""
     cls = type(trial.method)
-    assert is_dataclass(cls) and cls.__dataclass_params__.frozen, "is not a frozen dataclass"  # type: ignore[attr-defined]
-    assert (cls.__doc__ or "").strip() and not cls.__doc__.startswith(f"{cls.__name__}("), "has no docstring"  # type: ignore[union-attr]
+    assert is_dataclass(cls), "is not a frozen dataclass"
+    assert cls.__dataclass_params__.frozen, "is not a frozen dataclass"
+    assert not (cls.__doc__ or f"{cls.__name__}(").startswith(f"{cls.__name__}("), "has no docstring"
     assert cls.supervision in ("none", "id-train", "outliers"), f"unknown supervision '{cls.supervision}'"
     assert isinstance(trial.method.needs, tuple), "`needs` is not a tuple"
     assert all(isinstance(rep, Representation) for rep in trial.method.needs), "`needs` holds something else"
     fits = type(trial.method).fit is not Method.fit
-    assert fits == (cls.supervision != "none"), f"supervision '{cls.supervision}' does not go with {'a' if fits else 'no'} fit"
+    assert fits == (cls.supervision != "none"), (
+        f"supervision '{cls.supervision}' does not go with {'a' if fits else 'no'} fit"
+    )
     strangers = set(cls.grid) - {f.name for f in fields(cls)}
     assert not strangers, f"grid names no field: {', '.join(sorted(strangers))}"
 
@@ -69,7 +76,9 @@ def keeps_its_declaration(trial: Trial) -> None:
 def scores_every_image_once(trial: Trial) -> None:
     """Scores are `[N]`, floating and finite."""
     scores = trial.method.score(trial.reps, **trial.state)
-    assert tuple(scores.shape) == (len(trial.split),), f"scores have shape {list(scores.shape)}, not [{len(trial.split)}]"
+    assert tuple(scores.shape) == (len(trial.split),), (
+        f"scores have shape {list(scores.shape)}, not [{len(trial.split)}]"
+    )
     assert scores.is_floating_point(), f"scores are {scores.dtype}"
     assert bool(scores.isfinite().all()), f"{int((~scores.isfinite()).sum())} scores are NaN or infinite"
 
@@ -118,7 +127,12 @@ def has_portable_state(trial: Trial) -> None:
         path = Path(folder) / "state.safetensors"
         save_file({k: v.contiguous() for k, v in trial.state.items()}, path)
         loaded = load_file(path)
-    _same(trial.method.score(trial.reps, **trial.state), trial.method.score(trial.reps, **loaded), "with stored state", exact=True)
+    _same(
+        trial.method.score(trial.reps, **trial.state),
+        trial.method.score(trial.reps, **loaded),
+        "with stored state",
+        exact=True,
+    )
 
 
 def changes_no_input(trial: Trial) -> None:
@@ -140,7 +154,8 @@ def scores_images_apart(trial: Trial) -> None:
 def passes_its_doctests(trial: Trial) -> None:
     """Examples in the docstrings run."""
     module = inspect.getmodule(type(trial.method))
-    assert module is not None and doctest.testmod(module).failed == 0, "a doctest fails"
+    assert module is not None
+    assert doctest.testmod(module).failed == 0, "a doctest fails"
 
 
 CONTRACTS: tuple[Callable[[Trial], None], ...] = (
@@ -204,7 +219,12 @@ def split(name: str) -> Split:
     rng = np.random.default_rng(list(sizes).index(name))
     y = np.arange(sizes[name]) % CLASSES
     grid = np.arange(16) / 16
-    waves = np.stack([np.sin(2 * np.pi * (1 + k // 2) * (grid[:, None] if k % 2 else grid[None, :])) * np.ones((16, 16)) for k in range(CLASSES)])
+    waves = np.stack(
+        [
+            np.sin(2 * np.pi * (1 + k // 2) * (grid[:, None] if k % 2 else grid[None, :])) * np.ones((16, 16))
+            for k in range(CLASSES)
+        ]
+    )
     clean = 0 if name == "outliers" else waves[y][..., None]
     x = 128 + 60 * clean + rng.normal(0, 40, (sizes[name], 16, 16, 3))
     return Split(name, ArrayImages(np.clip(x, 0, 255).astype(np.uint8), y))
@@ -222,7 +242,7 @@ def networks() -> tuple[Network, ...]:
 
 
 class _ConvNet(nn.Sequential):
-    """Three stages of convolution, batch norm and ReLU, with dropout before the last layer, and a temperature's variance."""
+    """Three stages of convolution, batch norm and ReLU; dropout before the last layer; a temperature's variance."""
 
     def temperature_variance(self, images: Tensor) -> Tensor:
         return self[:-3](images).flatten(1).square().mean(1)
@@ -231,7 +251,7 @@ class _ConvNet(nn.Sequential):
 def _conv_net() -> nn.Module:
     widths = (3, 8, 12, 16)
     layers: list[nn.Module] = []
-    for inside, outside in zip(widths, widths[1:], strict=False):
+    for inside, outside in pairwise(widths):
         norm = nn.BatchNorm2d(outside)
         nn.init.uniform_(norm.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
         nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]

@@ -55,7 +55,12 @@ def _load_plugin(file: str) -> list[str]:
 
 
 plugin = click.option(
-    "--plugin", multiple=True, metavar="FILE", callback=_load_plugins, is_eager=True, help="A Python file with plugins; may be given again."
+    "--plugin",
+    multiple=True,
+    metavar="FILE",
+    callback=_load_plugins,
+    is_eager=True,
+    help="A Python file with plugins; may be given again.",
 )  # fmt: skip
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 
@@ -70,12 +75,23 @@ def howsure() -> None:
 @click.argument("suite")
 @click.option("--methods", metavar="A,B", help="Only these methods (names or globs).")
 @click.option("--backbones", metavar="X,Y", help="Only these backbones of the suite.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of results. [default: results/SUITE]")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of results. [default: results/SUITE]"
+)
 @click.option("--seed", type=int, help="One seed instead of the suite's.")
 @click.option("--fresh", is_flag=True, help="Compute cells anew even where the folder holds them.")
 @device_option
 @plugin
-def run(suite: str, methods: str | None, backbones: str | None, out: Path | None, seed: int | None, fresh: bool, device: str, plugin: Any) -> None:
+def run(
+    suite: str,
+    methods: str | None,
+    backbones: str | None,
+    out: Path | None,
+    seed: int | None,
+    fresh: bool,
+    device: str,
+    plugin: Any,
+) -> None:
     """Run SUITE (a name or a TOML file): every method on every shift and backbone."""
     from .harness import Run, failures
     from .plots import write_plots
@@ -213,7 +229,9 @@ def new() -> None:
 
 @new.command("method")
 @click.argument("name")
-@click.option("--into", type=click.Path(file_okay=False, path_type=Path), default=Path("."), help="Folder. [default: here]")
+@click.option(
+    "--into", type=click.Path(file_okay=False, path_type=Path), default=Path("."), help="Folder. [default: here]"
+)
 def new_method(name: str, into: Path) -> None:
     """Write a working method file NAME.py and its test, to edit."""
     from .scaffold import write_method
@@ -249,15 +267,31 @@ def fetch(name: str) -> None:
 
 
 @howsure.command()
-@click.option("--backbone", required=True, help="A registered backbone, timm/NAME, torchvision/NAME or FILE.py:FUNCTION.")
+@click.option(
+    "--backbone", required=True, help="A registered backbone, timm/NAME, torchvision/NAME or FILE.py:FUNCTION."
+)
 @click.option("--method", required=True, help="A method that needs no outlier.")
-@click.option("--train", required=True, metavar="DATA", help="The network's training images: a data set, imagefolder:PATH or npz:PATH.")
+@click.option(
+    "--train",
+    required=True,
+    metavar="DATA",
+    help="The network's training images: a data set, imagefolder:PATH or npz:PATH.",
+)
 @click.option("--checkpoint", help="Weights: a state dict or .safetensors.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV file. [default: standard output]")
 @click.argument("images", type=click.Path(file_okay=False, path_type=Path))
 @device_option
 @plugin
-def score(backbone: str, method: str, train: str, checkpoint: str | None, out: Path | None, images: Path, device: str, plugin: Any) -> None:
+def score(
+    backbone: str,
+    method: str,
+    train: str,
+    checkpoint: str | None,
+    out: Path | None,
+    images: Path,
+    device: str,
+    plugin: Any,
+) -> None:
     """Score each image of the folder IMAGES: a CSV with its class and how unsure the network is."""
     from .answer import score_folder
 
@@ -267,4 +301,3 @@ def score(backbone: str, method: str, train: str, checkpoint: str | None, out: P
     else:
         table.to_csv(out, index=False)
         click.echo(f"{out}: {len(table)} images")
-

@@ -365,7 +365,7 @@ def _ice(shrink: int, side: int) -> np.ndarray:
     for cells, weight in ((40, 0.5), (400, 0.35)):
         seeds = rng.uniform(0, side, (cells, 2))
         distances, nearest = cKDTree(seeds).query(points, 2)
-        own, gap = nearest[:, 0], distances[:, 1] - distances[:, 0]
+        own, gap = np.asarray(nearest)[:, 0], np.diff(np.asarray(distances))[:, 0]
         angle, pitch = rng.uniform(0, np.pi, cells)[own], rng.uniform(3, 7, cells)[own]
         across = points[:, 0] * np.cos(angle) + points[:, 1] * np.sin(angle)
         needles = (0.5 + 0.5 * np.cos(2 * np.pi * across / pitch)) ** 2

@@ -73,8 +73,7 @@ class Prepared(TorchDataset[tuple[np.ndarray, int, int]]):
 def batches(split: Split, network: Network, batch_size: int = BATCH_SIZE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order."""
     workers = 0 if network.device.type == "cpu" else min(8, torch.get_num_threads())
-    for pixels, labels, ids in DataLoader(Prepared(split, network), batch_size, num_workers=workers):
-        yield pixels, labels, ids
+    yield from DataLoader(Prepared(split, network), batch_size, num_workers=workers)
 
 
 def run_pass(
@@ -100,7 +99,9 @@ def run_pass(
                 value = rep.pack(rep.compute(batch, **states.get(rep, {})))
                 rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
         progress(len(pixels))
-    return Reps({rep: rep.unpack({k: torch.cat([r[k] for r in found]) for k in found[0]}) for rep, found in rows.items()})
+    return Reps(
+        {rep: rep.unpack({k: torch.cat([r[k] for r in found]) for k in found[0]}) for rep, found in rows.items()}
+    )
 
 
 def _look(
@@ -212,7 +213,9 @@ class Extractor:
                 arrays = self.store.get(self._key(split, rep))
                 if arrays is not None:
                     self._read[split.fingerprint, rep] = rep.unpack(arrays)
-        return {rep: self._read[split.fingerprint, rep] for rep in representations if (split.fingerprint, rep) in self._read}
+        return {
+            rep: self._read[split.fingerprint, rep] for rep in representations if (split.fingerprint, rep) in self._read
+        }
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
         """The state of a fitted representation."""
@@ -230,7 +233,7 @@ class Extractor:
 
 
 @cache
-def source_of(cls: type) -> str:
+def source_of(cls: Any) -> str:
     """A hash of the file that defines a class and of the shared files beside it (`_*.py`): editing one makes what was
     stored under it miss."""
     file = inspect.getsourcefile(cls)

@@ -1,4 +1,4 @@
-"""Class-conditional Gaussians with a tied covariance, and the distances they give: right for singular covariances too."""
+"""Class-conditional Gaussians with a tied covariance, and their distances: right for singular covariances too."""
 
 from __future__ import annotations
 

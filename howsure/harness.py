@@ -227,7 +227,7 @@ class Run:
 
     def _score(self, scorer: Scorer, protocol: Protocol, cell: Cell, errors: np.ndarray) -> dict[str, np.ndarray]:
         scores: dict[str, np.ndarray] = {}
-        supervision = scorer.method.supervision
+        supervision: str = scorer.method.supervision
         if protocol != "none" and scorer.method.grid and supervision != "outliers":
             supervision += "+tuned"
         row = {
@@ -278,7 +278,9 @@ class Run:
         loaded = list(batches(sample, bench.network))
         with self._bar(len(todo), f"{backbone}: timing", "method") as bar:
             for name in todo:
-                row = time_method(methods[name], self._fit(bench, name, methods[name]), bench.network, loaded, bench.extractor)
+                row = time_method(
+                    methods[name], self._fit(bench, name, methods[name]), bench.network, loaded, bench.extractor
+                )
                 self.folder.write_timing(backbone, name, {**row, "method": name})
                 bar.update(1)
 
@@ -287,7 +289,9 @@ class Run:
         return lambda: seeded(bench.seed, scorer.fit_once)
 
     def _bar(self, total: int, what: str, unit: str) -> tqdm[Any]:
-        return tqdm(total=total, desc=what, unit=unit, disable=True if self.quiet else None, leave=False, dynamic_ncols=True)
+        return tqdm(
+            total=total, desc=what, unit=unit, disable=True if self.quiet else None, leave=False, dynamic_ncols=True
+        )
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:

@@ -21,7 +21,12 @@ IDLE = (nn.Identity, nn.Dropout)
 def find_head(model: nn.Module, x: Tensor) -> str | None:
     """Name of the linear layer whose output is the logits and whose input is one vector an image, or None."""
     outputs: dict[str, Tensor] = {}
-    logits = _run(model, x, lambda name, m, out: outputs.update({name: out}) if isinstance(m, nn.Linear) else None)
+
+    def note(name: str, module: nn.Module, out: object) -> None:
+        if isinstance(module, nn.Linear) and isinstance(out, Tensor):
+            outputs[name] = out
+
+    logits = _run(model, x, note)
     for name, out in reversed(outputs.items()):
         if out.shape == logits.shape and torch.equal(out, logits):
             return name
@@ -29,7 +34,7 @@ def find_head(model: nn.Module, x: Tensor) -> str | None:
 
 
 def norm_layers(model: nn.Module) -> list[str]:
-    """Names of the normalisation layers, in the order of the module tree; of conv and linear layers where there is none."""
+    """Names of the normalisation layers, in module order; of conv and linear layers where there is none."""
     norms = [name for name, m in model.named_modules() if isinstance(m, Normalisation)]
     if norms:
         return norms
@@ -41,13 +46,19 @@ def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> 
     """Names of the modules whose outputs are the feature maps at the ends of the network's stages, in running order.
 
     The rule: of all modules that give a map `[N, C, H, W]` or tokens `[N, L, C]` and are no inner part of a module that
-    lowers the resolution, the last to finish at each resolution. Where the resolution changes too seldom (transformers, mixers), the outputs of the repeated block,
-    `at_most` of them evenly spaced.
+    lowers the resolution, the last to finish at each resolution. Where the resolution changes too seldom (transformers,
+    mixers), the outputs of the repeated block, `at_most` of them evenly spaced.
     """
     maps: list[tuple[str, str, int]] = []
 
     def note(name: str, module: nn.Module, out: object) -> None:
-        if name and not isinstance(module, IDLE) and isinstance(out, Tensor) and out.dim() in (3, 4) and out.shape[0] == len(x):
+        if (
+            name
+            and not isinstance(module, IDLE)
+            and isinstance(out, Tensor)
+            and out.dim() in (3, 4)
+            and out.shape[0] == len(x)
+        ):
             area = by_channel(out).shape[2]
             if 1 < area <= 1.5 * (maps[-1][2] if maps else area):  # attention maps are larger; class tokens add a few
                 maps.append((name, type(module).__name__, area))
@@ -118,7 +129,7 @@ def _evenly(names: list[str], n: int) -> list[str]:
 def _run(model: nn.Module, x: Tensor, note: Callable[[str, nn.Module, object], object]) -> Tensor:
     """One forward pass that shows `note` every module's name and output."""
     hooks = [
-        m.register_forward_hook(lambda m, _inputs, out, name=name: note(name, m, out) and None)  # type: ignore[misc]
+        m.register_forward_hook(lambda m, _inputs, out, name=name: note(name, m, out) and None)
         for name, m in model.named_modules()
     ]
     try:

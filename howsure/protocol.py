@@ -30,7 +30,7 @@ HELD_BACK = 0.3
 
 @dataclass(frozen=True)
 class Shift:
-    """A shifted set: `kind` is its name, or its corruption type; sets of one kind are never told apart by a protocol."""
+    """A shifted set: `kind` is its name, or its corruption type; protocols never tell sets of one kind apart."""
 
     name: str
     kind: str

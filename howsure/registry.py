@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from .errors import UserError, unknown
 
@@ -36,8 +36,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     """Plugin classes of one kind, by name.
 
     A class is a plugin when it derives from `base`, is not abstract (its name does not start with an underscore) and is
-    defined in a file of the package `howsure.<folder>`, in an entry point of the group `howsure.<folder>`, or in a module
-    given to `add_module`. Its name is its own `name`, else the stem of its file.
+    defined in a file of the package `howsure.<folder>`, in an entry point of the group `howsure.<folder>`, or in a
+    module given to `add_module`. Its name is its own `name`, else the stem of its file.
     """
 
     def __init__(self, kind: str, base: type[T], folder: str) -> None:
@@ -97,7 +97,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
     def add_module(self, module: ModuleType) -> list[str]:
         """Register the plugins that a module defines; returns their names."""
-        classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if self._is_plugin(c, module)]
+        found = inspect.getmembers(module, inspect.isclass)
+        classes = [cast("type[T]", c) for _, c in found if self._is_plugin(c, module)]
         stem = module.__name__.rpartition(".")[2]
         names = [str(vars(c).get("name") or (stem if len(classes) == 1 else c.__name__.lower())) for c in classes]
         for name, cls in zip(names, classes, strict=True):

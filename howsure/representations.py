@@ -70,8 +70,8 @@ class Batch:
     _shared: dict[Any, Any] = field(default_factory=dict)
 
     def share(self, key: Any, make: Callable[[], V]) -> V:
-        """What `make` gives, made once a batch for all representations that ask under an equal key: the part of a costly
-        computation that does not depend on the hyper-parameter being tuned."""
+        """What `make` gives, made once a batch for all representations that ask under an equal key: the part of a
+        costly computation that does not depend on the hyper-parameter being tuned."""
         if key not in self._shared:
             self._shared[key] = make()
         return cast(V, self._shared[key])
@@ -134,7 +134,9 @@ class Reps(Mapping[Representation[Any], Any]):
             return cast(V, self._values[rep])
         except KeyError:
             declared = ", ".join(map(repr, self._values)) or "nothing"
-            raise UserError(f"{self._owner or 'a method'} reads {rep!r} but declares {declared}; add it to `needs`") from None
+            raise UserError(
+                f"{self._owner or 'a method'} reads {rep!r} but declares {declared}; add it to `needs`"
+            ) from None
 
     def __contains__(self, rep: object) -> bool:
         return rep in self._values
@@ -280,7 +282,7 @@ class LayerMeans(Representation[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class LayerMoments(Representation[dict[str, Tensor]]):
-    """Mean and standard deviation over positions of every channel of every normalisation layer, `{layer: [N, 2, C_l]}`."""
+    """Mean and deviation over positions of each channel of each normalisation layer, `{layer: [N, 2, C_l]}`."""
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
         return tuple(Tap(name, channel_moments) for name in norm_layers(network.model))

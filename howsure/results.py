@@ -64,7 +64,9 @@ class RunFolder:
             with tempfile.NamedTemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise UserError(f"{folder}: cannot write there ({error.strerror}); name another folder with --out") from error
+            raise UserError(
+                f"{folder}: cannot write there ({error.strerror}); name another folder with --out"
+            ) from error
 
     def write_cell(self, cell: Cell, scores: dict[str, np.ndarray] | None = None) -> None:
         """Keep a cell: its scores (`id` or `id/<shift>`, and `<shift>`), then its record."""
@@ -143,7 +145,8 @@ def read_scores(folder: Path, name: CellName) -> dict[str, tuple[np.ndarray, np.
     """Scores of a cell by shift: `(in-distribution [n], shifted [m])`; empty where there are none."""
     arrays = read_arrays(folder / "scores" / f"{name.path}.safetensors") or {}
     found = {k: v.numpy() for k, v in arrays.items()}
-    return {k: (found.get(f"id/{k}", found.get("id")), v) for k, v in found.items() if k.partition("/")[0] != "id"}
+    shifts = [k for k in found if k.partition("/")[0] != "id"]
+    return {k: (found[own] if (own := f"id/{k}") in found else found["id"], found[k]) for k in shifts}
 
 
 def _write_json(path: Path, values: Any) -> None:

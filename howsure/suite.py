@@ -71,7 +71,10 @@ class ShiftSpec(_Table):
     @classmethod
     def _name_from_data(cls, values: Any) -> Any:
         if isinstance(values, dict) and "data" in values and "name" not in values:
-            return {**values, "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(str(values["data"]).rpartition(":")[2]).stem).strip("-")}
+            return {
+                **values,
+                "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(str(values["data"]).rpartition(":")[2]).stem).strip("-"),
+            }
         return values
 
 
@@ -192,7 +195,9 @@ def _explain(path: Path, text: str, error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         known = _known_keys(where[:-1])
         near = get_close_matches(where[-1], known, n=1)
-        return f"{path}:{line}: unknown key '{key}'; {'did you mean ' + near[0] if near else 'known: ' + ', '.join(known)}"
+        return (
+            f"{path}:{line}: unknown key '{key}'; {'did you mean ' + near[0] if near else 'known: ' + ', '.join(known)}"
+        )
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{path}:{line}: {key + ': ' if key else ''}{message}"
@@ -215,5 +220,7 @@ def _line(text: str, where: list[str]) -> int:
         headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(keys[0])}[\s.\]]", line)]
         start = headers[min(nth, len(headers) - 1)] if headers else 0
     last = re.escape(keys[-1]) if keys else ""
-    found = [i for i in range(start, len(lines)) if last and re.search(rf"(^|[\s{{,.\[\"]){last}[\s\"\]]*(=|$|\])", lines[i])]
+    found = [
+        i for i in range(start, len(lines)) if last and re.search(rf"(^|[\s{{,.\[\"]){last}[\s\"\]]*(=|$|\])", lines[i])
+    ]
     return (found[0] if found else start) + 1

@@ -60,7 +60,9 @@ CASES = {
     "is_deterministic": bad(score=lambda self, reps: torch.randn(len(reps[Logits()]))),
     "scores_images_apart": bad(score=lambda self, reps: reps[Logits()].amax(1) - reps[Logits()].mean()),
     "keeps_its_declaration": bad(supervision="id-train"),
-    "has_portable_state": bad(supervision="id-train", fit=lambda self, train: {"k": 3}, score=lambda self, reps, k: reps[Logits()].amax(1)),
+    "has_portable_state": bad(
+        supervision="id-train", fit=lambda self, train: {"k": 3}, score=lambda self, reps, k: reps[Logits()].amax(1)
+    ),
     "changes_no_input": bad(score=_writing),
     "ignores_order": bad(score=lambda self, reps: reps[Logits()].amax(1) + torch.arange(len(reps[Logits()]))),
     "scores some network": bad(skip=lambda self, network: "never"),

@@ -29,8 +29,8 @@ from howsure.representations import ImageIds
 from howsure.store import Store
 
 EVERYTHING = (
-    Logits(), Features(), Head(), Labels(), LayerMeans(), LayerMoments(), ActivationNorms(), GradNorms(), GradNorms(Predicted()),
-    SmallGrads(Predicted()), ImageIds(),
+    Logits(), Features(), Head(), Labels(), LayerMeans(), LayerMoments(), ActivationNorms(), GradNorms(),
+    GradNorms(Predicted()), SmallGrads(Predicted()), ImageIds(),
 )  # fmt: skip
 
 
@@ -49,12 +49,16 @@ def counted(conv_net):
 
 def test_ten_methods_cost_one_pass_over_each_split(counted, images, tmp_path):
     network, seen = counted
-    names = "msp maxlogit energy entropy margin mahalanobis knn vim react dice".split()
+    names = ["msp", "maxlogit", "energy", "entropy", "margin", "mahalanobis", "knn", "vim", "react", "dice"]
     methods = [METHODS[name]() for name in names]
     _ = network.head
     seen.clear()
     extractor = Extractor(network, Store(tmp_path), Split("train", images))
-    splits = [Split("train", images), Split("test", images, ("gaussian_noise", 3)), Split("more", images, ("contrast", 1))]
+    splits = [
+        Split("train", images),
+        Split("test", images, ("gaussian_noise", 3)),
+        Split("more", images, ("contrast", 1)),
+    ]
     needed = union(tuple(m.needs) for m in methods)
     for split in splits:
         reps = extractor(split, needed)
@@ -79,7 +83,9 @@ def test_values_are_those_of_a_direct_computation(which, split, request):
     before = snapshot(network.model)
     reps = run_pass(network, batches(split, network, 16), EVERYTHING)
     assert snapshot(network.model) == before
-    x = network.normalise(torch.stack([torch.from_numpy(network.prepare(split.images[i][0]).copy()) for i in range(len(split))]))
+    x = network.normalise(
+        torch.stack([torch.from_numpy(network.prepare(split.images[i][0]).copy()) for i in range(len(split))])
+    )
     with torch.no_grad():
         logits = network.model(x)
     torch.testing.assert_close(reps[Logits()], logits)
@@ -117,7 +123,11 @@ def test_store_misses_when_anything_changed(conv_net, images, tmp_path):
     other = images.x.copy()
     other[0, 0, 0, 0] ^= 1
     keys.add(extractor._key(Split("some", ArrayImages(other, images.y)), Logits()))
-    keys.add(Extractor(replace(conv_net, input=replace(conv_net.input, mean=(0.1, 0.2, 0.3))), None, split)._key(split, Logits()))
+    keys.add(
+        Extractor(replace(conv_net, input=replace(conv_net.input, mean=(0.1, 0.2, 0.3))), None, split)._key(
+            split, Logits()
+        )
+    )
     assert len(keys) == 6
     assert extractor._key(Split("same images", ArrayImages(images.x.copy(), images.y)), Logits()) in keys
 

@@ -67,7 +67,13 @@ batches = st.integers(1, 5)
 
 
 @settings(deadline=None, max_examples=25)
-@given(n=batches, i=st.integers(1, 9), o=st.integers(1, 9), lead=st.lists(st.integers(1, 12), max_size=3), bias=st.booleans())
+@given(
+    n=batches,
+    i=st.integers(1, 9),
+    o=st.integers(1, 9),
+    lead=st.lists(st.integers(1, 12), max_size=3),
+    bias=st.booleans(),
+)
 def test_linear_with_any_leading_dimensions(n, i, o, lead, bias):
     exact(model_of(nn.Linear(i, o, bias=bias)), images(n, *lead, i))
 
@@ -156,7 +162,11 @@ class Odd(nn.Module):
         self.cls, self.pos = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 7, 4))
         self.gamma, self.table = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(9, 1))
         self.mix, self.unused = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(3))
-        self.scale, self.part, self.q_bias = nn.Parameter(torch.randn(())), nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+        self.scale, self.part, self.q_bias = (
+            nn.Parameter(torch.randn(())),
+            nn.Parameter(torch.randn(4)),
+            nn.Parameter(torch.randn(4)),
+        )
         self.twice, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
         self.tied.weight = self.twice.weight
         self.conv = nn.Conv2d(2, 4, 3, padding=1)
@@ -398,7 +408,9 @@ def test_verify_and_explain():
 
 
 def test_nothing_is_kept_from_call_to_call():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3)
+    ).eval()
     kept: list[weakref.ref[Tensor]] = []
     hook = net[4].register_forward_pre_hook(lambda m, inputs: kept.append(weakref.ref(inputs[0])))
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The gradient engine on the networks that people use: equal to autograd on one image at a time, in double precision."""
+"""The gradient engine on the networks that people use: equal to autograd on single images, in float64."""
 
 from __future__ import annotations
 

@@ -292,7 +292,9 @@ def test_a_users_torch_data_set_is_enough(material, tmp_path):
         "class Mine(Dataset):\n    name = 'a-torch-data-set'\n\n"
         "    def split(self, name):\n        return [split('outliers').images[i] for i in range(40)]\n"
     )
-    suite = write_suite(material, "foreign", ["msp", "gen"], ["none", "same-shift"], '\n[[shift]]\ndata = "a-torch-data-set"\n')
+    suite = write_suite(
+        material, "foreign", ["msp", "gen"], ["none", "same-shift"], '\n[[shift]]\ndata = "a-torch-data-set"\n'
+    )
     try:
         assert run("run", suite, "--out", tmp_path / "out", "--plugin", tmp_path / "mine.py") == 0
     finally:

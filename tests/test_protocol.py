@@ -52,7 +52,8 @@ def test_no_image_is_in_two_parts_by_hash_of_its_pixels(conv_net):
     hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in x]
     seen = {part: {hashes[i] for name in splits for i in bench.part(name, part)} for part in (FIT, VAL, TEST)}
     assert all(seen.values())
-    assert not (seen[FIT] & seen[VAL] or seen[FIT] & seen[TEST] or seen[VAL] & seen[TEST])
+    assert seen[FIT].isdisjoint(seen[VAL] | seen[TEST])
+    assert seen[VAL].isdisjoint(seen[TEST])
     assert sum(len(bench.part("test", part)) for part in seen) == len(x)
 
 

@@ -72,13 +72,21 @@ def test_all_corruptions(write):
         ("max_images", "max_image", r"mine\.toml:4: unknown key 'max_image'; did you mean max_images"),
         ("size =", "sise =", r"mine\.toml:11: unknown key 'backbone\.0\.sise'; did you mean size"),
         ("data =", "date =", r"mine\.toml:14: "),
-        ('"defocus_blur"', '"defocus"', r"mine\.toml:17: corruptions\.types: unknown corruption 'defocus'; did you mean defocus_blur"),
+        (
+            '"defocus_blur"',
+            '"defocus"',
+            r"mine\.toml:17: corruptions\.types: unknown corruption 'defocus'; did you mean defocus_blur",
+        ),
         ("max_images = 2000", 'max_images = "many"', r"mine\.toml:4: max_images: .*integer"),
         ("max_images = 2000", "max_images = 2000 2", r"mine\.toml: .*line 4"),
         ("max_images = 2000", 'protocols = ["all"]', r"mine\.toml:4: protocols\.0: .*'same-shift'"),
         ("[corruptions]", "[corruption]", r"mine\.toml:16: unknown key 'corruption'; did you mean corruptions"),
         ('use = "cifar_resnet.py:resnet56"\n', "", r"mine\.toml:6: backbone\.0\.use: field required"),
-        ("size = [32, 32]", 'size = [32, 32]\n[[backbone]]\nname = "resnet56"\nuse = "x"', "two backbones are called 'resnet56'"),
+        (
+            "size = [32, 32]",
+            'size = [32, 32]\n[[backbone]]\nname = "resnet56"\nuse = "x"',
+            "two backbones are called 'resnet56'",
+        ),
     ],
 )
 def test_mistakes_are_one_line(write, old, new, message):
@@ -94,7 +102,7 @@ def test_unknown_hyper_parameter(write):
 
 
 def test_unknown_method_and_suite(write):
-    with pytest.raises(UserError, match="unknown method 'msq'; did you mean .*msp"):
+    with pytest.raises(UserError, match=r"unknown method 'msq'; did you mean .*msp"):
         load_suite(write(GOOD.replace('"msp"', '"msq"'))).chosen_methods()
     with pytest.raises(UserError, match="unknown suite 'digit'; did you mean digits"):
         load_suite("digit")

@@ -3,7 +3,7 @@
     python benchmarks/speed/ratios.py --device cpu --repeats 7
 
 prints a Markdown table. Every ratio is a quotient of medians within one process, the two sides taken in turn, so that
-a busy machine slows both. "best split" divides by the ordinary pass at its own fastest split of the same batch. Memory is
+a busy machine slows both. "best split" divides by the ordinary pass at its own fastest split of the batch. Memory is
 the peak of what a pass allocates in tensors, parameter gradients included.
 """
 
@@ -36,7 +36,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.stride > 1 or self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2)
+            )
         return F.relu(out + x)
 
 
@@ -128,8 +130,14 @@ def peak(name: str, device: str, action: Callable[[nn.Module, Tensor], None], ba
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
         action(model, x)
-    events = sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted(
+        (e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+    )
     return max(accumulate(e.nbytes() for e in events))
+
+
+def memory_ratio(name: str, device: str, batch: int | None) -> float:
+    return peak(name, device, engine, batch) / peak(name, device, ordinary, batch)
 
 
 def main() -> None:
@@ -142,12 +150,12 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("| network | engine / ordinary | / its best split | ordinary, ms | peak memory ratio |\n|---|---|---|---|---|")
+    print(
+        "| network | engine / ordinary | / its best split | ordinary, ms | peak memory ratio |\n|---|---|---|---|---|"
+    )
     for name in [options.network] if options.network else NETWORKS:
         ratio, best, base = compare(name, options.device, options.repeats, options.batch)
-        memory = "" if options.no_memory else "{:.2f}".format(
-            peak(name, options.device, engine, options.batch) / peak(name, options.device, ordinary, options.batch)
-        )
+        memory = "" if options.no_memory else f"{memory_ratio(name, options.device, options.batch):.2f}"
         print(f"| {name} | {ratio:.2f} | {best:.2f} | {1000 * base:.0f} | {memory} |", flush=True)
 
 

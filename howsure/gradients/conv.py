@@ -3,12 +3,12 @@
 With input a, output gradient d, output positions p and kernel offsets o, the gradient of a sample is
 ``G[o] = sum_p d_p a_{s p + o}^T``, one matrix [O, I] per offset and group.
 
-- **Gram**: ``|G|^2 = sum_{p,q} (d_p . d_q) sum_o (a_{s p + o} . a_{s q + o})``. All inner sums are strided slices of one
-  Gram matrix of the raw input, so nothing is unfolded. For small maps.
+- **Gram**: ``|G|^2 = sum_{p,q} (d_p . d_q) sum_o (a_{s p + o} . a_{s q + o})``. All inner sums are strided slices of
+  one Gram matrix of the raw input, so nothing is unfolded. For small maps.
 - **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel) the layer is a linear
   layer on a sequence, and takes its rules.
-- **product**: one batched matrix product per offset. Where the stride is one, the padded input is flattened and d padded
-  on the right to the same width, so that each offset is a view that starts a little further on: no copies.
+- **product**: one batched matrix product per offset. Where the stride is one, the padded input is flattened and d is
+  padded on the right to the same width, so that each offset is a view that starts a little further on: no copies.
 - **grouped**: all samples side by side as groups of one convolution, whose weight gradient is then each sample's own.
 """
 
@@ -28,7 +28,6 @@ from .layout import Layout
 from .linear import linear_sq_norms
 from .norm import channel_sums
 from .rule import Rule, merged, per_sample, sq_norm
-
 
 _SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
 _READ = 4  # one entry of a gradient written and squared
@@ -93,15 +92,20 @@ class Conv(Rule):
         g, length = self.groups, prod(self.maps)
         d_gram = d.reshape(n * g, -1, length)
         a_gram = self.shifted_gram(a)
-        total = gram_sq_norms(
-            a_gram.view(n, -1, length), (d_gram.mT @ d_gram).view(n, -1, length), lambda s: self.grouped(d[s], a[s])
-        ) if g == 1 else self._grouped_gram(a, d, a_gram, d_gram, n)
+        total = (
+            gram_sq_norms(
+                a_gram.view(n, -1, length), (d_gram.mT @ d_gram).view(n, -1, length), lambda s: self.grouped(d[s], a[s])
+            )
+            if g == 1
+            else self._grouped_gram(a, d, a_gram, d_gram, n)
+        )
         return total
 
     def _grouped_gram(self, a: Tensor, d: Tensor, a_gram: Tensor, d_gram: Tensor, n: int) -> Tensor:
         g = self.groups
         per_group = gram_sq_norms(
-            a_gram, d_gram.mT @ d_gram,
+            a_gram,
+            d_gram.mT @ d_gram,
             lambda s: self.grouped(d, a).unflatten(1, (g, -1)).flatten(0, 1)[s],
         )
         return per_group.view(n, g).sum(1)
@@ -133,12 +137,13 @@ class Conv(Rule):
         return (d.flatten(2) @ self.cut(a).mT).view(-1, o, i, *self.kernel)
 
     def cut(self, a: Tensor) -> Tensor:
-        """The input where the kernel's positions do not overlap, ``[n, I * offsets, L]``: a view for 1×1 at stride 1."""
+        """The input where the kernel's positions do not overlap, ``[n, I * offsets, L]``; a view if 1×1 at stride 1."""
         n, size = a.shape[:2]
         if all(k == 1 for k in self.kernel):
-            return a[(..., *(slice(None, None, s) for s in self.stride))].flatten(2)
-        a = a[(..., *(slice(0, m * k) for m, k in zip(self.maps, self.kernel, strict=True)))]
-        a = a.reshape(n, size, *(v for pair in zip(self.maps, self.kernel, strict=True) for v in pair))
+            steps = [slice(None), slice(None), *(slice(None, None, s) for s in self.stride)]
+            return a[tuple(steps)].flatten(2)
+        inside = [slice(None), slice(None), *(slice(0, m * k) for m, k in zip(self.maps, self.kernel, strict=True))]
+        a = a[tuple(inside)].reshape(n, size, *(v for pair in zip(self.maps, self.kernel, strict=True) for v in pair))
         dims = len(self.kernel)
         order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
         return a.permute(order).flatten(2 + dims).flatten(1, 1 + dims)
@@ -146,7 +151,8 @@ class Conv(Rule):
     def aligned(self, d: Tensor, a: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
         """``d`` as ``[n, O, L]`` and, for each kernel offset, the padded input at its positions as ``[n, I, L]``."""
         offsets = [
-            tuple(x * e for x, e in zip(index, self.dilation, strict=True)) for index in product(*map(range, self.kernel))
+            tuple(x * e for x, e in zip(index, self.dilation, strict=True))
+            for index in product(*map(range, self.kernel))
         ]
         if any(s != 1 for s in self.stride):
             cuts = [

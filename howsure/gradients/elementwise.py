@@ -17,9 +17,12 @@ class Elementwise(Rule):
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
         other = "input" if "other" in weights else "other"
-        return len(weights) == 1 and len(arguments) == 2 and other not in weights and arguments[
-            next(iter(weights))
-        ].is_floating_point()
+        return (
+            len(weights) == 1
+            and len(arguments) == 2
+            and other not in weights
+            and arguments[next(iter(weights))].is_floating_point()
+        )
 
     def __init__(self, func: Any, arguments: dict[Any, Any], weights: set[Any]):
         self.data_key = "other" if "input" in weights else "input"

@@ -58,7 +58,7 @@ class _Plan:
     """Bytes of all sites' outputs per sample."""
 
     def chunk(self, n: int, device: torch.device) -> int:
-        """How many of ``n`` samples to take at a time: what keeps a layer in cache, or on a GPU in half the free memory."""
+        """How many of ``n`` samples to take at a time: what keeps a layer in cache, or in half a GPU's free memory."""
         if not self.settled or not self.total:
             return n
         if device.type == "cuda":
@@ -106,7 +106,8 @@ def grad_sq_norms(
     Returns
     -------
     GradResult
-        ``norms [K, N, P]``, ``names``, ``logits [N, C]``, ``small [K, N, Q]`` or None, ``small_names``, ``small_sizes``.
+        ``norms [K, N, P]``, ``names``, ``logits [N, C]``, ``small [K, N, Q]`` or None, ``small_names``,
+        ``small_sizes``.
 
     Raises
     ------
@@ -142,7 +143,12 @@ def grad_sq_norms(
 
 
 def _run(
-    model: nn.Module, x: Tensor, losses: list[Loss], wanted: dict[str, nn.Parameter], small: list[str], limit: int | None
+    model: nn.Module,
+    x: Tensor,
+    losses: list[Loss],
+    wanted: dict[str, nn.Parameter],
+    small: list[str],
+    limit: int | None,
 ) -> GradResult:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     plan = _plan_for(model, x, wanted)
@@ -221,13 +227,15 @@ class _Pass:
             with self.tracer:
                 logits = self.model(self.x)
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
-                raise ValueError(f"the network must map {self.n} inputs to logits [{self.n}, C], not to {_shape(logits)}")
+                raise ValueError(
+                    f"the network must map {self.n} inputs to logits [{self.n}, C], not to {_shape(logits)}"
+                )
             self.hidden = self._find_hidden(logits)
             with torch.no_grad():
                 return self._backward(logits)
 
     def close(self) -> None:
-        """Break the circle of hooks, tracer and saved tensors, which runs through the graph, out of the collector's sight."""
+        """Break the circle of hooks, tracer and saved tensors, which the collector cannot see inside the graph."""
         if hasattr(self, "tracer"):
             self.tracer.close()
 
@@ -242,8 +250,8 @@ class _Pass:
         found = [t for t in leaves(logits) if t is not self.tracer.anchor]
         if any(id(t) not in known for t in found):
             raise RuntimeError(
-                "the network's output hangs on a tensor that requires grad but is none of its parameters, perhaps one kept"
-                " from an earlier pass; detach it, or clear the network's cache"
+                "the network's output hangs on a tensor that requires grad but is none of its parameters, perhaps one"
+                " kept from an earlier pass; detach it, or clear the network's cache"
             )
         return found
 
@@ -295,7 +303,7 @@ class _Pass:
 
     def _apply(self, plan: _Plan) -> bool:
         for site, options in zip(self.tracer.sites, plan.layouts, strict=True):
-            if not all(o and o[0].fits(s, self.n) for o, s in zip(options, site.shapes, strict=True) if o):
+            if not all(o and o[0].fits(torch.Size(s), self.n) for o, s in zip(options, site.shapes, strict=True) if o):
                 return False
             site.layout = tuple(o[0] if o else Layout() for o in options)
         return True
@@ -337,8 +345,8 @@ class _Pass:
         found = [c for c in candidates(plain.shape, self.n) if explains(c, plain, coded, self.n)]
         if not found:
             raise RuntimeError(
-                f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own there:"
-                " the network mixes the samples of a batch, or its values overflow"
+                f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own"
+                " there: the network mixes the samples of a batch, or its values overflow"
             )
         return found
 
@@ -397,8 +405,8 @@ def _refuse_mixing(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             why = "is in training mode" if module.training else "keeps no running statistics"
             raise ValueError(
-                f"{name or 'the network'} ({type(module).__name__}) {why}, so it normalises by the batch and no sample has"
-                " a gradient of its own; call model.eval() and use running statistics"
+                f"{name or 'the network'} ({type(module).__name__}) {why}, so it normalises by the batch and no sample"
+                " has a gradient of its own; call model.eval() and use running statistics"
             )
 
 

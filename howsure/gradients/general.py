@@ -42,7 +42,10 @@ def pull_back(outputs: list[Tensor], inputs: list[Tensor], rows: list[Tensor]) -
             return list(once(rows, True))
     except (RuntimeError, UserWarning, NotImplementedError):
         each = [once([r[i] for r in rows], False) for i in range(rows[0].shape[0])]
-        return [None if all(g is None for g in gs) else torch.stack([g for g in gs if g is not None]) for gs in zip(*each, strict=True)]
+        return [
+            None if all(g is None for g in gs) else torch.stack([g for g in gs if g is not None])
+            for gs in zip(*each, strict=True)
+        ]
 
 
 class General(Rule):
@@ -53,9 +56,7 @@ class General(Rule):
     def __init__(self, func: Any, leaves: list[Any], spec: Any, weights: set[int], overwrites: bool):
         self.func, self.arguments, self.spec, self.weights = func, dict(enumerate(leaves)), spec, weights
         self.overwrites = overwrites
-        self.saved = {
-            i: t for i, t in self.arguments.items() if isinstance(t, Tensor) and i not in weights
-        }
+        self.saved = {i: t for i, t in self.arguments.items() if isinstance(t, Tensor) and i not in weights}
         if overwrites:
             self.saved[0] = self.arguments[0].detach().clone()
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-
 _BAND = 48  # rows of a Gram matrix made at a time: both matrices are symmetric, so nearly half of them is left out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Ledger:
 
     def __init__(
         self,
-        wanted: dict[str, Tensor],
+        wanted: Mapping[str, Tensor],
         small: list[str],
         tracer: Tracer,
         hidden: list[Tensor],
@@ -71,7 +72,9 @@ class Ledger:
         if isinstance(rule, General):
             return getattr(rule, what)(key, grads, layouts, self.n)
         if not rule.fits(layouts[0]):
-            raise RuntimeError(f"{site.label}: no rule for samples along dimension {layouts[0].dim} of {list(site.shapes[0])}")
+            raise RuntimeError(
+                f"{site.label}: no rule for samples along dimension {layouts[0].dim} of {list(site.shapes[0])}"
+            )
         return getattr(rule, what)(key, grads[0], layouts[0], self.n)
 
     def _add(self, weight: Tensor, grads: Tensor) -> None:

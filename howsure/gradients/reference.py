@@ -25,11 +25,13 @@ def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], 
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def verify(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]], rtol: float | None = None) -> float:
+def verify(
+    model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]], rtol: float | None = None
+) -> float:
     """Compare the engine with ``one_by_one`` on these inputs: the largest relative error of a squared norm.
 
-    Norms below a machine epsilon of the image's largest count as rounding noise. Raises ``RuntimeError`` naming the worst
-    parameter where the error is above ``rtol`` (1e-9 in double, 1e-4 in single precision by default).
+    Norms below a machine epsilon of the image's largest count as rounding noise. Raises ``RuntimeError`` naming the
+    worst parameter where the error is above ``rtol`` (1e-9 in double, 1e-4 in single precision by default).
     """
     limit = rtol if rtol is not None else 1e-9 if x.dtype == torch.float64 else 1e-4
     result, want = grad_sq_norms(model, x, losses), one_by_one(model, x, losses)

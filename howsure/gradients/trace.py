@@ -9,7 +9,7 @@ knows the call's inputs turns the gradient at its output into per-sample gradien
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,17 @@ from .rule import Rule, map_tensors, tensors
 from .rules import rule_for
 
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
-_SHAPE_ONLY = {"type_as", "expand_as", "view_as", "reshape_as", "to", "zeros_like", "ones_like", "empty_like", "is_same_size"}
+_SHAPE_ONLY = {
+    "type_as",
+    "expand_as",
+    "view_as",
+    "reshape_as",
+    "to",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "is_same_size",
+}
 
 
 class Site:
@@ -52,11 +62,11 @@ class _Start(torch.autograd.Function):
     """Makes the output of the first site require grad though neither its input nor its weights do."""
 
     @staticmethod
-    def forward(ctx, anchor, run):  # type: ignore[override]
+    def forward(ctx, anchor, run):
         return run()
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[override]
+    def backward(ctx, *grads):
         return None, None
 
 
@@ -64,13 +74,13 @@ class _Tie(torch.autograd.Function):
     """Holds several outputs of one call together, so that their gradients arrive at one time."""
 
     @staticmethod
-    def forward(ctx, sink, *outputs):  # type: ignore[override]
+    def forward(ctx, sink, *outputs):
         ctx.sink = sink
         ctx.set_materialize_grads(True)
         return tuple(o.clone() for o in outputs)
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[override]
+    def backward(ctx, *grads):
         ctx.sink(grads)
         return (None, *grads)
 
@@ -95,7 +105,9 @@ def _first(args: tuple, kwargs: dict) -> Any:
 def _opened(func: types.FunctionType) -> Callable[..., Any]:
     """``func`` of ``torch.nn.functional`` without its own dispatch, so that the calls in its body are seen."""
     blind = {name: (lambda *_: False) for name in func.__globals__ if name.startswith("has_torch_function")}
-    copy = types.FunctionType(func.__code__, {**func.__globals__, **blind}, func.__name__, func.__defaults__, func.__closure__)
+    copy = types.FunctionType(
+        func.__code__, {**func.__globals__, **blind}, func.__name__, func.__defaults__, func.__closure__
+    )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
 
@@ -121,7 +133,7 @@ class Tracer(TorchFunctionMode):
         Called as ``sink(site, grad)`` during the backward pass.
     """
 
-    def __init__(self, selected: dict[str, Tensor], others: Iterable[Tensor], data: Tensor, sink: Callable):
+    def __init__(self, selected: Mapping[str, Tensor], others: Iterable[Tensor], data: Tensor, sink: Callable):
         super().__init__()
         self.sink = sink
         self.names = {id(p): name for name, p in selected.items()}
@@ -242,7 +254,9 @@ class Tracer(TorchFunctionMode):
     def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
         target = args[0]
         if id(target) in self.weights or id(target) in self.constants:
-            raise NotImplementedError(f"{func.__name__}: a parameter, or a tensor made of parameters, is overwritten with data")
+            raise NotImplementedError(
+                f"{func.__name__}: a parameter, or a tensor made of parameters, is overwritten with data"
+            )
         is_weight = lambda t: id(t) in self.weights  # noqa: E731
         rule, weights = rule_for(func, args, kwargs, is_weight, self._strip)
         if rule is None:
