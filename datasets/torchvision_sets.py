@@ -17,7 +17,7 @@ class _Torchvision(Dataset):
     """A data set in memory, opened by `open`; `files` (below the data root) tell whether it is there."""
 
     source = "torchvision"
-    splits = ("train", "test")
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
     files: ClassVar[tuple[str, ...]]
 
     def open(self, split: str, download: bool = False) -> Any:
@@ -134,7 +134,7 @@ class Places365(_Torchvision):
 class _Archive(_Torchvision):
     """A folder of images that is downloaded as one archive."""
 
-    splits = ("test",)
+    splits: ClassVar[tuple[str, ...]] = ("test",)
     url: ClassVar[str]
     md5: ClassVar[str | None] = None
 

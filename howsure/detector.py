@@ -7,9 +7,9 @@ kept far from the boundary. What is fitted is a flat dict of tensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,14 +94,13 @@ def _mlp(
     rows, sign = x.numpy(), np.where(y.numpy() == 1, 1, -1).astype(np.float32)
     weight = (np.where(sign > 0, 0.5 / (sign > 0).sum(), 0.5 / (sign < 0).sum())).astype(np.float32)
     shapes = ((hidden, rows.shape[1]), (hidden,), (1, hidden), (1,))
-    loss = partial(_loss, x=rows, sign=sign, weight=weight, decay=weight_decay, shapes=shapes)
+    loss: Callable[..., Any] = partial(_loss, x=rows, sign=sign, weight=weight, decay=weight_decay, shapes=shapes)
     found = []
     for _ in range(members):
         start = [generator.normal(0, shape[-1] ** -0.5, shape) * (len(shape) == 2) for shape in shapes]
-        options = {"maxiter": steps, "maxfun": 2 * steps}
         with threadpool_limits(1):
             origin = np.concatenate([p.ravel() for p in start])
-            best = minimize(loss, origin, method="L-BFGS-B", jac=True, options=options)
+            best = minimize(loss, origin, method="L-BFGS-B", jac=True, options={"maxiter": steps, "maxfun": 2 * steps})
         found.append(_parts(best.x, shapes))
     weight0, bias0, weight1, bias1 = zip(*found, strict=True)
     layers = (np.concatenate(weight0), np.concatenate(bias0), np.concatenate(weight1, 1) / members, np.mean(bias1, 0))

@@ -10,7 +10,7 @@ class UserError(Exception):
     """A mistake of the user's; the command line prints its one line and exits with status 2."""
 
 
-class MissingData(UserError):  # noqa: N818
+class MissingData(UserError):
     """A data set is not on this machine; the message says how to get it."""
 
 

@@ -227,9 +227,10 @@ class Extractor:
 
     def _key(self, split: Split, rep: Representation[Any]) -> str:
         versions = (torch.__version__, torchvision.__version__)
+        kind: Any = type(rep)
         data = split.fingerprint if rep.per_image else ""
         fitted = self.fit_split.fingerprint if rep.needs else ""
-        return make_key(self.network.digest, data, fitted, rep, source_of(type(rep)), code_of(*PASS), *versions)
+        return make_key(self.network.digest, data, fitted, rep, source_of(kind), code_of(*PASS), *versions)
 
 
 @cache

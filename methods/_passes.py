@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,26 @@ def recorded(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Ten
 
     with changed(model, {name: keep(name) for name in names}):
         yield outputs
+
+
+class _Reached(Exception):
+    """Carries a layer's output out of a pass that need not go on."""
+
+
+def output_at(model: nn.Module, images: Tensor, name: str) -> Tensor:
+    """The output of the layer `name`; nothing that runs after it is computed."""
+
+    def stop(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        raise _Reached(output)
+
+    handle = module(model, name).register_forward_hook(stop)
+    try:
+        model(images)
+    except _Reached as reached:
+        return cast(Tensor, reached.args[0])
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the pass never reached the layer {name}")
 
 
 def tracked(images: Tensor) -> Tensor:

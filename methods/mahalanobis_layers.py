@@ -14,7 +14,7 @@ from howsure.gaussian import class_means, sq_distances, whitener
 from howsure.layers import module
 from howsure.representations import channel_means
 
-from ._passes import recorded, tracked
+from ._passes import output_at, recorded, tracked
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class LayerDistances(Representation[Tensor]):
         model, columns = batch.network.model, []
         gradients = batch.share("layer distances", lambda: _gradients(batch, gaussians))
         for (name, gaussian), gradient in zip(gaussians.items(), gradients, strict=True):
-            with torch.no_grad(), recorded(model, (name,)) as moved:
-                model(batch.images - self.epsilon / batch.network.std * gradient.sign())
-                columns.append(_at(moved[name], name, batch, gaussian))
+            with torch.no_grad():
+                moved = output_at(model, batch.images - self.epsilon / batch.network.std * gradient.sign(), name)
+                columns.append(_at(moved, name, batch, gaussian))
         return torch.stack(columns, 1)
 
 
@@ -86,7 +86,8 @@ class MahalanobisLayers(Method):
 
     At each layer l: M_l = min_c (f_l(x_l) - μ_lc)ᵀ Σ_l⁻¹ (f_l(x_l) - μ_lc), f_l the channel means of the feature map
     and x_l = x - ε sign(∇ M_l(x)). score = log-odds of a logistic regression on (M_1, …, M_L), trained on held-out
-    in-distribution images and outliers; shape [N], higher means more uncertain. L + 1 forward and L backward passes.
+    in-distribution images and outliers; shape [N], higher means more uncertain. L + 1 forward and L backward passes,
+    each as far as its layer.
 
     Layers are the ends of the network's stages. The distances are standardised before the regression (the authors'
     code feeds them raw); classes of equal weight; `kind` may also be the two-layer detector.

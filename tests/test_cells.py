@@ -1,0 +1,74 @@
+"""What a cell may see: the images it fits, tunes and scores on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from howsure import ArrayImages, Logits, Method, Network
+from howsure.cells import Bench, Scorer
+from howsure.extract import Extractor, Split
+from howsure.protocol import FIT, TEST, VAL, Shift
+from howsure.representations import ImageIds, Reps
+from howsure.store import Store
+from howsure.synthetic import Synthetic
+
+SEEN: dict[str, set[int]] = {}
+
+
+@dataclass(frozen=True)
+class Witness(Method):
+    """Notes the images that it is fitted and scored on."""
+
+    weight: float = 1.0
+
+    supervision = "outliers"
+    grid = {"weight": (1.0, 2.0)}
+    needs = (Logits(), ImageIds())
+
+    def fit(self, train: Reps, outliers: Reps) -> dict[str, torch.Tensor]:
+        for name, reps in (("fit inside", train), ("fit outside", outliers)):
+            SEEN.setdefault(name, set()).update(reps[ImageIds()].tolist())
+        return {}
+
+    def score(self, reps: Reps) -> torch.Tensor:
+        SEEN.setdefault("scored", set()).update(reps[ImageIds()].tolist())
+        return self.weight * reps[Logits()].amax(1)
+
+
+def made_up(n: int, seed: int) -> ArrayImages:
+    rng = np.random.default_rng(seed)
+    return ArrayImages(rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8), np.arange(n) % 4)
+
+
+@pytest.fixture
+def bench(conv_net: Network, tmp_path) -> Bench:
+    known = made_up(200, 0)
+    splits = {
+        "train": Split("train", known),
+        "synthetic": Split("synthetic", Synthetic(known)),
+        "test": Split("test", made_up(60, 1)),
+        "other": Split("other", made_up(60, 2)),
+    }
+    shifts = [Shift("other", "other", "far", "ood")]
+    return Bench(conv_net, Extractor(conv_net, Store(tmp_path), splits["train"]), splits, shifts, 0)
+
+
+@pytest.mark.parametrize("protocol", ["pseudo-unknown", "synthetic"])
+def test_outliers_made_of_training_images_keep_fitting_tuning_and_scoring_apart(bench, protocol):
+    SEEN.clear()
+    next(Scorer(bench, "witness", Witness()).run(protocol))
+    ids = {name: bench.ids[name][ImageIds()] for name in ("train", "synthetic", "test", "other")}
+    own = ids["train"].tolist() + ids["synthetic"].tolist()
+    fitted = SEEN["fit inside"] | SEEN["fit outside"]
+    tuned = SEEN["scored"] & set(own)
+    assert fitted <= set(own)
+    assert tuned
+    assert fitted.isdisjoint(tuned)
+    parts = {part: set(ids["train"][bench.part("train", part)].tolist()) for part in (FIT, VAL, TEST)}
+    assert SEEN["fit inside"] <= parts[FIT]
+    assert SEEN["scored"].isdisjoint(parts[TEST] | parts[FIT])
+    assert SEEN["fit inside"].isdisjoint(SEEN["fit outside"])
