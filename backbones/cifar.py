@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet
 
-from howsure.backbone import Backbone, InputSpec
+from howsure.backbone import Backbone, InputSpec, Recipe
 
 CIFAR = InputSpec(size=(32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+RECIPE = Recipe(epochs=30, lr=0.003, batch_size=128, weight_decay=0.05, shift=4)
 
 
 class _ResNet(Backbone):
     input = CIFAR
+    recipe = RECIPE
     depth: ClassVar[int]
 
     def build(self, num_classes: int) -> nn.Module:
@@ -55,12 +57,21 @@ class ResNet18(Backbone):
 
     name = "cifar-resnet18"
     input = CIFAR
+    recipe = RECIPE
 
     def build(self, num_classes: int) -> nn.Module:
-        model = resnet.resnet18(num_classes=num_classes)
-        model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        model.maxpool = nn.Identity()
-        return model
+        return _with_small_stem(resnet.resnet18(num_classes=num_classes))
+
+
+class ResNet34(Backbone):
+    """torchvision's ResNet-34 with a 3×3 stem at stride 1 and no max pooling. 21.3 M parameters."""
+
+    name = "cifar-resnet34"
+    input = CIFAR
+    recipe = RECIPE
+
+    def build(self, num_classes: int) -> nn.Module:
+        return _with_small_stem(resnet.resnet34(num_classes=num_classes))
 
 
 class WideResNet40x2(Backbone):
@@ -68,6 +79,7 @@ class WideResNet40x2(Backbone):
 
     name = "cifar-wrn-40-2"
     input = CIFAR
+    recipe = RECIPE
 
     def build(self, num_classes: int) -> nn.Module:
         return WideResNet(40, 2, num_classes)
@@ -78,6 +90,7 @@ class WideResNet28x10(Backbone):
 
     name = "cifar-wrn-28-10"
     input = CIFAR
+    recipe = RECIPE
 
     def build(self, num_classes: int) -> nn.Module:
         return WideResNet(28, 10, num_classes)
@@ -88,6 +101,7 @@ class DenseNet(Backbone):
 
     name = "cifar-densenet"
     input = CIFAR
+    recipe = RECIPE
 
     def build(self, num_classes: int) -> nn.Module:
         return DenseNetBC(100, 12, num_classes)
@@ -222,6 +236,12 @@ class Transition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(self.conv(F.relu(self.bn(x))), 2)
+
+
+def _with_small_stem(model: resnet.ResNet) -> resnet.ResNet:
+    model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    return model
 
 
 def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

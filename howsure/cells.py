@@ -15,7 +15,7 @@ from torch import Tensor
 from .data import Subset
 from .extract import Extractor, Split, union
 from .method import Method
-from .metrics import auroc
+from .metrics import Interval, auroc, detection
 from .network import Network
 from .protocol import FIT, TEST, VAL, Shift, gather, members, pseudo_unknowns, seen_outliers
 from .representations import ImageIds, Labels, Reps
@@ -84,6 +84,14 @@ class Scorer:
     _best: dict[Any, Method] = field(default_factory=dict)
     _states: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
     _scores: dict[Any, np.ndarray] = field(default_factory=dict)
+    _measured: dict[tuple[bytes, bytes], dict[str, Interval]] = field(default_factory=dict)
+
+    def measure(self, id_scores: np.ndarray, shift_scores: np.ndarray) -> dict[str, Interval]:
+        """The detection metrics; computed once for scores that several protocols share."""
+        key = (id_scores.tobytes(), shift_scores.tobytes())
+        if key not in self._measured:
+            self._measured[key] = detection(id_scores, shift_scores, seed=self.bench.seed)
+        return self._measured[key]
 
     def run(self, protocol: Protocol) -> Iterator[tuple[Shift, np.ndarray, np.ndarray, dict[str, Any]]]:
         """Each shift with the in-distribution scores `[n]`, the shifted ones `[m]`, and the values chosen by tuning."""

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,11 @@ from tqdm import tqdm
 
 from .cells import Bench, CellError, Scorer, refusal, seeded
 from .corruptions import CORRUPTIONS
-from .data import Subset, as_images, cache_root, data_root
+from .data import Images, Subset, as_images, cache_root, data_root
 from .errors import MissingData, UserError
 from .extract import CELL, PASS, Extractor, Split, accuracy, batches, code_of, source_of, union
 from .method import Method
-from .metrics import detection, misclassification
+from .metrics import misclassification
 from .network import Network
 from .networks import load_network
 from .protocol import Shift, applicable
@@ -103,11 +104,17 @@ class Run:
             except MissingData as error:
                 self.record["missing"][spec.name] = str(error)
                 print(f"howsure: shift '{spec.name}' left out: {error}", file=sys.stderr)
-        if suite.corruptions:
-            for kind in suite.corruptions.types:
-                for severity in suite.corruptions.severities:
-                    name = f"{kind}@{severity}"
-                    found[name] = Split(name, found["test"].images, (kind, severity))
+        return {**found, **self._corrupted(found["test"].images)}
+
+    def _corrupted(self, images: Images) -> dict[str, Split]:
+        found, spec = {}, self.suite.corruptions
+        for kind in spec.types if spec else ():
+            order = np.random.default_rng(crc32(kind.encode())).permutation(len(images))
+            for i, severity in enumerate(spec.severities if spec else ()):
+                name, some = f"{kind}@{severity}", images
+                if spec and spec.images and spec.images < len(images):
+                    some = Subset(images, np.sort(np.roll(order, -i * spec.images)[: spec.images]))
+                found[name] = Split(name, some, (kind, severity))
         return found
 
     def _split(self, name: str, images: Any) -> Split:
@@ -241,7 +248,7 @@ class Run:
                 cell.chosen[shift.name] = chosen
             found = {"task": shift.task, "shift": shift.kind, "group": shift.group, "severity": shift.severity}
             sizes = {"n_id": len(inside), "n_shift": len(outside)}
-            cell.rows += _rows({**row, **found, **sizes}, detection(inside, outside, seed=scorer.bench.seed))
+            cell.rows += _rows({**row, **found, **sizes}, scorer.measure(inside, outside))
         if protocol == "none":
             inside = scorer.score_test()
             scores["id"] = inside

@@ -59,3 +59,6 @@ class Predicted(Loss):
 
     def __call__(self, logits: Tensor) -> Tensor:
         return -F.log_softmax(logits, 1).amax(1)
+
+
+LOSSES: dict[str, type[Loss]] = {"confound": Confound, "uniform": Uniform, "predicted": Predicted}

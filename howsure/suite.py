@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .corruptions import CORRUPTIONS
 from .errors import UserError, unknown
+from .losses import LOSSES
 from .method import Method
 from .plugins import METHODS
 
@@ -79,9 +81,14 @@ class ShiftSpec(_Table):
 
 
 class CorruptionSpec(_Table):
-    """Corruptions made on the fly from the in-distribution test images."""
+    """Corruptions made on the fly from the in-distribution test images.
+
+    With `images`, each severity takes that many of them, other ones for each severity as far as they last: with a fifth
+    of the test images and five severities, every type shows every image once.
+    """
 
     types: tuple[str, ...]
+    images: Annotated[int, Field(ge=10)] | None = None
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
 
     @field_validator("types", mode="before")
@@ -131,24 +138,48 @@ class Suite(_Table):
         return tuple(p for p in PROTOCOLS if p in wanted)
 
     def chosen_methods(self) -> dict[str, Method]:
-        """The methods that the globs name, with the suite's hyper-parameters."""
+        """The methods that the globs name, with the suite's hyper-parameters; variants under names of their own."""
+        variants = [name for name, values in self.method.items() if "use" in values]
         names: list[str] = []
         for pattern in self.methods:
-            found = [n for n in METHODS if fnmatchcase(n, pattern)] or [n for n in (pattern,) if METHODS[n]]
-            names += [n for n in found if n not in names]
+            found = [n for n in (*METHODS, *variants) if fnmatchcase(n, pattern)]
+            names += [n for n in found or [pattern] if n not in names]
         for name in self.method:
-            METHODS[name]
+            make_method(name, self.method[name])
         return {name: make_method(name, self.method.get(name, {})) for name in names}
 
 
-def make_method(name: str, parameters: dict[str, Any]) -> Method:
-    """A method by name with some of its hyper-parameters; UserError when it has no such one."""
-    cls = METHODS[name]
+def make_method(name: str, values: Mapping[str, Any]) -> Method:
+    """A method by name, or by `use` among the values, with some of its hyper-parameters.
+
+    A table for a hyper-parameter that is a loss names it in `kind`: `{ kind = "confound", hot = 2 }`.
+
+    Raises:
+        UserError: no such method, hyper-parameter or loss.
+    """
+    used = str(values.get("use", name))
+    cls = METHODS[used]
+    parameters = {key: value for key, value in values.items() if key != "use"}
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in parameters:
         if key not in known:
-            raise unknown(f"hyper-parameter of {name}", key, known)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()})
+            raise unknown(f"hyper-parameter of {used}", key, known)
+    return cls(**{key: _value(value) for key, value in parameters.items()})
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    kind = str(value.get("kind"))
+    if kind not in LOSSES:
+        raise unknown("loss", kind, LOSSES)
+    known = [f.name for f in fields(LOSSES[kind])]
+    for key in value:
+        if key not in (*known, "kind"):
+            raise unknown(f"setting of the loss {kind}", key, known)
+    return LOSSES[kind](**{key: v for key, v in value.items() if key != "kind"})
 
 
 def suite_names() -> list[str]:

@@ -16,9 +16,11 @@ from sklearn.metrics import roc_auc_score
 from howsure import Logits, Method, UserError
 from howsure.check import split as made_up
 from howsure.cli import main
+from howsure.harness import Run
 from howsure.plugins import DATASETS, METHODS
 from howsure.protocol import TEST, parts
-from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, CellName, read_scores
+from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, CellName, RunFolder, read_scores
+from howsure.suite import load_suite
 
 SUITE = """
 id = {{ train = "npz:train.npz", test = "npz:known.npz" }}
@@ -312,3 +314,13 @@ def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatc
     assert run("run", write_suite(material, "own", ["energy", "msp"], ["none"]), "--out", tmp_path) == 1
     assert "k must be positive" in capsys.readouterr().err
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
+
+
+def test_each_severity_of_a_corruption_takes_its_own_share_of_the_images(material, tmp_path):
+    suite = load_suite(write_suite(material, "shares", extra="images = 10\n"))
+    job = Run(suite, suite.chosen_methods(), RunFolder(tmp_path), torch.device("cpu"), quiet=True)
+    splits = job._sources()
+    first, second = (splits[f"contrast@{severity}"] for severity in (1, 5))
+    assert len(first) == len(second) == 10
+    assert set(first.images.indices).isdisjoint(second.images.indices)
+    assert list(first.images.indices) != list(splits["gaussian_noise@1"].images.indices)

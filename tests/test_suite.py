@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from howsure import UserError
+from howsure.losses import Confound
 from howsure.suite import load_suite, make_method, suite_names
 
 GOOD = """
@@ -115,6 +116,37 @@ def test_every_suite_of_the_package_loads(name):
     suite = load_suite(name)
     assert suite.chosen_methods()
     assert Path(suite.base).is_dir()
+
+
+VARIANTS = """
+[method.confound_detector-2-hot]
+use = "confound_detector"
+loss = { kind = "confound", hot = 2 }
+"""
+
+
+def test_a_variant_is_a_method_under_a_name_of_its_own(write):
+    suite = load_suite(write(GOOD.replace('"msp"', '"msp", "confound_detector*"', 1) + VARIANTS))
+    methods = suite.chosen_methods()
+    assert methods["confound_detector"] == make_method("confound_detector", {})
+    assert methods["confound_detector-2-hot"] == make_method(
+        "confound_detector", {"loss": {"kind": "confound", "hot": 2}}
+    )
+    assert methods["confound_detector-2-hot"].loss == Confound(hot=2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("hot = 2", "hit = 2", "unknown setting of the loss confound 'hit'; did you mean hot"),
+        ('kind = "confound"', 'kind = "confund"', "unknown loss 'confund'; did you mean confound"),
+        ('use = "confound_detector"', 'use = "confound_detectr"', "unknown method 'confound_detectr'"),
+    ],
+)
+def test_mistakes_in_a_variant_are_one_line(write, old, new, message):
+    suite = load_suite(write(GOOD + VARIANTS.replace(old, new)))
+    with pytest.raises(UserError, match=message):
+        suite.chosen_methods()
 
 
 def test_lists_become_tuples():
