@@ -76,16 +76,16 @@ class Run:
             "cells": [],
         }
         try:
-            sources = self._sources()
+            splits = self.splits()
             for spec in self.suite.backbone:
                 for seed in self.suite.seeds:
-                    self._run_network(spec, seed, sources)
+                    self._run_network(spec, seed, splits)
         finally:
             self.record["finished"] = _now()
             results = self.folder.assemble(self.record)
         return results
 
-    def _sources(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Split]:
         """The suite's splits that are on this machine, shifts and corruptions too; what is missing is recorded."""
         suite, base = self.suite, self.suite.base
         train = resolve(suite.id.train, base)
@@ -136,9 +136,14 @@ class Run:
                     found.append(Shift(f"{kind}@{severity}", kind, CORRUPTIONS[kind], "corruption", severity))
         return found
 
-    def _run_network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> None:
+    def bench(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Bench:
+        """A network, loaded or trained, before the splits that `splits` gave."""
         network = self._network(spec, seed, splits)
-        bench = Bench(network, Extractor(network, self.store, splits["train"]), splits, self._shifts(splits), seed)
+        return Bench(network, Extractor(network, self.store, splits["train"]), splits, self._shifts(splits), seed)
+
+    def _run_network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> None:
+        bench = self.bench(spec, seed, splits)
+        network = bench.network
         refusals = {name: refusal(method, network) for name, method in self.methods.items()}
         able = {name: method for name, method in self.methods.items() if not refusals[name]}
         started = time.perf_counter()
@@ -180,12 +185,12 @@ class Run:
         read = (ImageIds(), Labels(), Logits())
         needed = list(dict.fromkeys(rep for m in (read, *(m.needs for m in methods.values())) for rep in m))
         fitted = [rep for rep in needed if rep.needs]
-        plain = [rep for rep in union([needed]) if not rep.needs]
+        learning = [m.needs for m in methods.values() if m.supervision == "id-train" or self._fits_on_train()]
+        plain = [rep for rep in union([read, *learning, *(rep.needs for rep in fitted)]) if not rep.needs]
         total = sum(map(len, bench.splits.values()))
         with self._bar(total, f"{bench.network.name}: passes", "image") as bar:
             bench.extractor(bench.splits["train"], plain, bar.update)
-            trained = {rep for m in methods.values() if m.supervision != "none" for rep in m.needs}
-            again = [rep for rep in fitted if rep in trained and self._fits_on_train()]
+            again = [rep for rep in fitted if any(rep in needs for needs in learning)]
             if again:
                 bench.extractor(bench.splits["train"], again)
             for name, split in bench.splits.items():

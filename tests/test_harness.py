@@ -319,7 +319,7 @@ def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatc
 def test_each_severity_of_a_corruption_takes_its_own_share_of_the_images(material, tmp_path):
     suite = load_suite(write_suite(material, "shares", extra="images = 10\n"))
     job = Run(suite, suite.chosen_methods(), RunFolder(tmp_path), torch.device("cpu"), quiet=True)
-    splits = job._sources()
+    splits = job.splits()
     first, second = (splits[f"contrast@{severity}"] for severity in (1, 5))
     assert len(first) == len(second) == 10
     assert set(first.images.indices).isdisjoint(second.images.indices)
