@@ -58,13 +58,26 @@ class Bench:
         """Indices of the images of a split that belong to a part."""
         return members(self.ids[split], part, self.seed)
 
-    def tuning_reps(self, split: str, part: int, needs: Sequence[Any]) -> Reps:
-        """What is needed of at most 1000 images of the fit part, or 500 of the validation part: a grid over costly
-        representations looks at no more."""
+    def indices(self, split: str, part: int, tuning: bool = False) -> Tensor:
+        """Those to fit or tune on: the part's, or for tuning the first few of them.
+
+        Altered training images are in the parts of their originals. A grid looks at no more than 1,000 images of the
+        fit part and 500 of the validation part of each kind of shift, an equal share of each severity.
+        """
+        index = self.part("train" if split == "synthetic" else split, part)
+        kinds = {shift.name: shift.kind for shift in self.shifts}
+        severities = sum(kind == kinds.get(split) for kind in kinds.values())
+        return index[: MOST_TO_TUNE_ON[part] // max(1, severities)] if tuning else index
+
+    def part_reps(self, split: str, part: int, needs: Sequence[Any], tuning: bool = False) -> Reps:
+        """What is needed of the images at `indices`; for tuning, of these alone."""
+        index = self.indices(split, part, tuning)
+        if not tuning:
+            return self.extractor(self.splits[split], needs).take(index)
         if (split, part) not in self._tuning:
             whole = self.splits[split]
-            index = self.part(split, part)[: MOST_TO_TUNE_ON[part]].numpy()
-            self._tuning[split, part] = replace(whole, name=f"{split}, part {part}", images=Subset(whole.images, index))
+            some = Subset(whole.images, index.numpy())
+            self._tuning[split, part] = replace(whole, name=f"{split}, part {part}", images=some)
         return self.extractor(self._tuning[split, part], needs)
 
 
@@ -112,51 +125,59 @@ class Scorer:
     def fit_once(self) -> dict[str, Tensor]:
         """A state to time the method with; on the first shift for a method that learns from outliers."""
         outliers = self.method.supervision == "outliers"
-        return self._fit(self.method, (self.bench.shifts[0].name,) if outliers else None)
+        known = (self.bench.shifts[0].name,) if outliers else None
+        return self._fit(self.method, known, tuning=bool(self.method.grid))
 
     def _grid(self, protocol: Protocol) -> Mapping[str, Any]:
         return {} if protocol == "none" else self.method.grid
 
     def _choose(self, protocol: Protocol, shift: Shift) -> tuple[Method, Any]:
-        """The method to use for a shift, and what it is fitted on: a key of `_states`."""
+        """The method to use for a shift, and what it is fitted on."""
         known = self._seen(protocol, shift) if self.method.supervision == "outliers" else None
         if not self._grid(protocol):
             return self.method, known
-        seen = self._seen(protocol, shift)
-        if seen not in self._best:
+        pool = self._pool(protocol, shift)
+        if pool not in self._best:
             options = candidates(self.method)
-            self._look(options, seen, known)
-            self._best[seen] = max(options, key=lambda option: self._validate(option, seen, known))
-        return self._best[seen], known
+            self._look(options, pool)
+            self._best[pool] = max(options, key=lambda option: self._validate(option, pool))
+        return self._best[pool], known
 
-    def _look(self, options: list[Method], seen: tuple[Any, ...], known: Any) -> None:
-        """One pass over each set of validation images, and one over each set to fit on, for all options at once."""
-        if seen in (("pseudo-unknown",), ("synthetic",)):
-            return
-        needs = union(tuple(option.needs) for option in options)
-        for split in ("test", *seen):
-            for part in (VAL,) if known is None else (FIT, VAL):
-                self.bench.tuning_reps(split, part, needs)
-
-    def _seen(self, protocol: Protocol, shift: Shift) -> tuple[Any, ...]:
+    def _seen(self, protocol: Protocol, shift: Shift) -> tuple[str, ...]:
+        """The sets of outliers that a method may be fitted on, or the protocol that makes them."""
         if protocol in ("pseudo-unknown", "synthetic"):
             return (protocol,)
         return tuple(seen_outliers(protocol, shift, self.bench.shifts))
 
-    def _validate(self, option: Method, seen: tuple[Any, ...], known: Any) -> float:
+    def _pool(self, protocol: Protocol, shift: Shift) -> tuple[str, ...]:
+        """The sets that hyper-parameters are chosen on: what is seen, with all severities of a corruption together."""
+        if protocol == "same-shift":
+            return tuple(s.name for s in self.bench.shifts if s.kind == shift.kind)
+        return self._seen(protocol, shift)
+
+    def _look(self, options: list[Method], pool: tuple[str, ...]) -> None:
+        """One pass over each set of images to tune on, for all options at once."""
+        needs = union(tuple(option.needs) for option in options)
+        made_of = {"pseudo-unknown": ("train",), "synthetic": ("train", "synthetic")}
+        for split in made_of.get(pool[0], ("test", *pool)):
+            for part in (FIT, VAL) if self.method.supervision == "outliers" else (VAL,):
+                self.bench.part_reps(split, part, needs, tuning=True)
+
+    def _validate(self, option: Method, pool: tuple[str, ...]) -> float:
         """AUROC of an option on validation images alone."""
-        if seen in (("pseudo-unknown",), ("synthetic",)):
-            state = self._state(option, known)
-            pair = [_checked(option.score(r, **state), seen[0]) for r in self._from_training(option, seen[0], VAL)]
-            return auroc(*pair)
-        outside = np.concatenate([self._validation_scores(option, split, known) for split in seen])
+        known = pool if self.method.supervision == "outliers" else None
+        if pool[0] in ("pseudo-unknown", "synthetic"):
+            state = self._state(option, known, tuning=True)
+            pair = self._pair(option, pool, VAL, tuning=True)
+            return auroc(*(_checked(option.score(reps, **state), pool[0]) for reps in pair))
+        outside = np.concatenate([self._validation_scores(option, split, known) for split in pool])
         return auroc(self._validation_scores(option, "test", known), outside)
 
     def _validation_scores(self, option: Method, split: str, known: Any) -> np.ndarray:
         key = ("validation", option, split, known)
         if key not in self._scores:
-            reps = self.bench.tuning_reps(split, VAL, option.needs).only(tuple(option.needs), self.name)
-            scores = option.score(reps, **self._state(option, known))
+            reps = self.bench.part_reps(split, VAL, option.needs, tuning=True).only(tuple(option.needs), self.name)
+            scores = option.score(reps, **self._state(option, known, tuning=True))
             self._scores[key] = _checked(scores, f"validation images of '{split}'")
         return self._scores[key]
 
@@ -168,41 +189,37 @@ class Scorer:
             self._scores[key] = _checked(scores, f"'{split}'")
         return self._scores[key]
 
-    def _state(self, method: Method, known: Any) -> dict[str, Tensor]:
-        if (method, known) not in self._states:
-            self._states[method, known] = seeded(self.bench.seed, lambda: self._fit(method, known))
-        return self._states[method, known]
+    def _state(self, method: Method, known: Any, tuning: bool = False) -> dict[str, Tensor]:
+        key = (method, known, tuning and known is not None)
+        if key not in self._states:
+            self._states[key] = seeded(self.bench.seed, lambda: self._fit(method, known, tuning))
+        return self._states[key]
 
-    def _fit(self, method: Method, known: Any) -> dict[str, Tensor]:
+    def _fit(self, method: Method, known: Any, tuning: bool = False) -> dict[str, Tensor]:
         if method.supervision == "none":
             return {}
         if method.supervision == "id-train":
             split = method.fit_split if method.fit_split in self.bench.splits else "train"
             return method.fit(self.bench.reps(split, method.needs, self.name))
-        if known in (("pseudo-unknown",), ("synthetic",)):
-            return method.fit(*self._from_training(method, known[0], FIT))
-        bench = self.bench
-        needs = (*method.needs, ImageIds())
-        if method.grid:
-            reps = {split: bench.tuning_reps(split, FIT, needs) for split in ("test", *known)}
-        else:
-            reps = {split: bench.extractor(bench.splits[split], needs) for split in ("test", *known)}
-        inside = gather(reps, ["test"], FIT, bench.seed, MOST_TO_FIT_ON)
-        outside = gather(reps, known, FIT, bench.seed, len(inside[ImageIds()]))
-        return method.fit(*(r.only(tuple(method.needs), self.name) for r in (inside, outside)))
+        return method.fit(*self._pair(method, known, FIT, tuning))
 
-    def _from_training(self, method: Method, protocol: str, part: int) -> tuple[Reps, Reps]:
-        """In-distribution training images and outliers made of others of them, of one part."""
-        bench, needs = self.bench, tuple(method.needs)
-        reps = Reps({**bench.reps("train", needs, self.name), **bench.ids["train"]})
-        if protocol == "pseudo-unknown":
-            inside, outside = pseudo_unknowns(reps.take(bench.part("train", part)), bench.seed, MOST_TO_FIT_ON)
+    def _pair(self, method: Method, known: tuple[str, ...], part: int, tuning: bool) -> tuple[Reps, Reps]:
+        """In-distribution images and outliers of one part: of shifts, or made of training images."""
+        bench, needs = self.bench, (*method.needs, ImageIds(), Labels())
+
+        def reps(split: str) -> Reps:
+            return bench.part_reps(split, part, needs, tuning)
+
+        if known == ("pseudo-unknown",):
+            inside, outside = pseudo_unknowns(reps("train"), bench.seed, MOST_TO_FIT_ON)
+        elif known == ("synthetic",):
+            even = bench.indices("train", part, tuning) % 2 == 0
+            inside, outside = reps("train").take(torch.where(even)[0]), reps("synthetic").take(torch.where(~even)[0])
         else:
-            altered = Reps({**bench.reps("synthetic", needs, self.name), **bench.ids["synthetic"]})
-            half = torch.arange(len(bench.splits["train"])) % 2 == 0
-            mine = torch.zeros_like(half).index_fill(0, bench.part("train", part), True)
-            inside, outside = (r.take(torch.where(m & mine)[0]) for r, m in ((reps, half), (altered, ~half)))
-        return inside.only(needs, self.name), outside.only(needs, self.name)
+            found = {split: reps(split) for split in ("test", *known)}
+            inside = gather(found, ["test"], part, bench.seed, MOST_TO_FIT_ON)
+            outside = gather(found, known, part, bench.seed, len(inside[ImageIds()]))
+        return inside.only(tuple(method.needs), self.name), outside.only(tuple(method.needs), self.name)
 
 
 def refusal(method: Method, network: Network) -> str | None:

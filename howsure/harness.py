@@ -181,7 +181,12 @@ class Run:
         return str(in_data.resolve()) if in_data.is_file() else spec.checkpoint
 
     def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """One pass over each split for the union of what all methods need; the training split first."""
+        """One pass over each split for the union of what all methods need; the training split first.
+
+        What a grid will choose is read when it has chosen.
+        """
+        plainly = "none" in self.suite.chosen_protocols()
+        methods = {n: m for n, m in methods.items() if not m.grid or (plainly and m.supervision != "outliers")}
         read = (ImageIds(), Labels(), Logits())
         needed = list(dict.fromkeys(rep for m in (read, *(m.needs for m in methods.values())) for rep in m))
         fitted = [rep for rep in needed if rep.needs]

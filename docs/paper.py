@@ -1,0 +1,274 @@
+"""Put the tables and plots of docs/paper.md in place, from the runs in results/reference/: `python docs/paper.py`.
+
+What stands between `<!-- NAME -->` and `<!-- end -->` is replaced; the prose around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from howsure.plots import DASHES, MARKERS, OKABE_ITO
+from howsure.plugins import METHODS
+from howsure.results import read_results
+from howsure.tables import tidy
+
+DOCS = Path(__file__).parent
+REFERENCE = DOCS.parent / "results" / "reference"
+DETECTOR = "confound_detector"
+CONTROLS = ("logit_detector", "feature_detector", "activation_detector", "activation_norm_detector")
+OWN = ("actprint", "gradprint", "confound")
+PROTOCOLS = ("same-shift", "leave-one-out", "pseudo-unknown", "synthetic")
+CELL = ["protocol", "shift", "severity"]
+
+
+def aurocs(run: str) -> pd.DataFrame:
+    """AUROC of every cell of a kept run: `method`, `protocol`, `shift`, `severity`, `seed`, `value`, the interval."""
+    results = tidy(read_results(REFERENCE / run))
+    rows = results[(results["metric"] == "auroc") & (results["task"] != "misclassification")]
+    return rows.assign(severity=rows["severity"].fillna(0).astype(int))
+
+
+def published(rows: pd.DataFrame) -> list[str]:
+    """Baselines: all published methods that saw no outlier, and Mahalanobis over layers, which saw them as the paper's."""
+    return [m for m in rows["method"].unique() if m not in (DETECTOR, *CONTROLS, *OWN)]
+
+
+def leads(rows: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
+    """Of each protocol, shift and severity: the detector's AUROC and its lead over the best of some others.
+
+    The best is the one with the highest mean over the splits, picked in hindsight, which favours the others. `sd` is the
+    standard deviation of the lead over the splits; each split compares both on the same images.
+    """
+    found = []
+    for cell, group in rows.groupby(CELL, sort=False):
+        values = group.pivot_table(index="seed", columns="method", values="value")
+        others = [m for m in against if m in values]
+        if DETECTOR in values and others:
+            best = values[others].mean().idxmax()
+            lead = values[DETECTOR] - values[best]
+            found.append((*cell, values[DETECTOR].mean(), best, values[best].mean(), lead.mean(), lead.std()))
+    return pd.DataFrame(found, columns=[*CELL, "detector", "best", "its", "lead", "sd"])
+
+
+def signed(mean: float, sd: float) -> str:
+    return f"{100 * mean:+.1f} ± {100 * sd:.1f}"
+
+
+def lead_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
+    """A row a protocol and shift: the detector, the best baseline, the best control, and the leads, in points."""
+    base, control = leads(rows, published(rows)), leads(rows, controls)
+    table = base.merge(control[[*CELL, "best", "its", "lead", "sd"]], on=CELL, suffixes=("", "_control"))
+    lines = [
+        {
+            "protocol": line.protocol,
+            "shift": line.shift,
+            "gradient detector": f"{line.detector:.3f}",
+            "best baseline": f"{line.best} {line.its:.3f}",
+            "lead": signed(line.lead, line.sd),
+            "best control": f"{line.best_control} {line.its_control:.3f}",
+            "lead over it": signed(line.lead_control, line.sd_control),
+        }
+        for line in table.itertuples()
+    ]
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str]) -> str:
+    """A row a corruption type: leads over the best baseline at severities 1, 3 and 5, and over the best control."""
+    rows = rows[rows["protocol"] == protocol]
+    base, control = leads(rows, published(rows)), leads(rows, controls)
+    lines = []
+    for shift, group in base.groupby("shift", sort=False):
+        at = group.set_index("severity")
+        over = control[control["shift"] == shift]
+        lines.append({
+            "corruption": shift,
+            "gradient detector": f"{group['detector'].mean():.3f}",
+            **{f"lead at {s}": f"{signed(at.lead[s], at.sd[s])} ({at.best[s]})" for s in (1, 3, 5) if s in at.index},
+            "mean lead": f"{100 * group['lead'].mean():+.1f}",
+            "mean lead over the control": f"{100 * over['lead'].mean():+.1f}",
+        })  # fmt: skip
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def mean_table(rows: pd.DataFrame) -> str:
+    """Mean AUROC over shifts of every method, a column a protocol, with the deviation over splits."""
+    by_seed = rows.groupby(["method", "protocol", "seed"], sort=False)["value"].mean()
+    stats = by_seed.groupby(["method", "protocol"]).agg(["mean", "std"])
+    text = stats.apply(lambda s: f"{s['mean']:.3f} ± {s['std']:.3f}", axis=1).unstack().reindex(columns=_present(rows))
+    order = stats["mean"].unstack().mean(axis=1).sort_values(ascending=False).index
+    sees = {m: _supervision(m) for m in order}
+    text.insert(0, "may see", pd.Series(sees))
+    return text.loc[order].fillna("").reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def _supervision(method: str) -> str:
+    name = method if method in METHODS else method.partition("-")[0]
+    return METHODS[name].supervision
+
+
+def _present(rows: pd.DataFrame) -> list[str]:
+    return [p for p in ("none", *PROTOCOLS) if (rows["protocol"] == p).any()]
+
+
+def learning_table(file: Path) -> str:
+    table = pd.read_csv(file)
+    means = table.groupby(["method", "outliers"])["value" if "value" in table else "auroc"].mean().unstack()
+    return means.round(3).reset_index().to_markdown(index=False)
+
+
+def importance_table(file: Path) -> str:
+    table = pd.read_csv(file)
+    table = table[table["group"] != "set"]
+    shown = table.assign(shift=_with_severity(table)).pivot_table(
+        index=["group", "name", "sets"], columns="shift", values="fall", sort=False
+    )
+    shown.insert(0, "mean", shown.mean(axis=1))
+    return (100 * shown).round(1).reset_index().to_markdown(index=False)
+
+
+def _with_severity(table: pd.DataFrame) -> pd.Series:
+    severity = table["severity"].fillna(0).astype(int)
+    return table["shift"] + severity.map(lambda s: f" {s}" if s else "")
+
+
+def cost_table(run: str) -> str:
+    costs = pd.read_csv(REFERENCE / run / "timing.csv")
+    shown = costs[["method", "ratio_to_forward"]].sort_values("ratio_to_forward").round(2)
+    return shown.rename(columns={"ratio_to_forward": "time beside a forward pass"}).to_markdown(index=False)
+
+
+def plot_severity(rows: pd.DataFrame, path: Path) -> None:
+    """Mean AUROC over corruption types by severity, a panel a protocol."""
+    protocols = _present(rows)
+    figure = Figure(figsize=(4 * len(protocols), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0]
+    means = rows.groupby(["protocol", "method", "severity"])["value"].mean()
+    outside = [m for m in published(rows) if _supervision(m) != "outliers"]
+    best = means.loc[protocols[0]].groupby("method").mean()[outside].nlargest(3).index
+    shown = list(dict.fromkeys([DETECTOR, *[c for c in CONTROLS if c in set(rows["method"])], "mahalanobis_layers",
+                                *best, "msp", "actprint"]))  # fmt: skip
+    for axis, protocol in zip(axes, protocols, strict=True):
+        for i, method in enumerate(m for m in shown if m in means[protocol]):
+            line = means[protocol][method]
+            _line(axis, i, line.index, line.to_numpy(), method)
+        axis.set(title=protocol, xlabel="severity", xticks=range(1, 6))
+        axis.axhline(0.5, color="0.8", zorder=0)
+    axes[0].set_ylabel("AUROC, mean over types")
+    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def plot_leads(rows: pd.DataFrame, controls: Sequence[str], path: Path) -> None:
+    """The detector's lead over the best baseline and over the best control, by shift and protocol."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    labels: list[str] = []
+    for i, (name, against) in enumerate((("best baseline", published(rows)), ("best control", controls))):
+        table = leads(rows, against)
+        labels = [f"{p}: {s}" for p, s in zip(table["protocol"], table["shift"], strict=True)]
+        where = [k + 0.15 * (2 * i - 1) for k in range(len(table))]
+        axis.errorbar(100 * table["lead"], where, xerr=100 * table["sd"], fmt=MARKERS[i], color=OKABE_ITO[i],
+                      label=f"over the {name}", capsize=2, markersize=5)  # fmt: skip
+    axis.axvline(0, color="0.6", zorder=0)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("lead of the gradient detector, points of AUROC (± deviation over 5 splits)")
+    axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def plot_variants(rows: pd.DataFrame, path: Path) -> None:
+    """Mean AUROC of each variant, with the deviation over splits."""
+    by_seed = rows.groupby(["protocol", "method", "seed"])["value"].mean()
+    stats = by_seed.groupby(["protocol", "method"]).agg(["mean", "std"])
+    protocols = _present(rows)
+    figure = Figure(figsize=(4 * len(protocols), 3.4), layout="constrained")
+    for i, (axis, protocol) in enumerate(
+        zip(figure.subplots(1, len(protocols), squeeze=False)[0], protocols, strict=True)
+    ):
+        part = stats.loc[protocol].sort_values("mean")
+        axis.errorbar(part["mean"], range(len(part)), xerr=part["std"], fmt="o", color=OKABE_ITO[i], capsize=2)
+        axis.set_yticks(range(len(part)), list(part.index), fontsize=8)
+        axis.set(title=protocol, xlabel="mean AUROC (± over 5 splits)")
+    figure.savefig(path, dpi=130)
+
+
+def plot_learning(file: Path, path: Path) -> None:
+    table = pd.read_csv(file)
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for i, (method, part) in enumerate(table.groupby("method")):
+        line = part.groupby("outliers")["auroc"].agg(["mean", "std"])
+        _line(axis, i, line.index, line["mean"].to_numpy(), str(method))
+    axis.set(xscale="log", xlabel="outliers seen", ylabel="AUROC, mean over shifts")
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def plot_importance(file: Path, path: Path) -> None:
+    """Fall of the AUROC, one parameter set permuted at a time, along the depth of the network."""
+    table = pd.read_csv(file)
+    sets = table[table["group"] == "set"]
+    falls = sets.groupby("name", sort=False)["fall"].mean() * 100
+    kinds = ["weight of a convolution" if "conv" in n and n.endswith("weight") else "scale or shift of a norm"
+             if "bn" in n else "last layer" for n in falls.index]  # fmt: skip
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for i, kind in enumerate(dict.fromkeys(kinds)):
+        where = [k for k, other in enumerate(kinds) if other == kind]
+        axis.plot(where, falls.iloc[where], MARKERS[i], color=OKABE_ITO[i], label=kind)
+    axis.axhline(0, color="0.8", zorder=0)
+    ends = [k for k, n in enumerate(falls.index) if k == 0 or n.split(".")[0] != falls.index[k - 1].split(".")[0]]
+    axis.set_xticks(ends, [falls.index[k].split(".")[0] for k in ends], fontsize=8)
+    axis.set(xlabel="parameter set, first to last layer", ylabel="fall of AUROC, points")
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def _line(axis: Axes, i: int, x: Sequence[float], y: Sequence[float], label: str) -> None:
+    style = {"color": OKABE_ITO[i % 8], "linestyle": DASHES[i // 2 % 4], "marker": MARKERS[i % len(MARKERS)]}
+    axis.plot(x, y, markersize=4, linewidth=1.5, label=label, **style)
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with the text between the marks of `name`."""
+    found, n = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.S)
+    if not n:
+        raise SystemExit(f"docs/paper.md has no place for '{name}'")
+    return found
+
+
+def main() -> None:
+    ood, corruption, variants = map(aurocs, ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg"))
+    probes, plots = REFERENCE / "paper-probes-jpeg", DOCS / "paper"
+    plots.mkdir(exist_ok=True)
+    tables = {
+        "means": mean_table(ood),
+        "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS),
+        "corruption means": mean_table(corruption),
+        **{f"corruption {p}": corruption_table(corruption, p, CONTROLS) for p in _present(corruption)},
+        "variants": mean_table(variants),
+        "learning": learning_table(probes / "learning.csv"),
+        "importance": importance_table(probes / "importance.csv"),
+        "cost": cost_table("paper-ood-jpeg"),
+    }
+    page = (DOCS / "paper.md").read_text()
+    for name, text in tables.items():
+        page = put(page, name, text)
+    (DOCS / "paper.md").write_text(page)
+    plot_leads(ood[ood["protocol"] != "none"], CONTROLS, plots / "leads.png")
+    plot_severity(corruption, plots / "severity.png")
+    plot_variants(variants, plots / "variants.png")
+    plot_learning(probes / "learning.csv", plots / "learning.png")
+    plot_importance(probes / "importance.csv", plots / "importance.png")
+
+
+if __name__ == "__main__":
+    main()
