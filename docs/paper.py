@@ -20,6 +20,8 @@ from howsure.tables import tidy
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS.parent / "results" / "reference"
+PROBES = REFERENCE / "paper-probes-jpeg"
+RUNS = ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg")
 DETECTOR = "confound_detector"
 CONTROLS = ("logit_detector", "feature_detector", "activation_detector", "activation_norm_detector")
 OWN = ("actprint", "gradprint", "confound")
@@ -35,15 +37,15 @@ def aurocs(run: str) -> pd.DataFrame:
 
 
 def published(rows: pd.DataFrame) -> list[str]:
-    """Baselines: all published methods that saw no outlier, and Mahalanobis over layers, which saw them as the paper's."""
+    """Published methods that saw no outlier, and Mahalanobis over layers, shown what the detector is shown."""
     return [m for m in rows["method"].unique() if m not in (DETECTOR, *CONTROLS, *OWN)]
 
 
 def leads(rows: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
     """Of each protocol, shift and severity: the detector's AUROC and its lead over the best of some others.
 
-    The best is the one with the highest mean over the splits, picked in hindsight, which favours the others. `sd` is the
-    standard deviation of the lead over the splits; each split compares both on the same images.
+    The best is the one with the highest mean over the splits, picked in hindsight, which favours the others. `sd` is
+    the standard deviation of the lead over the splits; each split compares both on the same images.
     """
     found = []
     for cell, group in rows.groupby(CELL, sort=False):
@@ -245,29 +247,38 @@ def put(page: str, name: str, text: str) -> str:
     return found
 
 
-def main() -> None:
-    ood, corruption, variants = map(aurocs, ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg"))
-    probes, plots = REFERENCE / "paper-probes-jpeg", DOCS / "paper"
-    plots.mkdir(exist_ok=True)
-    tables = {
+def tables() -> dict[str, str]:
+    """The tables by name."""
+    ood, corruption, variants = map(aurocs, RUNS)
+    return {
         "means": mean_table(ood),
         "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS),
         "corruption means": mean_table(corruption),
         **{f"corruption {p}": corruption_table(corruption, p, CONTROLS) for p in _present(corruption)},
         "variants": mean_table(variants),
-        "learning": learning_table(probes / "learning.csv"),
-        "importance": importance_table(probes / "importance.csv"),
-        "cost": cost_table("paper-ood-jpeg"),
+        "learning": learning_table(PROBES / "learning.csv"),
+        "importance": importance_table(PROBES / "importance.csv"),
+        "cost": cost_table(RUNS[0]),
     }
+
+
+def plots() -> None:
+    ood, corruption, variants = map(aurocs, RUNS)
+    target = DOCS / "paper"
+    target.mkdir(exist_ok=True)
+    plot_leads(ood[ood["protocol"] != "none"], CONTROLS, target / "leads.png")
+    plot_severity(corruption, target / "severity.png")
+    plot_variants(variants, target / "variants.png")
+    plot_learning(PROBES / "learning.csv", target / "learning.png")
+    plot_importance(PROBES / "importance.csv", target / "importance.png")
+
+
+def main() -> None:
     page = (DOCS / "paper.md").read_text()
-    for name, text in tables.items():
+    for name, text in tables().items():
         page = put(page, name, text)
     (DOCS / "paper.md").write_text(page)
-    plot_leads(ood[ood["protocol"] != "none"], CONTROLS, plots / "leads.png")
-    plot_severity(corruption, plots / "severity.png")
-    plot_variants(variants, plots / "variants.png")
-    plot_learning(probes / "learning.csv", plots / "learning.png")
-    plot_importance(probes / "importance.csv", plots / "importance.png")
+    plots()
 
 
 if __name__ == "__main__":

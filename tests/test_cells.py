@@ -72,3 +72,20 @@ def test_outliers_made_of_training_images_keep_fitting_tuning_and_scoring_apart(
     assert SEEN["fit inside"] <= parts[FIT]
     assert SEEN["scored"].isdisjoint(parts[TEST] | parts[FIT])
     assert SEEN["fit inside"].isdisjoint(SEEN["fit outside"])
+
+
+def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_whole_fit_part(bench, monkeypatch):
+    monkeypatch.setattr("howsure.cells.MOST_TO_TUNE_ON", {FIT: 12, VAL: 6})
+    bench.splits["other@2"] = Split("other@2", made_up(60, 3))
+    bench.shifts[:] = [Shift(name, "other", "noise", "corruption", i) for i, name in enumerate(("other", "other@2"), 1)]
+    SEEN.clear()
+    next(Scorer(bench, "witness", Witness()).run("same-shift"))
+    parts = {
+        (s, p): bench.ids[s][ImageIds()][bench.part(s, p)].tolist() for s in bench.splits for p in (FIT, VAL, TEST)
+    }
+    tuned = set(parts["test", VAL][:6] + parts["other", VAL][:3] + parts["other@2", VAL][:3])
+    everything = {*ids["test"].tolist(), *ids["other"].tolist()}
+    assert SEEN["scored"] == everything | tuned
+    assert SEEN["fit inside"] == set(parts["test", FIT])
+    assert SEEN["fit outside"] <= set(parts["other", FIT] + parts["other@2", FIT][:6])
+    assert len(SEEN["fit outside"] & set(parts["other", FIT])) >= min(len(parts["other", FIT]), len(parts["test", FIT]))
