@@ -80,9 +80,8 @@ def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_wh
     bench.shifts[:] = [Shift(name, "other", "noise", "corruption", i) for i, name in enumerate(("other", "other@2"), 1)]
     SEEN.clear()
     next(Scorer(bench, "witness", Witness()).run("same-shift"))
-    parts = {
-        (s, p): bench.ids[s][ImageIds()][bench.part(s, p)].tolist() for s in bench.splits for p in (FIT, VAL, TEST)
-    }
+    ids = {name: reps[ImageIds()] for name, reps in bench.ids.items()}
+    parts = {(name, p): own[bench.part(name, p)].tolist() for name, own in ids.items() for p in (FIT, VAL)}
     tuned = set(parts["test", VAL][:6] + parts["other", VAL][:3] + parts["other@2", VAL][:3])
     everything = {*ids["test"].tolist(), *ids["other"].tolist()}
     assert SEEN["scored"] == everything | tuned
