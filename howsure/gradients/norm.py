@@ -21,6 +21,19 @@ def channel_sums(t: Tensor) -> Tensor:
     return t.flatten(2).sum(2) if t.dim() > 2 else t
 
 
+class _Scaled(torch.autograd.Function):
+    """A call whose output is its input ``x`` times ``scale`` plus a constant: the gradient is one multiplication."""
+
+    @staticmethod
+    def forward(ctx, x, run, scale):
+        ctx.scale = scale
+        return run()
+
+    @staticmethod
+    def backward(ctx, d):
+        return (d * ctx.scale).to(d.dtype), None, None
+
+
 class _Norm(Rule):
     needs = ("input",)
 
@@ -41,21 +54,22 @@ class BatchNorm(_Norm):
             )
         return super().accepts(arguments, weights)
 
+    def forward(self) -> Any:
+        a, run = self.arguments, super().forward
+        x, weight = a["input"], a.get("weight")
+        self.shape = (-1,) + (1,) * (x.dim() - 2)
+        self.mean = a["running_mean"]
+        self.rstd = torch.rsqrt(a["running_var"] + a.get("eps", 1e-5))
+        scale = self.rstd if weight is None else self.rstd * weight
+        return _Scaled.apply(x, run, scale.view(self.shape))
+
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         d = merged(d, layout, n)
         if key == "bias":
             return per_sample(channel_sums(d), n)
-        shape = (-1,) + (1,) * (d.dim() - 2)
-        mean, var = self.arguments["running_mean"], self.arguments["running_var"]
-        scale = torch.rsqrt(var.to(d.dtype) + self.arguments.get("eps", 1e-5))
         x = merged(self.input("input"), layout, n)
-        centred = torch.sub(x, mean.to(d.dtype).view(shape), out=scratch(x)).mul_(d)
-        return per_sample(channel_sums(centred) * scale, n)
-
-    def settle(self) -> None:
-        kept = {k: self.arguments[k] for k in ("running_mean", "running_var")}
-        super().settle()
-        self.arguments.update(kept)
+        centred = torch.sub(x, self.mean.to(d.dtype).view(self.shape), out=scratch(x)).mul_(d)
+        return per_sample(channel_sums(centred) * self.rstd, n)
 
 
 class LayerNorm(_Norm):
