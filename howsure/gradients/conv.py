@@ -30,7 +30,7 @@ from .rule import Rule, merged, per_sample, sq_norm
 
 _SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
 _READ = 4  # one entry of a gradient written and squared
-_NARROW = 24  # entries of a window's row below which copying rows loses to grouped convolution
+_NARROW = 64  # entries of a window's row below which copying rows loses to grouped convolution
 
 
 class Conv(Rule):

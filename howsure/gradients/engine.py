@@ -22,7 +22,7 @@ from .trace import Site, Tracer, leaves
 Loss = Callable[[Tensor], Tensor]
 
 _PROBE = 4  # samples of a first pass, which learns the layouts
-_CACHE = 1.2e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
+_CACHE = 2.4e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
 
 
 class GradResult(NamedTuple):

@@ -15,6 +15,8 @@ from torch import Tensor
 from .layout import Layout
 from .rule import Rule, merged, per_sample, scratch
 
+_CENTRED = 8  # standard deviations between a channel's mean and zero up to which its mean need not be subtracted first
+
 
 def channel_sums(t: Tensor) -> Tensor:
     """``[rows, C, …] -> [rows, C]``."""
@@ -60,6 +62,8 @@ class BatchNorm(_Norm):
         self.shape = (-1,) + (1,) * (x.dim() - 2)
         self.mean = a["running_mean"]
         self.rstd = torch.rsqrt(a["running_var"] + a.get("eps", 1e-5))
+        # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels
+        self.off_centre = bool((self.mean.abs() * self.rstd > _CENTRED).any())
         scale = self.rstd if weight is None else self.rstd * weight
         return _Scaled.apply(x, run, scale.view(self.shape))
 
@@ -68,8 +72,12 @@ class BatchNorm(_Norm):
         if key == "bias":
             return per_sample(channel_sums(d), n)
         x = merged(self.input("input"), layout, n)
-        centred = torch.sub(x, self.mean.to(d.dtype).view(self.shape), out=scratch(x)).mul_(d)
-        return per_sample(channel_sums(centred) * self.rstd, n)
+        if self.off_centre:
+            x = torch.sub(x, self.mean.to(d.dtype).view(self.shape), out=scratch(x))
+        total = channel_sums(torch.mul(x, d, out=scratch(x)))
+        if not self.off_centre:
+            total -= self.mean * channel_sums(d)
+        return per_sample(total * self.rstd, n)
 
 
 class LayerNorm(_Norm):
