@@ -107,8 +107,9 @@ def grad_sq_norms(
         True, or names, to get the gradients themselves of one-dimensional parameters (biases, the scales and shifts of
         normalisation) too.
     on_restart
-        Called before the whole call starts again with half the batch because a GPU ran out of memory. Hooks of the
-        caller see each image exactly once, in order, chunk by chunk, but for such a restart: clear what they captured.
+        Called before the whole call starts again: with half the batch because a GPU ran out of memory, or in another
+        memory format because the network's own ``view`` of a map needs it. Hooks of the caller see each image exactly
+        once, in order, chunk by chunk, but for such a restart: clear what they captured.
 
     Returns
     -------
@@ -142,9 +143,13 @@ def grad_sq_norms(
             if size <= 1:
                 raise
             limit = size // 2
+        except RuntimeError as error:
+            if not _needs_contiguous(_plan_for(model, x, wanted), error):
+                raise
         finally:
             free_scratch()
-        torch.cuda.empty_cache()
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
         if on_restart is not None:
             on_restart()
 
@@ -185,12 +190,25 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     """Which rule each parameter takes for inputs like ``x`` (at most four of them are used): ``[(name, rule)]``."""
     _refuse_mixing(model)
     wanted = _select(model, None)
-    first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], _Plan())
-    try:
-        first.result()
-        return _rules_taken(first, wanted)
-    finally:
-        first.close()
+    plan = _Plan()
+    while True:
+        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan)
+        try:
+            first.result()
+            return _rules_taken(first, wanted)
+        except RuntimeError as error:
+            if not _needs_contiguous(plan, error):
+                raise
+        finally:
+            first.close()
+
+
+def _needs_contiguous(plan: _Plan, error: RuntimeError) -> bool:
+    """Whether a network failed for its ``view`` of a map whose channels are side by side; it is spared them then."""
+    if not plan.channels_last or "view size is not compatible" not in str(error):
+        return False
+    plan.channels_last = False
+    return True
 
 
 def _rules_taken(first: _Pass, wanted: dict[str, nn.Parameter]) -> list[tuple[str, str]]:
