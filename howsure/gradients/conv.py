@@ -175,8 +175,10 @@ class Conv(Rule):
         return grad.view(n, o, i, *self.kernel)
 
     def shifted_gram(self, a: Tensor) -> Tensor:
-        """``sum_o a_{s p + o} . a_{s q + o}`` as ``[n * groups, L, L]``: the Gram matrix of the input, then the sum over
-        the kernel's offsets along one dimension after the other."""
+        """``sum_o a_{s p + o} . a_{s q + o}`` as ``[n * groups, L, L]``.
+
+        The Gram matrix of the input, then the sum over the kernel's offsets along one dimension after the other.
+        """
         size = tuple(a.shape[2:])
         flat = a.reshape(a.shape[0] * self.groups, -1, prod(size))
         gram = (flat.mT @ flat).view(-1, *size, *size)

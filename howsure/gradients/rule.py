@@ -70,7 +70,7 @@ _scratch = threading.local()
 
 
 def scratch(like: Tensor) -> Tensor:
-    """Uninitialised memory in the shape and order of ``like``, the same each time: fresh pages cost as much as the arithmetic.
+    """Uninitialised memory in the shape and order of ``like``, the same each time: fresh pages cost much.
 
     Each thread has its own. The content lasts until the next call.
     """
