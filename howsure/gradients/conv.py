@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .gram import gram_sq_norms
+from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
 from .linear import linear_sq_norms
 from .norm import channel_sums
@@ -208,7 +208,11 @@ class Conv(Rule):
     def describe(self, key: Any, n: int) -> str:
         if key == "bias":
             return "sum of d over positions"
-        return f"convolution: {self.choose()} over {'×'.join(map(str, self.maps))} positions"
+        rule = self.choose()
+        if rule == "tiles":
+            o, i = self.arguments["weight"].shape[:2]
+            rule += ", Gram" if gram_is_cheaper(prod(self.maps), i * prod(self.kernel), o) else ", product"
+        return f"convolution: {rule} over {'×'.join(map(str, self.maps))} positions"
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:

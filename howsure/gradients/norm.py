@@ -47,6 +47,9 @@ class _Norm(Rule):
 class BatchNorm(_Norm):
     name = "batch norm"
 
+    def describe(self, key: Any, n: int) -> str:
+        return "batch norm: sum of d·x̂" if key == "weight" else "batch norm: sum of d"
+
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
         if arguments.get("training") or arguments.get("running_mean") is None:
@@ -60,8 +63,9 @@ class BatchNorm(_Norm):
         a, run = self.arguments, super().forward
         x, weight = a["input"], a.get("weight")
         self.shape = (-1,) + (1,) * (x.dim() - 2)
-        self.mean = a["running_mean"]
-        self.rstd = torch.rsqrt(a["running_var"] + a.get("eps", 1e-5))
+        full = torch.promote_types(x.dtype, torch.float32)
+        self.mean = a["running_mean"].to(full)
+        self.rstd = torch.rsqrt(a["running_var"].to(full) + a.get("eps", 1e-5))
         # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels
         self.off_centre = bool((self.mean.abs() * self.rstd > _CENTRED).any())
         scale = self.rstd if weight is None else self.rstd * weight
@@ -73,7 +77,7 @@ class BatchNorm(_Norm):
             return per_sample(channel_sums(d), n)
         x = merged(self.input("input"), layout, n)
         if self.off_centre:
-            x = torch.sub(x, self.mean.to(d.dtype).view(self.shape), out=scratch(x))
+            x = torch.sub(x, self.mean.view(self.shape), out=scratch(x))
         total = channel_sums(torch.mul(x, d, out=scratch(x)))
         if not self.off_centre:
             total -= self.mean * channel_sums(d)
