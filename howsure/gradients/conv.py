@@ -55,9 +55,11 @@ class Conv(Rule):
             self.pads = ((0, 0),) * dims
         else:
             self.pads = tuple((p, p) for p in _each(padding, dims))
-        if a["input"].is_contiguous(memory_format=torch.channels_last) and dims == 2:
-            a["weight"] = a["weight"].contiguous(memory_format=torch.channels_last)  # once, not in each direction
+        weight = a["weight"]
+        if dims == 2 and a["input"].is_contiguous(memory_format=torch.channels_last):
+            a["weight"] = weight.contiguous(memory_format=torch.channels_last)  # once, not in each direction
         out = super().forward()
+        self.arguments["weight"] = weight
         self.maps = tuple(out.shape[2:])
         unpadded = not any(p for pair in self.pads for p in pair)
         points = all(k == 1 for k in self.kernel)

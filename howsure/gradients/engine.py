@@ -192,7 +192,7 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     wanted = _select(model, None)
     plan = _Plan()
     while True:
-        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan)
+        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, explains=True)
         try:
             first.result()
             return _rules_taken(first, wanted)
@@ -236,11 +236,14 @@ class _Pass:
         wanted: dict[str, nn.Parameter],
         small: list[str],
         plan: _Plan,
+        explains: bool = False,
     ):
         self.model, self.losses, self.wanted, self.small, self.plan = model, losses, wanted, small, plan
+        self.explains = explains
         self.x = x.detach().to(memory_format=plan.format_of(x))
         self.n = len(x)
         self.serve: Callable[[Site, tuple], None] = lambda site, grads: None
+        self.keeps_inputs = True
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         chosen = {id(p) for p in self.wanted.values()}
@@ -288,6 +291,7 @@ class _Pass:
         for k, seed in enumerate(seeds):
             self.ledger.open()
             last = k == len(seeds) - 1
+            self.keeps_inputs = not last or self.explains
             self._pull(logits, seed, keep=not last or bool(self.hidden))
             if self.hidden:
                 self._add_hidden(logits, seed, keep=not last)
@@ -313,6 +317,8 @@ class _Pass:
         site.check_inputs()
         with torch.no_grad():
             self.ledger.serve(site, tuple(g if g is None or g.dtype in _FULL else g.float() for g in grads))
+        if not self.keeps_inputs:
+            site.release()
 
     # -- layouts ------------------------------------------------------------------------------------------------
 
