@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
+from howsure.gradients.conv import Conv
 from howsure.gradients.gram import sequence_gram_sq_norms
 
 C = 3
@@ -263,6 +264,38 @@ def test_positions_that_cancel():
     d[:2] -= d[:2].mean(2, keepdim=True)
     want = (d.double() @ a.double().mT).square().sum((1, 2))
     torch.testing.assert_close(sequence_gram_sq_norms(a, d).double(), want, rtol=1e-4, atol=0)
+
+
+def test_groups_that_cancel():
+    """The same for the groups of a convolution, of which only those in doubt are computed again."""
+    net = model_of(nn.Conv2d(128, 128, 3, groups=2, padding=1))
+    x = 1 + 1e-4 * images(3, 128, 4, 4)
+    x[:, :64] = images(3, 64, 4, 4)
+    assert "gram" in dict(explain(net, x))["0.weight"]
+    exact(net, x)
+    conv = Conv(torch.conv2d, {"input": x, "weight": net[0].weight.detach(), "padding": 1, "groups": 2}, {"weight"})
+    d, at = conv.forward(), torch.tensor([1, 4, 5])
+    want = conv.grouped(d, x).unflatten(1, (2, -1)).flatten(0, 1)[at]
+    torch.testing.assert_close(conv._of_groups(d, x, at), want)
+
+
+def test_a_network_that_views_its_maps_starts_again_with_plain_ones():
+    class Views(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(len(x), -1)
+
+    net, x, restarts = model_of(nn.Conv2d(2, 4, 3), Views(), nn.Linear(36, 5)), images(6, 2, 5, 5), []
+    got = [grad_sq_norms(net, x, LOSSES, on_restart=lambda: restarts.append(1)).norms for _ in range(2)]
+    torch.testing.assert_close(got, [one_by_one(net, x, LOSSES)] * 2)
+    assert restarts == [1]
+    assert dict(explain(net, x))["0.weight"].startswith("convolution: ")
+
+
+@pytest.mark.parametrize("mean", [0.5, 1e4])
+def test_batch_norm_far_from_zero(mean):
+    net = model_of(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))
+    net[0].running_mean.fill_(mean)
+    exact(net, mean + images(4, 3, 6, 6))
 
 
 def test_hooks_see_each_image_once_in_order():

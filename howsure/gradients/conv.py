@@ -7,8 +7,7 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
   one Gram matrix of the raw input, so nothing is unfolded. For small maps.
 - **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel) the layer is a linear
   layer on a sequence, and takes its rules.
-- **product**: one batched matrix product per offset. Where the stride is one, the padded input is flattened and d is
-  padded on the right to the same width, so that each offset is a view that starts a little further on: no copies.
+- **windows**: the positions along a row of the kernel side by side, one batched matrix product per row.
 - **grouped**: all samples side by side as groups of one convolution, whose weight gradient is then each sample's own.
 """
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .gram import gram_sq_norms
+from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
 from .linear import linear_sq_norms
 from .norm import channel_sums
@@ -31,7 +30,7 @@ from .rule import Rule, merged, per_sample, sq_norm
 
 _SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
 _READ = 4  # one entry of a gradient written and squared
-_LARGE = 2**18  # entries of a weight above which grouped convolution loses to batched products on a CPU
+_NARROW = 64  # entries of a window's row below which copying rows loses to grouped convolution
 
 
 class Conv(Rule):
@@ -56,7 +55,11 @@ class Conv(Rule):
             self.pads = ((0, 0),) * dims
         else:
             self.pads = tuple((p, p) for p in _each(padding, dims))
+        weight = a["weight"]
+        if dims == 2 and a["input"].is_contiguous(memory_format=torch.channels_last):
+            a["weight"] = weight.contiguous(memory_format=torch.channels_last)  # once, not in each direction
         out = super().forward()
+        self.arguments["weight"] = weight
         self.maps = tuple(out.shape[2:])
         unpadded = not any(p for pair in self.pads for p in pair)
         points = all(k == 1 for k in self.kernel)
@@ -71,44 +74,36 @@ class Conv(Rule):
         o, i = self.arguments["weight"].shape[:2]
         g, length, size = self.groups, prod(self.maps), prod(self.saved["input"].shape[2:])
         offsets = prod(self.kernel)
-        gram = size * size * i * g + length * length * (o + _SHIFT * offsets * g)
-        explicit = length * o * i * offsets + _READ * o * i * offsets
+        work = length * o * i * offsets
+        gram = size * size * i * g + length * length * (o + _SHIFT * sum(self.kernel) * g)
         if self.tiles:
             return "tiles"
-        if gram < explicit:
+        if gram < work + _READ * o * i * offsets:
             return "gram"
-        batched_product = g == 1 and (o * i * offsets > _LARGE or self.saved["input"].is_cuda)
-        return "product" if batched_product else "grouped"
+        return "windows" if g == 1 and i * self.kernel[-1] >= _NARROW else "grouped"
 
     # -- gradients ----------------------------------------------------------------------------------------------
 
     def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         rule = self.choose()
-        if key == "bias" or d.shape[0] != n or rule not in ("gram", "tiles"):
+        if key == "bias" or d.shape[0] != n or rule == "grouped":
             return sq_norm(self.grads(key, d, layout, n))
         a = self.input("input")
         if rule == "tiles":
             return linear_sq_norms(self.cut(a), d.flatten(2))
+        if rule == "windows":
+            return torch.stack([sq_norm(g) for g in self.windows(d, a)]).sum(0)
         g, length = self.groups, prod(self.maps)
         d_gram = d.reshape(n * g, -1, length)
-        a_gram = self.shifted_gram(a)
-        total = (
-            gram_sq_norms(
-                a_gram.view(n, -1, length), (d_gram.mT @ d_gram).view(n, -1, length), lambda s: self.grouped(d[s], a[s])
-            )
-            if g == 1
-            else self._grouped_gram(a, d, a_gram, d_gram, n)
-        )
-        return total
-
-    def _grouped_gram(self, a: Tensor, d: Tensor, a_gram: Tensor, d_gram: Tensor, n: int) -> Tensor:
-        g = self.groups
-        per_group = gram_sq_norms(
-            a_gram,
-            d_gram.mT @ d_gram,
-            lambda s: self.grouped(d, a).unflatten(1, (g, -1)).flatten(0, 1)[s],
-        )
+        d_gram = d_gram.mT @ d_gram
+        per_group = gram_sq_norms(self.shifted_gram(a), d_gram, lambda at: self._of_groups(d, a, at))
         return per_group.view(n, g).sum(1)
+
+    def _of_groups(self, d: Tensor, a: Tensor, at: Tensor) -> Tensor:
+        """The gradients of the groups ``at``, counted through all samples: ``[len(at), O / groups, I, *kernel]``."""
+        rows, which = at.div(self.groups, rounding_mode="floor"), at % self.groups
+        samples, where = rows.unique(return_inverse=True)
+        return self.grouped(d[samples], a[samples]).unflatten(1, (self.groups, -1))[where, which]
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         d = merged(d, layout, n)
@@ -119,18 +114,36 @@ class Conv(Rule):
 
     def explicit(self, d: Tensor, a: Tensor) -> Tensor:
         """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
-        rules = {"tiles": self.by_tiles, "product": self.product}
+        rules = {"tiles": self.by_tiles, "windows": self.by_windows}
         return rules.get(self.choose(), self.grouped)(d, a)
 
-    def product(self, d: Tensor, a: Tensor) -> Tensor:
+    def windows(self, d: Tensor, a: Tensor) -> Iterator[Tensor]:
+        """Gradients ``[n, O, kernel width * I]``, one for each of the kernel's other offsets; each overwrites the last.
+
+        The positions along the last dimension are laid side by side, so that each row of the kernel is one batched
+        product instead of one for each offset: one copy of the input, as many times as the kernel is wide.
+        """
+        o, i = self.arguments["weight"].shape[:2]
+        n, *rows, columns = d.shape[0], *self.kernel
         if any(p for pair in self.pads for p in pair):
             a = F.pad(a, [p for pair in reversed(self.pads) for p in pair])
+        *outer, step = a.stride()
+        shape = (n, *a.shape[2:-1], self.maps[-1], columns, i)
+        strides = (outer[0], *outer[2:], step * self.stride[-1], step * self.dilation[-1], outer[1])
+        lines = a.as_strided(shape, strides, a.storage_offset()).contiguous().flatten(-2)
+        d = d.movedim(1, -1).reshape(n, -1, o).mT
+        out = d.new_empty(n, o, columns * i)
+        for index in product(*map(range, rows)):
+            at = [
+                slice(k * e, k * e + (m - 1) * s + 1, s)
+                for k, e, m, s in zip(index, self.dilation, self.maps, self.stride, strict=False)
+            ]
+            yield torch.bmm(d, lines[(slice(None), *at)].reshape(n, -1, columns * i), out=out)
+
+    def by_windows(self, d: Tensor, a: Tensor) -> Tensor:
         o, i = self.arguments["weight"].shape[:2]
-        out = d.new_empty(prod(self.kernel), d.shape[0], o, i)
-        d, views = self.aligned(d, a)
-        for at, view in enumerate(views):
-            torch.bmm(d, view.mT, out=out[at])
-        return out.permute(1, 2, 3, 0).reshape(-1, o, i, *self.kernel)
+        each = torch.stack([out.clone() for out in self.windows(d, a)], dim=2)
+        return each.view(-1, o, *self.kernel, i).movedim(-1, 2)
 
     def by_tiles(self, d: Tensor, a: Tensor) -> Tensor:
         o, i = self.arguments["weight"].shape[:2]
@@ -148,28 +161,6 @@ class Conv(Rule):
         order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
         return a.permute(order).flatten(2 + dims).flatten(1, 1 + dims)
 
-    def aligned(self, d: Tensor, a: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
-        """``d`` as ``[n, O, L]`` and, for each kernel offset, the padded input at its positions as ``[n, I, L]``."""
-        offsets = [
-            tuple(x * e for x, e in zip(index, self.dilation, strict=True))
-            for index in product(*map(range, self.kernel))
-        ]
-        if any(s != 1 for s in self.stride):
-            cuts = [
-                tuple(slice(x, x + s * (m - 1) + 1, s) for x, s, m in zip(at, self.stride, self.maps, strict=True))
-                for at in offsets
-            ]
-            return d.flatten(2), (a[(slice(None), slice(None), *cut)].flatten(2) for cut in cuts)
-        widths = a.shape[2:]
-        short = [w - m for w, m in zip(widths[1:], self.maps[1:], strict=True)]
-        steps = [prod(widths[k + 1 :]) for k in range(len(widths))]
-        if any(short):
-            d = F.pad(d, [v for s in reversed(short) for v in (0, s)])
-        length = prod(d.shape[2:]) - sum(s * t for s, t in zip(short, steps[1:], strict=True))
-        flat = a.flatten(2)
-        starts = [sum(x * s for x, s in zip(at, steps, strict=True)) for at in offsets]
-        return d.flatten(2)[:, :, :length], (flat[:, :, start : start + length] for start in starts)
-
     def grouped(self, d: Tensor, a: Tensor) -> Tensor:
         if any(before != after for before, after in self.pads):
             a = F.pad(a, [p for pair in reversed(self.pads) for p in pair])
@@ -186,29 +177,44 @@ class Conv(Rule):
         return grad.view(n, o, i, *self.kernel)
 
     def shifted_gram(self, a: Tensor) -> Tensor:
-        """``sum_o a_{s p + o} . a_{s q + o}`` as ``[n * groups, L, L]``."""
+        """``sum_o a_{s p + o} . a_{s q + o}`` as ``[n * groups, L, L]``.
+
+        The Gram matrix of the input, then the sum over the kernel's offsets along one dimension after the other.
+        """
         size = tuple(a.shape[2:])
         flat = a.reshape(a.shape[0] * self.groups, -1, prod(size))
-        raw = (flat.mT @ flat).view(-1, *size, *size)
-        out = raw.new_zeros(raw.shape[0], *self.maps, *self.maps)
-        for index in product(*map(range, self.kernel)):
-            where, source = [], []
-            for k, x in enumerate(index):
-                shift, s = x * self.dilation[k] - self.pads[k][0], self.stride[k]
-                first = max(0, -(shift // s))
-                last = min(self.maps[k] - 1, (size[k] - 1 - shift) // s)
-                if last < first:
-                    break
-                where.append(slice(first, last + 1))
-                source.append(slice(first * s + shift, last * s + shift + 1, s))
-            else:
-                out[(slice(None), *where, *where)] += raw[(slice(None), *source, *source)]
-        return out.view(-1, prod(self.maps), prod(self.maps))
+        gram = (flat.mT @ flat).view(-1, *size, *size)
+        for k in range(len(size)):
+            gram = self._shift(gram, k)
+        return gram.reshape(-1, prod(self.maps), prod(self.maps))
+
+    def _shift(self, gram: Tensor, k: int) -> Tensor:
+        """The sum over the kernel's offsets along dimension ``k`` of both positions of ``gram``."""
+        if self.kernel[k] == 1 and self.stride[k] == 1 and not any(self.pads[k]):
+            return gram
+        dims, size, m, s = len(self.kernel), gram.shape[1 + k], self.maps[k], self.stride[k]
+        shape = list(gram.shape)
+        shape[1 + k] = shape[1 + k + dims] = m
+        out = gram.new_zeros(shape)
+        for x in range(self.kernel[k]):
+            shift = x * self.dilation[k] - self.pads[k][0]
+            first, last = max(0, -(shift // s)), min(m - 1, (size - 1 - shift) // s)
+            if first <= last:
+                to = [slice(None)] * len(shape)
+                source = list(to)
+                to[1 + k] = to[1 + k + dims] = slice(first, last + 1)
+                source[1 + k] = source[1 + k + dims] = slice(first * s + shift, last * s + shift + 1, s)
+                out[tuple(to)] += gram[tuple(source)]
+        return out
 
     def describe(self, key: Any, n: int) -> str:
         if key == "bias":
             return "sum of d over positions"
-        return f"convolution: {self.choose()} over {'×'.join(map(str, self.maps))} positions"
+        rule = self.choose()
+        if rule == "tiles":
+            o, i = self.arguments["weight"].shape[:2]
+            rule += ", Gram" if gram_is_cheaper(prod(self.maps), i * prod(self.kernel), o) else ", product"
+        return f"convolution: {rule} over {'×'.join(map(str, self.maps))} positions"
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from .trace import Site, Tracer, leaves
 Loss = Callable[[Tensor], Tensor]
 
 _PROBE = 4  # samples of a first pass, which learns the layouts
-_CACHE = 1.2e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
+_CACHE = 2.4e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
 
 
 class GradResult(NamedTuple):
@@ -56,6 +56,13 @@ class _Plan:
     """Bytes of the weights of a site, the mean over sites."""
     total: float = 0.0
     """Bytes of all sites' outputs per sample."""
+
+    channels_last: bool = True
+    """Whether images go in with their channels side by side, which is faster on a CPU."""
+
+    def format_of(self, x: Tensor) -> torch.memory_format:
+        last = self.channels_last and x.dim() == 4 and x.device.type == "cpu"
+        return torch.channels_last if last else torch.preserve_format
 
     def chunk(self, n: int, device: torch.device) -> int:
         """How many of ``n`` samples to take at a time: what keeps a layer in cache, or in half a GPU's free memory."""
@@ -100,8 +107,9 @@ def grad_sq_norms(
         True, or names, to get the gradients themselves of one-dimensional parameters (biases, the scales and shifts of
         normalisation) too.
     on_restart
-        Called before the whole call starts again with half the batch because a GPU ran out of memory. Hooks of the
-        caller see each image exactly once, in order, chunk by chunk, but for such a restart: clear what they captured.
+        Called before the whole call starts again: with half the batch because a GPU ran out of memory, or in another
+        memory format because the network's own ``view`` of a map needs it. Hooks of the caller see each image exactly
+        once, in order, chunk by chunk, but for such a restart: clear what they captured.
 
     Returns
     -------
@@ -135,9 +143,13 @@ def grad_sq_norms(
             if size <= 1:
                 raise
             limit = size // 2
+        except RuntimeError as error:
+            if not _needs_contiguous(_plan_for(model, x, wanted), error):
+                raise
         finally:
             free_scratch()
-        torch.cuda.empty_cache()
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
         if on_restart is not None:
             on_restart()
 
@@ -178,12 +190,25 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     """Which rule each parameter takes for inputs like ``x`` (at most four of them are used): ``[(name, rule)]``."""
     _refuse_mixing(model)
     wanted = _select(model, None)
-    first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], _Plan())
-    try:
-        first.result()
-        return _rules_taken(first, wanted)
-    finally:
-        first.close()
+    plan = _Plan()
+    while True:
+        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, explains=True)
+        try:
+            first.result()
+            return _rules_taken(first, wanted)
+        except RuntimeError as error:
+            if not _needs_contiguous(plan, error):
+                raise
+        finally:
+            first.close()
+
+
+def _needs_contiguous(plan: _Plan, error: RuntimeError) -> bool:
+    """Whether a network failed for its ``view`` of a map whose channels are side by side; it is spared them then."""
+    if not plan.channels_last or "view size is not compatible" not in str(error):
+        return False
+    plan.channels_last = False
+    return True
 
 
 def _rules_taken(first: _Pass, wanted: dict[str, nn.Parameter]) -> list[tuple[str, str]]:
@@ -211,11 +236,14 @@ class _Pass:
         wanted: dict[str, nn.Parameter],
         small: list[str],
         plan: _Plan,
+        explains: bool = False,
     ):
         self.model, self.losses, self.wanted, self.small, self.plan = model, losses, wanted, small, plan
-        self.x = x.detach()
+        self.explains = explains
+        self.x = x.detach().to(memory_format=plan.format_of(x))
         self.n = len(x)
         self.serve: Callable[[Site, tuple], None] = lambda site, grads: None
+        self.keeps_inputs = True
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         chosen = {id(p) for p in self.wanted.values()}
@@ -263,6 +291,7 @@ class _Pass:
         for k, seed in enumerate(seeds):
             self.ledger.open()
             last = k == len(seeds) - 1
+            self.keeps_inputs = not last or self.explains
             self._pull(logits, seed, keep=not last or bool(self.hidden))
             if self.hidden:
                 self._add_hidden(logits, seed, keep=not last)
@@ -288,6 +317,8 @@ class _Pass:
         site.check_inputs()
         with torch.no_grad():
             self.ledger.serve(site, tuple(g if g is None or g.dtype in _FULL else g.float() for g in grads))
+        if not self.keeps_inputs:
+            site.release()
 
     # -- layouts ------------------------------------------------------------------------------------------------
 

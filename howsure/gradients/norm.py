@@ -15,10 +15,25 @@ from torch import Tensor
 from .layout import Layout
 from .rule import Rule, merged, per_sample, scratch
 
+_CENTRED = 8  # standard deviations between a channel's mean and zero up to which its mean need not be subtracted first
+
 
 def channel_sums(t: Tensor) -> Tensor:
     """``[rows, C, …] -> [rows, C]``."""
     return t.flatten(2).sum(2) if t.dim() > 2 else t
+
+
+class _Scaled(torch.autograd.Function):
+    """A call whose output is its input ``x`` times ``scale`` plus a constant: the gradient is one multiplication."""
+
+    @staticmethod
+    def forward(ctx, x, run, scale):
+        ctx.scale = scale
+        return run()
+
+    @staticmethod
+    def backward(ctx, d):
+        return (d * ctx.scale).to(d.dtype), None, None
 
 
 class _Norm(Rule):
@@ -32,6 +47,9 @@ class _Norm(Rule):
 class BatchNorm(_Norm):
     name = "batch norm"
 
+    def describe(self, key: Any, n: int) -> str:
+        return "batch norm: sum of d·x̂" if key == "weight" else "batch norm: sum of d"
+
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
         if arguments.get("training") or arguments.get("running_mean") is None:
@@ -41,21 +59,29 @@ class BatchNorm(_Norm):
             )
         return super().accepts(arguments, weights)
 
+    def forward(self) -> Any:
+        a, run = self.arguments, super().forward
+        x, weight = a["input"], a.get("weight")
+        self.shape = (-1,) + (1,) * (x.dim() - 2)
+        full = torch.promote_types(x.dtype, torch.float32)
+        self.mean = a["running_mean"].to(full)
+        self.rstd = torch.rsqrt(a["running_var"].to(full) + a.get("eps", 1e-5))
+        # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels
+        self.off_centre = bool((self.mean.abs() * self.rstd > _CENTRED).any())
+        scale = self.rstd if weight is None else self.rstd * weight
+        return _Scaled.apply(x, run, scale.view(self.shape))
+
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         d = merged(d, layout, n)
         if key == "bias":
             return per_sample(channel_sums(d), n)
-        shape = (-1,) + (1,) * (d.dim() - 2)
-        mean, var = self.arguments["running_mean"], self.arguments["running_var"]
-        scale = torch.rsqrt(var.to(d.dtype) + self.arguments.get("eps", 1e-5))
         x = merged(self.input("input"), layout, n)
-        centred = torch.sub(x, mean.to(d.dtype).view(shape), out=scratch(x)).mul_(d)
-        return per_sample(channel_sums(centred) * scale, n)
-
-    def settle(self) -> None:
-        kept = {k: self.arguments[k] for k in ("running_mean", "running_var")}
-        super().settle()
-        self.arguments.update(kept)
+        if self.off_centre:
+            x = torch.sub(x, self.mean.view(self.shape), out=scratch(x))
+        total = channel_sums(torch.mul(x, d, out=scratch(x)))
+        if not self.off_centre:
+            total -= self.mean * channel_sums(d)
+        return per_sample(total * self.rstd, n)
 
 
 class LayerNorm(_Norm):

@@ -70,7 +70,7 @@ _scratch = threading.local()
 
 
 def scratch(like: Tensor) -> Tensor:
-    """Uninitialised memory in the shape of ``like``, the same each time: fresh pages cost as much as the arithmetic.
+    """Uninitialised memory in the shape and order of ``like``, the same each time: fresh pages cost much.
 
     Each thread has its own. The content lasts until the next call.
     """
@@ -78,7 +78,7 @@ def scratch(like: Tensor) -> Tensor:
     key = (like.dtype, like.device)
     if key not in kept or kept[key].numel() < like.numel():
         kept[key] = like.new_empty(like.numel())
-    return kept[key][: like.numel()].view(like.shape)
+    return kept[key][: like.numel()].as_strided(like.shape, torch.empty_like(like, device="meta").stride())
 
 
 def free_scratch() -> None:

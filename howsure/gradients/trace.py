@@ -53,6 +53,10 @@ class Site:
                     " (ordinary autograd refuses this too); make the later operation out of place"
                 )
 
+    def release(self) -> None:
+        """Let go of the inputs, which no later pass needs."""
+        self.rule.saved, self.versions = {}, {}
+
     def release_for_overwrite(self, key: Any) -> None:
         self.rule.saved[key] = self.rule.saved[key].clone()
         self.versions[key] = self.rule.saved[key]._version
