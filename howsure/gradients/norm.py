@@ -66,8 +66,9 @@ class BatchNorm(_Norm):
         full = torch.promote_types(x.dtype, torch.float32)
         self.mean = a["running_mean"].to(full)
         self.rstd = torch.rsqrt(a["running_var"].to(full) + a.get("eps", 1e-5))
-        # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels
-        self.off_centre = bool((self.mean.abs() * self.rstd > _CENTRED).any())
+        # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels;
+        # asking a GPU would make the host wait for it
+        self.off_centre = x.is_cuda or bool((self.mean.abs() * self.rstd > _CENTRED).any())
         scale = self.rstd if weight is None else self.rstd * weight
         return _Scaled.apply(x, run, scale.view(self.shape))
 
