@@ -24,7 +24,7 @@ PROBES = REFERENCE / "paper-probes-jpeg"
 RUNS = ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg")
 DETECTOR = "confound_detector"
 CONTROLS = ("logit_detector", "feature_detector", "activation_detector", "activation_norm_detector")
-OWN = ("actprint", "gradprint", "confound")
+OWN = ("layerprint", "actprint", "gradprint", "confound")
 PROTOCOLS = ("same-shift", "leave-one-out", "pseudo-unknown", "synthetic")
 CELL = ["protocol", "shift", "severity"]
 
@@ -155,7 +155,7 @@ def plot_severity(rows: pd.DataFrame, path: Path) -> None:
     outside = [m for m in published(rows) if _supervision(m) != "outliers"]
     best = means.loc[protocols[0]].groupby("method").mean()[outside].nlargest(3).index
     shown = list(dict.fromkeys([DETECTOR, *[c for c in CONTROLS if c in set(rows["method"])], "mahalanobis_layers",
-                                *best, "msp", "actprint"]))  # fmt: skip
+                                *best, "msp", "layerprint"]))  # fmt: skip
     for axis, protocol in zip(axes, protocols, strict=True):
         for i, method in enumerate(m for m in shown if m in means[protocol]):
             line = means[protocol][method]

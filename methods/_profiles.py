@@ -1,13 +1,45 @@
-"""Gaussians around the mean of the predicted class, with a covariance shrunk towards its diagonal."""
+"""Gaussians around the mean of the predicted class, with a covariance shrunk to its diagonal; layers to look at."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor, nn
+
+from howsure import Network
 from howsure.gaussian import class_means, whitener
+from howsure.layers import Normalisation, norm_layers
+
+from ._passes import recorded
 
 FLOOR = 1e-12
+_LAYERS: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def telling_layers(network: Network) -> tuple[str, ...]:
+    """Names of the layers to look at: normalisation layers; the linear layers of a network that normalises by layer.
+
+    Layer normalisation erases the very norms that tell inputs apart, so that there the linear layers but the last serve
+    better. Layers whose output has no row an image are left out.
+    """
+    if network not in _LAYERS:
+        model, example = network.model, network.example()
+        kinds = [m for m in model.modules() if isinstance(m, Normalisation)]
+        linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != network.head]
+        by_layer = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds)
+        names = linear if by_layer and len(linear) > 2 else norm_layers(model)
+        with torch.no_grad(), recorded(model, tuple(names)) as outputs:
+            model(example)
+        rows = [name for name in names if name in outputs and len(outputs[name]) == len(example)]
+        _LAYERS[network] = tuple(rows)
+    return _LAYERS[network]
+
+
+def first_half(ids: Tensor) -> Tensor:
+    """Whether each image belongs to the half that layers are fitted on, by its hash; all if a half is too small."""
+    first = ids % 2 == 0
+    return first if 1 < int(first.sum()) < len(ids) - 1 else torch.ones_like(first)
 
 
 def fit_around(x: Tensor, group: Tensor, groups: int, shrinkage: float) -> dict[str, Tensor]:

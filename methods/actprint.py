@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
-from howsure.layers import Normalisation, norm_layers
 from howsure.representations import ImageIds, channel_moments
 
-from ._passes import recorded
-from ._profiles import distance_around, fit_around, log_distance, moments
-
-_LAYERS: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
-
-
-def telling_layers(network: Network) -> tuple[str, ...]:
-    """Names of the layers to look at: normalisation layers; the linear layers of a network that normalises by layer.
-
-    Layer normalisation erases the very norms that tell inputs apart, so that there the linear layers but the last serve
-    better. Layers whose output has no row an image are left out.
-    """
-    if network not in _LAYERS:
-        model, example = network.model, network.example()
-        kinds = [m for m in model.modules() if isinstance(m, Normalisation)]
-        linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != network.head]
-        by_layer = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds)
-        names = linear if by_layer and len(linear) > 2 else norm_layers(model)
-        with torch.no_grad(), recorded(model, tuple(names)) as outputs:
-            model(example)
-        rows = [name for name in names if name in outputs and len(outputs[name]) == len(example)]
-        _LAYERS[network] = tuple(rows)
-    return _LAYERS[network]
+from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
 
 
 @dataclass(frozen=True)
@@ -46,12 +22,6 @@ class ChannelMoments(Representation[dict[str, Tensor]]):
 
     def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:
         return {tap.layer: batch.readings[tap] for tap in self.taps(batch.network)}
-
-
-def first_half(ids: Tensor) -> Tensor:
-    """Whether each image belongs to the half that layers are fitted on, by its hash; all if a half is too small."""
-    first = ids % 2 == 0
-    return first if 1 < int(first.sum()) < len(ids) - 1 else torch.ones_like(first)
 
 
 @dataclass(frozen=True)

@@ -320,6 +320,84 @@ def test_actprint_with_few_images(conv: Network) -> None:
         assert method.score(reps, **method.fit(fit)).isfinite().all()
 
 
+def test_layerprint(network: Network) -> None:
+    from howsure.methods.layerprint import ChannelStatistics, first_layers
+
+    method = METHODS["layerprint"](k=3)
+    inner = read(network, pixels(50, 1), (ChannelStatistics(), Logits(), ImageIds()))
+    fit, reps = (read(network, p, method.needs, fitted=inner) for p in (pixels(50, 1), pixels()))
+    scores = method.score(reps, **method.fit(fit))
+    new = read(network, pixels(), (ChannelStatistics(),))[ChannelStatistics()]
+    first = np.arange(50) % 2 == 0
+    group, mine = inner[Logits()].argmax(1).numpy(), reps[Logits()].argmax(1).numpy()
+
+    def distance(v: np.ndarray, group: np.ndarray, q: np.ndarray, of: np.ndarray, shrinkage: float) -> np.ndarray:
+        means = np.stack([v[group == c].mean(0) if (group == c).any() else v.mean(0) for c in range(4)])
+        centred = v - means[group]
+        varies = centred.std(0) > 1e-6 * np.sqrt((v**2).mean(0))
+        covariance = np.cov(centred[:, varies].T, bias=True)
+        covariance = (1 - shrinkage) * covariance + shrinkage * np.diag(np.diag(covariance))
+        z = (q - means[of])[:, varies]
+        return np.einsum("ni,ij,nj->n", z, np.linalg.inv(covariance), z)
+
+    profiles: list[list[np.ndarray]] = [[], []]
+    for name in first_layers(network):
+        v, q = (x[name].double().numpy() for x in (inner[ChannelStatistics()], new))
+        floor = 1e-3 * np.sqrt((v[first, 1] ** 2).mean())
+        v, q = (np.concatenate([x[:, 0], *np.log(x[:, 1:] + floor).transpose(1, 0, 2)], 1) for x in (v, q))
+        for profile, x, of in zip(profiles, (v[~first], q), (group[~first], mine), strict=True):
+            profile.append(np.log(distance(v[first], group[first], x, of, 0.01)))
+    known, found = (np.stack(p, 1) for p in profiles)
+    zeros, unit = np.zeros(len(known), int), [r[Features()].double().numpy() for r in (fit, reps)]
+    unit = [h / np.linalg.norm(h, axis=1, keepdims=True) for h in unit]
+    logits = [fit[Logits()].double().numpy()[~first], reps[Logits()].double().numpy()]
+    terms = [
+        np.stack(
+            [
+                p.sum(1),
+                np.sqrt(distance(known, zeros, p, np.zeros(len(p), int), 0.1)),
+                -np.log(np.exp(z).sum(1)),
+                np.sort(np.linalg.norm(h[:, None] - unit[0][first], axis=2), 1)[:, 2],
+            ],
+            1,
+        )
+        for p, z, h in zip((known, found), logits, (unit[0][~first], unit[1]), strict=True)
+    ]
+    known, found = ((t - terms[0].mean(0)) / terms[0].std(0) for t in terms)
+    known, found = (np.stack([t[:, 0] + t[:, 1] / 2, t[:, 2] + t[:, 3]], 1) for t in (known, found))
+    expected = ((found - known.mean(0)) / known.std(0)).sum(1)
+    np.testing.assert_allclose(scores, expected, rtol=0.01, atol=0.02)
+
+
+def test_channel_statistics_of_a_map_and_of_vectors() -> None:
+    from howsure.methods.layerprint import channel_statistics
+
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    mean, deviation, along, down = channel_statistics(x, nn.BatchNorm2d(1))[0, :, 0].tolist()
+    assert (mean, along, down) == pytest.approx((7.5, 1.0, 4.0))
+    assert deviation == pytest.approx(float(x.std(correction=0)))
+    vectors = channel_statistics(torch.ones(2, 3), nn.BatchNorm1d(3))
+    assert vectors.tolist() == [[[1.0] * 3, *([[0.0] * 3] * 3)]] * 2
+
+
+def test_layerprint_looks_at_four_layers_of_the_first_half() -> None:
+    from howsure.methods.layerprint import first_layers
+
+    conv, transformer = networks()
+    assert first_layers(conv) == ["1", "5"]
+    assert len(first_layers(transformer)) <= 4
+
+
+def test_layerprint_with_few_images(conv: Network) -> None:
+    from howsure.methods.layerprint import ChannelStatistics
+
+    method = METHODS["layerprint"]()
+    for n in (1, 2, 5):
+        inner = read(conv, pixels(n, 1), (ChannelStatistics(), Logits(), ImageIds()))
+        fit, reps = (read(conv, p, method.needs, fitted=inner) for p in (pixels(n, 1), pixels()))
+        assert method.score(reps, **method.fit(fit)).isfinite().all()
+
+
 def test_gaia(conv: Network) -> None:
     z, a = scores_of(conv, "gaia_z"), scores_of(conv, "gaia_a")
     norms = [conv.model.get_submodule(name) for name in ("1", "5", "9")]
