@@ -12,13 +12,17 @@ from .engine import grad_sq_norms
 
 
 def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """``[K, N, P]`` squared gradient norms, as ``grad_sq_norms`` returns, from N forward and K N backward passes."""
+    """``[K, N, P]`` squared gradient norms, as ``grad_sq_norms`` returns, from K N forward and backward passes.
+
+    Each image goes in twice and the loss of the first is taken: torch 2.14's batch norm in eval mode gives a wrong
+    gradient for a single image where the map's gradient arrives from a flattened one (seen with timm's LeViT).
+    """
     parameters = [p for _, p in model.named_parameters() if p.is_floating_point()]
     before = [p.requires_grad for p in parameters]
     try:
         for p in parameters:
             p.requires_grad_(True)
-        rows = [[_norms(model, image[None], loss, parameters) for image in x] for loss in losses]
+        rows = [[_norms(model, image, loss, parameters) for image in x] for loss in losses]
     finally:
         for p, was in zip(parameters, before, strict=True):
             p.requires_grad_(was)
@@ -45,6 +49,6 @@ def verify(
 
 def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
     with torch.enable_grad(), caches_aside(model):
-        value = loss(model(image.detach().clone())).sum()
+        value = loss(model(torch.stack([image, image]).detach()))[0]
         grads = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.stack([value.new_zeros(()) if g is None else g.square().sum() for g in grads]).detach()
