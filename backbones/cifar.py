@@ -240,7 +240,7 @@ class Transition(nn.Module):
 
 def _with_small_stem(model: resnet.ResNet) -> resnet.ResNet:
     model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    model.maxpool = nn.Identity()
     return model
 
 

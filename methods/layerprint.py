@@ -64,7 +64,7 @@ class StatisticDistances(Representation[Tensor]):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         half, logits = first_half(train[ImageIds()]), train[Logits()]
-        state = {}
+        state: dict[str, Tensor] = {}
         for name, x in train[ChannelStatistics()].items():
             floor = 1e-3 * x[half, 1].double().square().mean().sqrt().clamp_min(1e-30)
             gaussian = fit_around(_logs(x[half], floor), logits[half].argmax(1), logits.shape[1], self.shrinkage)
