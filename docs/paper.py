@@ -119,10 +119,21 @@ def _present(rows: pd.DataFrame) -> list[str]:
     return [p for p in ("none", *PROTOCOLS) if (rows["protocol"] == p).any()]
 
 
+def learning(file: Path) -> pd.DataFrame:
+    """AUROC by method, number of outliers (0 stands for the whole fit part) and split, mean over shifts."""
+    table = pd.read_csv(file).fillna({"severity": 0})
+    most = table.groupby(["method", "seed", "shift", "severity"])["outliers"].transform("max")
+    table["outliers"] = table["outliers"].where(table["outliers"] < most, 0)
+    counts = table.groupby("outliers")["shift"].count()
+    shared = counts.index[counts == counts[0]]
+    return table[table["outliers"].isin(shared)].groupby(["method", "outliers", "seed"])["auroc"].mean().reset_index()
+
+
 def learning_table(file: Path) -> str:
-    table = pd.read_csv(file)
-    means = table.groupby(["method", "outliers"])["value" if "value" in table else "auroc"].mean().unstack()
-    return means.round(3).reset_index().to_markdown(index=False)
+    means = learning(file).groupby(["method", "outliers"])["auroc"].agg(["mean", "std"])
+    text = means.apply(lambda s: f"{s['mean']:.3f} ± {s['std']:.3f}", axis=1).unstack()
+    text = text[[*[n for n in text if n], 0]].rename(columns={0: "all (400 to 1,600)"})
+    return text.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
 def importance_table(file: Path) -> str:
@@ -203,12 +214,14 @@ def plot_variants(rows: pd.DataFrame, path: Path) -> None:
 
 
 def plot_learning(file: Path, path: Path) -> None:
-    table = pd.read_csv(file)
+    """AUROC by the number of outliers seen."""
+    table = learning(file)
+    table = table[table["outliers"] > 0]
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axis = figure.subplots()
     for i, (method, part) in enumerate(table.groupby("method")):
-        line = part.groupby("outliers")["auroc"].agg(["mean", "std"])
-        _line(axis, i, line.index, line["mean"].to_numpy(), str(method))
+        line = part.groupby("outliers")["auroc"].mean()
+        _line(axis, i, line.index, line.to_numpy(), str(method))
     axis.set(xscale="log", xlabel="outliers seen", ylabel="AUROC, mean over shifts")
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
@@ -227,8 +240,9 @@ def plot_importance(file: Path, path: Path) -> None:
         where = [k for k, other in enumerate(kinds) if other == kind]
         axis.plot(where, falls.iloc[where], MARKERS[i], color=OKABE_ITO[i], label=kind)
     axis.axhline(0, color="0.8", zorder=0)
-    ends = [k for k, n in enumerate(falls.index) if k == 0 or n.split(".")[0] != falls.index[k - 1].split(".")[0]]
-    axis.set_xticks(ends, [falls.index[k].split(".")[0] for k in ends], fontsize=8)
+    stages = [{"conv1": "stem", "bn1": "stem"}.get(top := n.split(".")[0], top) for n in falls.index]
+    starts = [k for k, stage in enumerate(stages) if k == 0 or stage != stages[k - 1]]
+    axis.set_xticks(starts, [stages[k] for k in starts], fontsize=8)
     axis.set(xlabel="parameter set, first to last layer", ylabel="fall of AUROC, points")
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

@@ -31,7 +31,7 @@ from howsure.suite import load_suite, make_method
 TARGET = Path(__file__).parents[2] / "results" / "reference" / "paper-probes-jpeg"
 DETECTORS = ("confound_detector", "activation_norm_detector")
 OUTLIERS = (10, 30, 100, 300, 1000, 3000)
-PERMUTATIONS = 5
+PERMUTATIONS = 3
 
 
 def main() -> None:
