@@ -45,7 +45,8 @@ class ChosenGradNorms(Representation[Tensor]):
 class ChosenGradL1(Representation[Tensor]):
     """L1 norms of the gradient, a column for each parameter set that matches a glob pattern, `[N, P']`.
 
-    One backward pass an image: L1 norms, unlike squared L2 norms, do not follow from products of activations.
+    One backward pass an image, which goes in twice: L1 norms, unlike squared L2 norms, do not follow from products of
+    activations.
     """
 
     cost = "passes"
@@ -66,8 +67,9 @@ class ChosenGradL1(Representation[Tensor]):
                 p.requires_grad_(False)
 
     def _norms(self, model: nn.Module, image: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+        pair = torch.cat([image, image])  # batch norm in torch 2.14 may err on a single image (docs/gradients.md)
         with torch.enable_grad():
-            found = torch.autograd.grad(self.loss(model(image)).sum(), parameters, allow_unused=True)
+            found = torch.autograd.grad(self.loss(model(pair))[0], parameters, allow_unused=True)
         return torch.stack([image.new_zeros(()) if g is None else g.abs().sum() for g in found])
 
 
