@@ -41,7 +41,7 @@ def mean_auroc() -> pd.DataFrame:
     """Mean AUROC of the leaderboard, a column a reference run: protocol `none`, `same-shift` for detectors."""
     found = {}
     for name in RUNS:
-        if (REFERENCE / name / "results.csv").is_file():
+        if (REFERENCE / name).is_dir():
             results = read_results(REFERENCE / name)
             none, same = (leaderboard(results, p).set_index("method")["mean"] for p in ("none", "same-shift"))
             found[name] = none.combine_first(same)

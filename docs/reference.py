@@ -26,7 +26,7 @@ def keep(runs: Sequence[Path], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     results = pd.concat([read_results(run) for run in runs])
     small = results[results["metric"].isin(METRICS)]
-    small.round({"value": 4, "ci_low": 4, "ci_high": 4}).to_csv(target / "results.csv", index=False)
+    small.round({"value": 4, "ci_low": 4, "ci_high": 4}).to_parquet(target / "results.parquet", index=False)
     pd.concat([pd.read_csv(run / "timing.csv") for run in runs]).to_csv(target / "timing.csv", index=False)
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     for record in records:

@@ -127,12 +127,20 @@ class RunFolder:
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """`results.csv` of a run's folder; UserError where there is none or it lacks columns."""
+    """The results of a run's folder, from `results.parquet` where a run was kept without its `results.csv`.
+
+    UserError where there is neither, or columns are lacking.
+    """
     path = folder / "results.csv"
+    if not path.is_file() and (folder / "results.parquet").is_file():
+        path = folder / "results.parquet"
     if not path.is_file():
         raise UserError(f"{folder}: no results.csv in it; make one with `howsure run SUITE --out {folder}`")
     try:
-        results = pd.read_csv(path, dtype={"severity": "Int64"}, keep_default_na=True)
+        if path.suffix == ".parquet":
+            results = pd.read_parquet(path)
+        else:
+            results = pd.read_csv(path, dtype={"severity": "Int64"}, keep_default_na=True)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: not a table of results ({error})") from error
     lacking = [c for c in RESULT_COLUMNS if c not in results]

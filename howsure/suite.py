@@ -27,6 +27,7 @@ else:
 
 Protocol = Literal["none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic"]
 PROTOCOLS: tuple[Protocol, ...] = ("none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic")
+RESERVED = ("id", "train", "test", "val", "synthetic", "pseudo-unknown")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
 
@@ -127,6 +128,9 @@ class Suite(_Table):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"two {kind}s are called '{twice[0]}'; give one of them another name")
+        for name in (s.name for s in self.shift):
+            if name in RESERVED:
+                raise ValueError(f"a shift cannot be called '{name}', which is taken; give it another `name`")
         return self
 
     def chosen_protocols(self) -> tuple[Protocol, ...]:

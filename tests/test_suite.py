@@ -96,6 +96,13 @@ def test_mistakes_are_one_line(write, old, new, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("folder", ["outliers/test", "train", "synthetic"])
+def test_a_shift_never_takes_the_place_of_another_split(write, folder):
+    with pytest.raises(UserError, match=r"a shift cannot be called '.*'.*give it another `name`"):
+        load_suite(write(GOOD + f'\n[[shift]]\ndata = "imagefolder:{folder}"\n'))
+    load_suite(write(GOOD + f'\n[[shift]]\nname = "mine"\ndata = "imagefolder:{folder}"\n'))
+
+
 def test_unknown_hyper_parameter(write):
     suite = load_suite(write(GOOD.replace("temperature", "temprature")))
     with pytest.raises(UserError, match="unknown hyper-parameter of energy 'temprature'; did you mean temperature"):
