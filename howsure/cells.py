@@ -71,14 +71,20 @@ class Bench:
 
     def part_reps(self, split: str, part: int, needs: Sequence[Any], tuning: bool = False) -> Reps:
         """What is needed of the images at `indices`; for tuning, of these alone."""
-        index = self.indices(split, part, tuning)
-        if not tuning:
-            return self.extractor(self.splits[split], needs).take(index)
+        if tuning:
+            return self.extractor(self._to_tune_on(split, part), needs)
+        return self.extractor(self.splits[split], needs).take(self.indices(split, part))
+
+    def look(self, parts: Sequence[tuple[str, int]], needs: Sequence[Any]) -> None:
+        """One pass over the images to tune on of several parts."""
+        self.extractor.together([self._to_tune_on(split, part) for split, part in parts], needs)
+
+    def _to_tune_on(self, split: str, part: int) -> Split:
         if (split, part) not in self._tuning:
             whole = self.splits[split]
-            some = Subset(whole.images, index.numpy())
+            some = Subset(whole.images, self.indices(split, part, tuning=True).numpy())
             self._tuning[split, part] = replace(whole, name=f"{split}, part {part}", images=some)
-        return self.extractor(self._tuning[split, part], needs)
+        return self._tuning[split, part]
 
 
 def candidates(method: Method) -> list[Method]:
@@ -108,8 +114,9 @@ class Scorer:
 
     def run(self, protocol: Protocol) -> Iterator[tuple[Shift, np.ndarray, np.ndarray, dict[str, Any]]]:
         """Each shift with the in-distribution scores `[n]`, the shifted ones `[m]`, and the values chosen by tuning."""
-        for shift in self.bench.shifts:
-            chosen, known = self._choose(protocol, shift)
+        choices = [self._choose(protocol, shift) for shift in self.bench.shifts]
+        self.bench.extractor(self.bench.splits["test"], union(chosen.needs for chosen, _ in choices))
+        for shift, (chosen, known) in zip(self.bench.shifts, choices, strict=True):
             id_scores, shift_scores = (self._score(chosen, split, known) for split in ("test", shift.name))
             if protocol != "none":
                 id_scores = id_scores[self.bench.part("test", TEST)]
@@ -156,12 +163,11 @@ class Scorer:
         return self._seen(protocol, shift)
 
     def _look(self, options: list[Method], pool: tuple[str, ...]) -> None:
-        """One pass over each set of images to tune on, for all options at once."""
-        needs = union(tuple(option.needs) for option in options)
+        """One pass over all images to tune on, for all options at once."""
         made_of = {"pseudo-unknown": ("train",), "synthetic": ("train", "synthetic")}
-        for split in made_of.get(pool[0], ("test", *pool)):
-            for part in (FIT, VAL) if self.method.supervision == "outliers" else (VAL,):
-                self.bench.part_reps(split, part, needs, tuning=True)
+        parts = (FIT, VAL) if self.method.supervision == "outliers" else (VAL,)
+        found = list(product(made_of.get(pool[0], ("test", *pool)), parts))
+        self.bench.look(found, union(tuple(option.needs) for option in options))
 
     def _validate(self, option: Method, pool: tuple[str, ...]) -> float:
         """AUROC of an option on validation images alone."""

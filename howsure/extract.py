@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from .backbone import InputSpec
 from .corruptions import corrupt
 from .data import Images
 from .errors import UserError
@@ -28,7 +30,11 @@ from .network import Network
 from .representations import Batch, Grads, Logits, Representation, Reps, Tap
 from .store import Store, make_key
 
-BATCH_SIZE = 128
+GPU_BATCH = 128
+CPU_BATCH = 128 * 32 * 32
+KEPT_BYTES = 2**29
+Item = tuple[np.ndarray, int, int]
+Loaded = tuple[Tensor, Tensor, Tensor]
 States = Mapping[Representation[Any], dict[str, Tensor]]
 Progress = Callable[[int], object]
 
@@ -51,16 +57,26 @@ class Split:
         return f"{self.images.fingerprint} {self.corruption} {self.seed if self.corruption else ''}"
 
 
-class Prepared(TorchDataset[tuple[np.ndarray, int, int]]):
-    """A split as the network sees it: `(uint8 pixels [H, W, C], label, id)`; the id is a hash of the clean pixels."""
+class Prepared(TorchDataset[Item]):
+    """A split as the network sees it: `(uint8 pixels [H, W, C], label, id)`; the id is a hash of the clean pixels.
 
-    def __init__(self, split: Split, network: Network) -> None:
-        self.split, self.network = split, network
+    What was seen is put into `kept`, by index, and taken from there.
+    """
+
+    def __init__(self, split: Split, network: Network, kept: dict[int, Item] | None = None) -> None:
+        self.split, self.network, self.kept = split, network, kept
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int]:
+    def __getitem__(self, index: int) -> Item:
+        if self.kept is None:
+            return self._prepare(index)
+        if index not in self.kept:
+            self.kept[index] = self._prepare(index)
+        return self.kept[index]
+
+    def _prepare(self, index: int) -> Item:
         image, label = self.split.images[index]
         pixels = self.network.prepare(image)
         identity = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1
@@ -70,15 +86,43 @@ class Prepared(TorchDataset[tuple[np.ndarray, int, int]]):
         return np.array(pixels), int(label), identity
 
 
-def batches(split: Split, network: Network, batch_size: int = BATCH_SIZE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order."""
-    workers = 0 if network.device.type == "cpu" else min(8, torch.get_num_threads())
-    yield from DataLoader(Prepared(split, network), batch_size, num_workers=workers)
+class Pixels:
+    """Prepared images in memory, up to half a gigabyte: grids, and networks with the same input, come back to them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, InputSpec], dict[int, Item] | None] = {}
+        self._room = KEPT_BYTES
+
+    def __call__(self, split: Split, network: Network) -> Prepared:
+        key = (split.fingerprint, network.input)
+        if key not in self._kept:
+            size = len(split) * network.input.channels * math.prod(network.input.size)
+            fits = size <= self._room
+            self._room -= size if fits else 0
+            self._kept[key] = {} if fits else None
+        return Prepared(split, network, self._kept[key])
+
+
+def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
+    """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order.
+
+    Without a `batch_size` 128 images on a GPU; on the CPU as many as the pixels of 128 images of 32×32, from 32 to 256:
+    more of them leave its cache.
+    """
+    return _load([Prepared(split, network)], network, batch_size)
+
+
+def _load(prepared: Sequence[Prepared], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
+    cpu = network.device.type == "cpu"
+    if batch_size is None:
+        batch_size = min(256, max(32, CPU_BATCH // math.prod(network.input.size))) if cpu else GPU_BATCH
+    workers = 0 if cpu else min(8, torch.get_num_threads())
+    yield from DataLoader(ConcatDataset(prepared), batch_size, num_workers=workers)
 
 
 def run_pass(
     network: Network,
-    loaded: Iterable[tuple[Tensor, Tensor, Tensor]],
+    loaded: Iterable[Loaded],
     representations: Sequence[Representation[Any]],
     states: States | None = None,
     progress: Progress = lambda n: None,
@@ -179,8 +223,9 @@ class Extractor:
     `fit_split` is the in-distribution training split, which fitted representations are fitted on.
     """
 
-    def __init__(self, network: Network, store: Store | None, fit_split: Split) -> None:
+    def __init__(self, network: Network, store: Store | None, fit_split: Split, pixels: Pixels | None = None) -> None:
         self.network, self.store, self.fit_split = network, store, fit_split
+        self._pixels = pixels or Pixels()
         self._states: dict[Representation[Any], dict[str, Tensor]] = {}
         self._train = Reps({})
         self._read: dict[tuple[str, Representation[Any]], Any] = {}
@@ -189,20 +234,35 @@ class Extractor:
         self, split: Split, representations: Sequence[Representation[Any]], progress: Progress = lambda n: None
     ) -> Reps:
         """The representations of a split; whatever is not stored is computed in one pass."""
-        values = self._stored(split, representations)
-        missing = [rep for rep in representations if rep not in values]
+        return self.together([split], representations, progress)[0]
+
+    def together(
+        self,
+        splits: Sequence[Split],
+        representations: Sequence[Representation[Any]],
+        progress: Progress = lambda n: None,
+    ) -> list[Reps]:
+        """The representations of each split; what any of them lacks is computed in one pass over those that lack it."""
+        found = [self._stored(split, representations) for split in splits]
+        lacking = [i for i, values in enumerate(found) if len(values) < len(representations)]
+        missing = [rep for rep in representations if any(rep not in found[i] for i in lacking)]
         if missing:
             states = {rep: self.state(rep) for rep in missing if rep.needs}
-            fresh = run_pass(self.network, batches(split, self.network), missing, states, progress)
-            for rep in missing:
-                values[rep] = fresh[rep]
-                if self.store:
-                    self.store.put(self._key(split, rep), rep.pack(fresh[rep]))
-        else:
-            progress(len(split))
-        reps = Reps({rep: values[rep] for rep in representations})
-        if split == self.fit_split:
-            self._train = Reps({**self._train, **reps})
+            loaded = _load([self._pixels(splits[i], self.network) for i in lacking], self.network)
+            fresh = run_pass(self.network, loaded, missing, states, progress)
+            ends = np.cumsum([len(splits[i]) for i in lacking])
+            for i, rows in zip(lacking, torch.arange(ends[-1]).tensor_split(torch.from_numpy(ends[:-1])), strict=True):
+                found[i].update(self._keep(splits[i], fresh.take(rows) if len(lacking) > 1 else fresh))
+        progress(sum(len(splits[i]) for i in range(len(splits)) if i not in lacking))
+        for split, values in zip(splits, found, strict=True):
+            if split == self.fit_split:
+                self._train = Reps({**self._train, **values})
+        return [Reps({rep: values[rep] for rep in representations}) for values in found]
+
+    def _keep(self, split: Split, reps: Reps) -> Reps:
+        if self.store:
+            for rep in reps:
+                self.store.put(self._key(split, rep), rep.pack(reps[rep]))
         return reps
 
     def _stored(self, split: Split, representations: Sequence[Representation[Any]]) -> dict[Representation[Any], Any]:

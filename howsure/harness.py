@@ -23,7 +23,7 @@ from .cells import Bench, CellError, Scorer, refusal, seeded
 from .corruptions import CORRUPTIONS
 from .data import Images, Subset, as_images, cache_root, data_root
 from .errors import MissingData, UserError
-from .extract import CELL, PASS, Extractor, Split, accuracy, batches, code_of, source_of, union
+from .extract import CELL, PASS, Extractor, Pixels, Split, accuracy, batches, code_of, source_of, union
 from .method import Method
 from .metrics import misclassification
 from .network import Network
@@ -58,6 +58,7 @@ class Run:
     store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
     record: dict[str, Any] = field(default_factory=dict)
     _classes: int = 0
+    _pixels: Pixels = field(default_factory=Pixels)
 
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
@@ -139,7 +140,9 @@ class Run:
     def bench(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Bench:
         """A network, loaded or trained, before the splits that `splits` gave."""
         network = self._network(spec, seed, splits)
-        return Bench(network, Extractor(network, self.store, splits["train"]), splits, self._shifts(splits), seed)
+        return Bench(
+            network, Extractor(network, self.store, splits["train"], self._pixels), splits, self._shifts(splits), seed
+        )
 
     def _run_network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> None:
         bench = self.bench(spec, seed, splits)

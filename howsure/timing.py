@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from .extract import BATCH_SIZE, Extractor, run_pass
+from .extract import Extractor, run_pass
 from .method import Method
 from .network import Network
 from .representations import Logits
@@ -56,7 +56,7 @@ def time_method(
         "ratio_to_forward": round(median(s for _, s in pairs) / median(f for f, _ in pairs), 3),
         "peak_mb": round(peak[0] / 1e6, 1),
         "n_images": n,
-        "batch_size": min(BATCH_SIZE, n),
+        "batch_size": len(loaded[0][0]),
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,12 +19,15 @@ from howsure import (
     LayerMeans,
     LayerMoments,
     Logits,
+    Network,
     Predicted,
+    Representation,
     SmallGrads,
     UserError,
 )
 from howsure.check import snapshot
-from howsure.extract import Extractor, Split, batches, run_pass, union
+from howsure.data import Subset
+from howsure.extract import Extractor, Pixels, Split, batches, run_pass, union
 from howsure.plugins import METHODS
 from howsure.representations import ImageIds
 from howsure.store import Store
@@ -32,6 +36,15 @@ EVERYTHING = (
     Logits(), Features(), Head(), Labels(), LayerMeans(), LayerMoments(), ActivationNorms(), GradNorms(),
     GradNorms(Predicted()), SmallGrads(Predicted()), ImageIds(),
 )  # fmt: skip
+FEW = np.arange(5)
+
+
+@dataclass(frozen=True)
+class Pixel(Representation):
+    """The first pixel of each image."""
+
+    def compute(self, batch, **state):
+        return batch.pixels[:, 0, 0].float()
 
 
 @pytest.fixture
@@ -67,6 +80,40 @@ def test_ten_methods_cost_one_pass_over_each_split(counted, images, tmp_path):
     for split in splits:
         extractor(split, needed)
     assert sum(seen) == len(splits) * len(images), "a second run reads what is stored"
+
+
+def test_splits_together_share_batches_and_keep_their_rows(counted, images, tmp_path):
+    network, _ = counted
+    splits = [Split("all", images), Split("noisy", images, ("gaussian_noise", 3)), Split("few", Subset(images, FEW))]
+    calls = []
+    network.model.register_forward_hook(lambda *_: calls.append(1))
+    extractor = Extractor(network, Store(tmp_path), splits[0])
+    extractor(splits[2], (Logits(), ImageIds()))
+    done = len(calls)
+    found = extractor.together(splits, (Logits(), ImageIds()))
+    assert len(calls) - done == 1, "100 images in one batch; the rest is stored"
+    for split, reps in zip(splits, found, strict=True):
+        alone = Extractor(network, None, split)(split, (Logits(), ImageIds()))
+        torch.testing.assert_close(reps[Logits()], alone[Logits()])
+        assert reps[ImageIds()].equal(alone[ImageIds()])
+        assert extractor(split, (Logits(),))[Logits()].equal(reps[Logits()])
+
+
+def test_pixels_are_prepared_once_for_networks_with_the_same_input(conv_net, images, monkeypatch):
+    seen, prepare = [], Network.prepare
+    monkeypatch.setattr(Network, "prepare", lambda network, image: [seen.append(1), prepare(network, image)][1])
+    pixels, split = Pixels(), Split("noisy", images, ("gaussian_noise", 3))
+    first = Extractor(conv_net, None, split, pixels)(split, (Pixel(),))
+    again = Extractor(replace(conv_net, name="other"), None, split, pixels)(split, (Pixel(),))
+    assert len(seen) == len(images)
+    assert first[Pixel()].equal(again[Pixel()])
+    other = replace(conv_net, input=replace(conv_net.input, size=(8, 8)))
+    Extractor(other, None, split, pixels)(split, (Pixel(),))
+    assert len(seen) == 2 * len(images)
+    monkeypatch.setattr("howsure.extract.KEPT_BYTES", 100)
+    small = Extractor(conv_net, None, split, Pixels())
+    assert small(split, (Pixel(),))[Pixel()].equal(small(split, (Pixel(),))[Pixel()])
+    assert len(seen) == 4 * len(images), "too large to keep"
 
 
 def test_gradients_share_the_pass(counted, split):
