@@ -331,7 +331,7 @@ class _Memory(threading.local):
 _memory = _Memory()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def _counts(n: int, resamples: int, width: int, seed: int, stream: int) -> tuple[NDArray[np.uint8], ...]:
     """How often each of n images is drawn in each resample: parts `[n, width]`, the same draws for any width."""
     random = np.random.default_rng([seed, stream])
