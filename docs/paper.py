@@ -41,12 +41,16 @@ def published(rows: pd.DataFrame) -> list[str]:
     return [m for m in rows["method"].unique() if m not in (DETECTOR, *CONTROLS, *OWN)]
 
 
-def leads(rows: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
+def leads(rows: pd.DataFrame, against: Sequence[str], run: str) -> pd.DataFrame:
     """Of each protocol, shift and severity: the detector's AUROC and its lead over the best of some others.
 
     The best is the one with the highest mean over the splits, picked in hindsight, which favours the others. `sd` is
-    the standard deviation of the lead over the splits; each split compares both on the same images.
+    the standard deviation of the lead over the splits; each split compares both on the same images. `half` is half the
+    width of the 95 % interval in a split (root mean square over the splits, which share images).
     """
+    kept = pd.read_parquet(REFERENCE / run / "leads.parquet")
+    widths = ((kept["high"] - kept["low"]) / 2).groupby([*(kept[c] for c in CELL), kept["method"]])
+    halves = widths.agg(lambda half: half.pow(2).mean() ** 0.5)
     found = []
     for cell, group in rows.groupby(CELL, sort=False):
         values = group.pivot_table(index="seed", columns="method", values="value")
@@ -54,37 +58,47 @@ def leads(rows: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
         if DETECTOR in values and others:
             best = values[others].mean().idxmax()
             lead = values[DETECTOR] - values[best]
-            found.append((*cell, values[DETECTOR].mean(), best, values[best].mean(), lead.mean(), lead.std()))
-    return pd.DataFrame(found, columns=[*CELL, "detector", "best", "its", "lead", "sd"])
+            found.append(
+                (
+                    *cell,
+                    values[DETECTOR].mean(),
+                    best,
+                    values[best].mean(),
+                    lead.mean(),
+                    lead.std(),
+                    halves[(*cell, best)],
+                )
+            )
+    return pd.DataFrame(found, columns=[*CELL, "detector", "best", "its", "lead", "sd", "half"])
 
 
-def signed(mean: float, sd: float) -> str:
-    return f"{100 * mean:+.1f} ± {100 * sd:.1f}"
+def signed(mean: float, sd: float, half: float) -> str:
+    return f"{100 * mean:+.1f} ± {100 * sd:.1f} [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]"
 
 
-def lead_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
+def lead_table(rows: pd.DataFrame, controls: Sequence[str], run: str) -> str:
     """A row a protocol and shift: the detector, the best baseline, the best control, and the leads, in points."""
-    base, control = leads(rows, published(rows)), leads(rows, controls)
-    table = base.merge(control[[*CELL, "best", "its", "lead", "sd"]], on=CELL, suffixes=("", "_control"))
+    base, control = leads(rows, published(rows), run), leads(rows, controls, run)
+    table = base.merge(control[[*CELL, "best", "its", "lead", "sd", "half"]], on=CELL, suffixes=("", "_control"))
     lines = [
         {
             "protocol": line.protocol,
             "shift": line.shift,
             "gradient detector": f"{line.detector:.3f}",
             "best baseline": f"{line.best} {line.its:.3f}",
-            "lead": signed(line.lead, line.sd),
+            "lead": signed(line.lead, line.sd, line.half),
             "best control": f"{line.best_control} {line.its_control:.3f}",
-            "lead over it": signed(line.lead_control, line.sd_control),
+            "lead over it": signed(line.lead_control, line.sd_control, line.half_control),
         }
         for line in table.itertuples()
     ]
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
-def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str]) -> str:
+def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str], run: str) -> str:
     """A row a corruption type: leads over the best baseline at severities 1, 3 and 5, and over the best control."""
     rows = rows[rows["protocol"] == protocol]
-    base, control = leads(rows, published(rows)), leads(rows, controls)
+    base, control = leads(rows, published(rows), run), leads(rows, controls, run)
     lines = []
     for shift, group in base.groupby("shift", sort=False):
         at = group.set_index("severity")
@@ -92,7 +106,11 @@ def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str])
         lines.append({
             "corruption": shift,
             "gradient detector": f"{group['detector'].mean():.3f}",
-            **{f"lead at {s}": f"{signed(at.lead[s], at.sd[s])} ({at.best[s]})" for s in (1, 3, 5) if s in at.index},
+            **{
+                f"lead at {s}": f"{signed(at.lead[s], at.sd[s], at.half[s])} {at.best[s]}"
+                for s in (1, 3, 5)
+                if s in at.index
+            },
             "mean lead": f"{100 * group['lead'].mean():+.1f}",
             "mean lead over the control": f"{100 * over['lead'].mean():+.1f}",
         })  # fmt: skip
@@ -178,13 +196,13 @@ def plot_severity(rows: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def plot_leads(rows: pd.DataFrame, controls: Sequence[str], path: Path) -> None:
+def plot_leads(rows: pd.DataFrame, controls: Sequence[str], run: str, path: Path) -> None:
     """The detector's lead over the best baseline and over the best control, by shift and protocol."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
     labels: list[str] = []
     for i, (name, against) in enumerate((("best baseline", published(rows)), ("best control", controls))):
-        table = leads(rows, against)
+        table = leads(rows, against, run)
         labels = [f"{p}: {s}" for p, s in zip(table["protocol"], table["shift"], strict=True)]
         where = [k + 0.15 * (2 * i - 1) for k in range(len(table))]
         axis.errorbar(100 * table["lead"], where, xerr=100 * table["sd"], fmt=MARKERS[i], color=OKABE_ITO[i],
@@ -266,9 +284,9 @@ def tables() -> dict[str, str]:
     ood, corruption, variants = map(aurocs, RUNS)
     return {
         "means": mean_table(ood),
-        "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS),
+        "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS, RUNS[0]),
         "corruption means": mean_table(corruption),
-        **{f"corruption {p}": corruption_table(corruption, p, CONTROLS) for p in _present(corruption)},
+        **{f"corruption {p}": corruption_table(corruption, p, CONTROLS, RUNS[1]) for p in _present(corruption)},
         "variants": mean_table(variants),
         "learning": learning_table(PROBES / "learning.csv"),
         "importance": importance_table(PROBES / "importance.csv"),
@@ -280,7 +298,7 @@ def plots() -> None:
     ood, corruption, variants = map(aurocs, RUNS)
     target = DOCS / "paper"
     target.mkdir(exist_ok=True)
-    plot_leads(ood[ood["protocol"] != "none"], CONTROLS, target / "leads.png")
+    plot_leads(ood[ood["protocol"] != "none"], CONTROLS, RUNS[0], target / "leads.png")
     plot_severity(corruption, target / "severity.png")
     plot_variants(variants, target / "variants.png")
     plot_learning(PROBES / "learning.csv", target / "learning.png")

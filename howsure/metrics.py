@@ -59,6 +59,43 @@ def auroc(id_scores: Any, shift_scores: Any) -> float:
     return float(ranks.mean() / (2 * len(known)))
 
 
+def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
+    """How much higher the AUROC of one score is than that of another on the same images, in [-1, 1].
+
+    Args:
+        first: `(id_scores [n], shift_scores [m])`, higher means more uncertain.
+        second: the other score of the same images in the same order.
+
+    Returns:
+        The difference with its 95 % interval after DeLong et al., 1988 (doi:10.2307/2531595): each image's share in
+        either AUROC is known, and the variance of the difference of shares is that of a mean. It counts the chance of
+        the test images, not that of the fit.
+
+    Raises:
+        ValueError: sizes that differ, fewer than two images of a kind, or a score that is not finite.
+    """
+    shares = [
+        _shares(_scores(known, "ID scores"), _scores(shifted, "shifted scores")) for known, shifted in (first, second)
+    ]
+    (known, shifted), (other_known, other_shifted) = shares
+    if known.shape != other_known.shape or shifted.shape != other_shifted.shape:
+        raise ValueError("both scores must be of the same images: their sizes differ")
+    if min(len(known), len(shifted)) < 2:
+        raise ValueError("a lead needs at least two ID images and two shifted ones")
+    apart = known - other_known, shifted - other_shifted
+    lead = float(apart[1].mean())
+    half = 1.959964 * float(np.sqrt(sum(d.var(ddof=1) / len(d) for d in apart)))
+    return Interval(lead, lead - half, lead + half)
+
+
+def _shares(known: Floats, shifted: Floats) -> tuple[Floats, Floats]:
+    """Of each ID image the share of shifted ones above it, of each shifted one that of ID ones below; ties half."""
+    low, high = np.sort(known), np.sort(shifted)
+    above = 1 - (high.searchsorted(known, "left") + high.searchsorted(known, "right")) / (2 * len(high))
+    below = (low.searchsorted(shifted, "left") + low.searchsorted(shifted, "right")) / (2 * len(low))
+    return above, below
+
+
 def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """How well scores tell shifted images from ID images.
 

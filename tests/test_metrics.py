@@ -233,3 +233,33 @@ def test_a_thousand_resamples_of_twenty_thousand_scores_take_seconds():
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.lists(st.integers(0, 5), min_size=1, max_size=30))
 def test_auroc_alone_is_that_of_detection(known, shifted):
     assert metrics.auroc(known, shifted) == pytest.approx(metrics.detection(known, shifted, resamples=0)["auroc"].value)
+
+
+def test_lead_is_the_difference_with_the_interval_of_delong():
+    rng = np.random.default_rng(0)
+    known, shifted = rng.normal(size=(2, 300)), rng.normal(0.7, size=(2, 200))
+    known[1], shifted[1] = (known[0] + known[1]).round(1), (shifted[0] + shifted[1]).round(1)
+    lead = metrics.auroc_lead((known[0], shifted[0]), (known[1], shifted[1]))
+    assert lead.value == pytest.approx(metrics.auroc(known[0], shifted[0]) - metrics.auroc(known[1], shifted[1]))
+    draws = []
+    for _ in range(2000):
+        i, j = rng.integers(300, size=300), rng.integers(200, size=200)
+        draws.append(metrics.auroc(known[0][i], shifted[0][j]) - metrics.auroc(known[1][i], shifted[1][j]))
+    sd = (lead.high - lead.low) / 2 / 1.959964
+    assert sd == pytest.approx(np.std(draws), rel=0.08)
+    above = (
+        (known[0][:, None] < shifted[0]) * 1.0
+        - (known[1][:, None] < shifted[1])
+        - (known[1][:, None] == shifted[1]) / 2
+    )
+    by_hand = above.mean(0).var(ddof=1) / 200 + above.mean(1).var(ddof=1) / 300
+    assert sd == pytest.approx(by_hand**0.5, rel=1e-9)
+    same = metrics.auroc_lead((known[0], shifted[0]), (known[0] * 3, shifted[0] * 3))
+    assert same == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("sizes", "others"), [((4, 3), (3, 3)), ((3, 4), (3, 3)), ((1, 3), (1, 3)), ((3, 1), (3, 1))])
+def test_a_lead_needs_the_same_images_and_two_of_each(sizes, others):
+    first, second = (tuple(map(np.zeros, n)) for n in (sizes, others))
+    with pytest.raises(ValueError, match="sizes differ" if sizes != others else "at least two"):
+        metrics.auroc_lead(first, second)

@@ -1,0 +1,47 @@
+"""The paper's detector against every other method on the same images.
+
+`python benchmarks/paper/leads.py NAME RUN_FOLDER...` writes `results/reference/NAME/leads.parquet`: of each protocol,
+shift, severity and seed the lead of the detector over each method, in AUROC, with its 95 % interval
+(`howsure.metrics.auroc_lead`). Several runs of one suite, each with some of its methods, are taken together.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from howsure.metrics import auroc_lead
+from howsure.results import Cell, RunFolder, read_scores
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+DETECTOR = "confound_detector"
+
+
+def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
+    """A row a cell, shift and other method."""
+    found: dict[tuple[int, str], list[tuple[Path, Cell]]] = {}
+    for folder in folders:
+        for cell in RunFolder(folder).cells():
+            if cell.state == "done" and cell.name.protocol != "none":
+                found.setdefault((cell.name.seed, cell.name.protocol), []).append((folder, cell))
+    for (seed, protocol), cells in found.items():
+        scores = {cell.name.method: read_scores(folder, cell.name) for folder, cell in cells}
+        detector = scores.pop(DETECTOR)
+        for method, its in scores.items():
+            for name, pair in its.items():
+                shift, _, severity = name.partition("@")
+                lead = auroc_lead(detector[name], pair)
+                yield {
+                    "protocol": protocol, "shift": shift, "severity": int(severity or 0), "seed": seed,
+                    "method": method, "lead": lead.value, "low": lead.low, "high": lead.high,
+                }  # fmt: skip
+
+
+if __name__ == "__main__":
+    target, *runs = sys.argv[1:]
+    table = pd.DataFrame(leads([Path(run) for run in runs]))
+    table.round({"lead": 4, "low": 4, "high": 4}).to_parquet(REFERENCE / target / "leads.parquet", index=False)
+    print(f"{len(table)} leads")
