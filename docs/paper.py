@@ -58,17 +58,8 @@ def leads(rows: pd.DataFrame, against: Sequence[str], run: str) -> pd.DataFrame:
         if DETECTOR in values and others:
             best = values[others].mean().idxmax()
             lead = values[DETECTOR] - values[best]
-            found.append(
-                (
-                    *cell,
-                    values[DETECTOR].mean(),
-                    best,
-                    values[best].mean(),
-                    lead.mean(),
-                    lead.std(),
-                    halves[(*cell, best)],
-                )
-            )
+            its, theirs = values[DETECTOR].mean(), values[best].mean()
+            found.append((*cell, its, best, theirs, lead.mean(), lead.std(), halves[(*cell, best)]))
     return pd.DataFrame(found, columns=[*CELL, "detector", "best", "its", "lead", "sd", "half"])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .data import Subset
-from .extract import Extractor, Split, union
+from .extract import Extractor, Split
 from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
@@ -115,7 +115,7 @@ class Scorer:
     def run(self, protocol: Protocol) -> Iterator[tuple[Shift, np.ndarray, np.ndarray, dict[str, Any]]]:
         """Each shift with the in-distribution scores `[n]`, the shifted ones `[m]`, and the values chosen by tuning."""
         choices = [self._choose(protocol, shift) for shift in self.bench.shifts]
-        self.bench.extractor(self.bench.splits["test"], union(chosen.needs for chosen, _ in choices))
+        self.bench.extractor(self.bench.splits["test"], _needs([chosen for chosen, _ in choices]))
         for shift, (chosen, known) in zip(self.bench.shifts, choices, strict=True):
             id_scores, shift_scores = (self._score(chosen, split, known) for split in ("test", shift.name))
             if protocol != "none":
@@ -167,7 +167,7 @@ class Scorer:
         made_of = {"pseudo-unknown": ("train",), "synthetic": ("train", "synthetic")}
         parts = (FIT, VAL) if self.method.supervision == "outliers" else (VAL,)
         found = list(product(made_of.get(pool[0], ("test", *pool)), parts))
-        self.bench.look(found, union(tuple(option.needs) for option in options))
+        self.bench.look(found, _needs(options))
 
     def _validate(self, option: Method, pool: tuple[str, ...]) -> float:
         """AUROC of an option on validation images alone."""
@@ -226,6 +226,11 @@ class Scorer:
             inside = gather(found, ["test"], part, bench.seed, MOST_TO_FIT_ON)
             outside = gather(found, known, part, bench.seed, len(inside[ImageIds()]))
         return inside.only(tuple(method.needs), self.name), outside.only(tuple(method.needs), self.name)
+
+
+def _needs(methods: Sequence[Method]) -> list[Any]:
+    """What several methods need of a split, each once."""
+    return list(dict.fromkeys(rep for method in methods for rep in method.needs))
 
 
 def refusal(method: Method, network: Network) -> str | None:

@@ -243,6 +243,7 @@ class Extractor:
         progress: Progress = lambda n: None,
     ) -> list[Reps]:
         """The representations of each split; what any of them lacks is computed in one pass over those that lack it."""
+        representations = list(dict.fromkeys(representations))
         found = [self._stored(split, representations) for split in splits]
         lacking = [i for i, values in enumerate(found) if len(values) < len(representations)]
         missing = [rep for rep in representations if any(rep not in found[i] for i in lacking)]

@@ -54,9 +54,13 @@ class Interval(NamedTuple):
 
 def auroc(id_scores: Any, shift_scores: Any) -> float:
     """AUROC alone, without an interval; the same value as `detection` gives."""
-    known, shifted = np.sort(_scores(id_scores, "ID scores")), _scores(shift_scores, "shifted scores")
-    ranks = known.searchsorted(shifted, "left") + known.searchsorted(shifted, "right")
-    return float(ranks.mean() / (2 * len(known)))
+    return float(_below(_scores(id_scores, "ID scores"), _scores(shift_scores, "shifted scores")).mean())
+
+
+def _below(some: Floats, others: Floats) -> Floats:
+    """The share of `some` below each of the `others`; ties count one half."""
+    ordered = np.sort(some)
+    return (ordered.searchsorted(others, "left") + ordered.searchsorted(others, "right")) / (2 * len(ordered))
 
 
 def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
@@ -74,26 +78,19 @@ def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
     Raises:
         ValueError: sizes that differ, fewer than two images of a kind, or a score that is not finite.
     """
-    shares = [
-        _shares(_scores(known, "ID scores"), _scores(shifted, "shifted scores")) for known, shifted in (first, second)
-    ]
-    (known, shifted), (other_known, other_shifted) = shares
+    known, other_known = (_scores(scores[0], "ID scores") for scores in (first, second))
+    shifted, other_shifted = (_scores(scores[1], "shifted scores") for scores in (first, second))
     if known.shape != other_known.shape or shifted.shape != other_shifted.shape:
         raise ValueError("both scores must be of the same images: their sizes differ")
     if min(len(known), len(shifted)) < 2:
         raise ValueError("a lead needs at least two ID images and two shifted ones")
-    apart = known - other_known, shifted - other_shifted
+    apart = (
+        _below(other_shifted, other_known) - _below(shifted, known),
+        _below(known, shifted) - _below(other_known, other_shifted),
+    )
     lead = float(apart[1].mean())
     half = 1.959964 * float(np.sqrt(sum(d.var(ddof=1) / len(d) for d in apart)))
     return Interval(lead, lead - half, lead + half)
-
-
-def _shares(known: Floats, shifted: Floats) -> tuple[Floats, Floats]:
-    """Of each ID image the share of shifted ones above it, of each shifted one that of ID ones below; ties half."""
-    low, high = np.sort(known), np.sort(shifted)
-    above = 1 - (high.searchsorted(known, "left") + high.searchsorted(known, "right")) / (2 * len(high))
-    below = (low.searchsorted(shifted, "left") + low.searchsorted(shifted, "right")) / (2 * len(low))
-    return above, below
 
 
 def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:

@@ -11,8 +11,9 @@ import torch
 from howsure import ArrayImages, Logits, Method, Network
 from howsure.cells import Bench, Scorer
 from howsure.extract import Extractor, Split
+from howsure.plugins import METHODS
 from howsure.protocol import FIT, TEST, VAL, Shift
-from howsure.representations import ImageIds, Reps
+from howsure.representations import ImageIds, Labels, Reps
 from howsure.store import Store
 from howsure.synthetic import Synthetic
 
@@ -88,3 +89,14 @@ def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_wh
     assert SEEN["fit inside"] == set(parts["test", FIT])
     assert SEEN["fit outside"] <= set(parts["other", FIT] + parts["other@2", FIT][:6])
     assert len(SEEN["fit outside"] & set(parts["other", FIT])) >= min(len(parts["other", FIT]), len(parts["test", FIT]))
+
+
+def test_scoring_looks_at_no_image_again_for_what_a_representation_was_fitted_on(bench):
+    method = METHODS["actprint"]()
+    for split in bench.splits.values():
+        bench.extractor(split, (*method.needs, ImageIds(), Labels()))
+    calls = []
+    bench.network.model.register_forward_hook(lambda *_: calls.append(1))
+    ((_, inside, outside, _),) = Scorer(bench, "actprint", method).run("none")
+    assert len(inside) == len(outside) == 60
+    assert not calls

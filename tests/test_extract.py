@@ -99,6 +99,18 @@ def test_splits_together_share_batches_and_keep_their_rows(counted, images, tmp_
         assert extractor(split, (Logits(),))[Logits()].equal(reps[Logits()])
 
 
+def test_asking_twice_gives_the_rows_once(conv_net, split):
+    reps = Extractor(conv_net, None, split)(split, (Logits(), ImageIds(), Logits()))
+    assert len(reps[Logits()]) == len(split)
+
+
+@pytest.mark.parametrize(("side", "size"), [(16, 256), (32, 128), (64, 32)])
+def test_batches_hold_fewer_of_larger_images(conv_net, images, side, size):
+    many = Subset(images, np.arange(300) % len(images))
+    network = replace(conv_net, input=replace(conv_net.input, size=(side, side)))
+    assert len(next(iter(batches(Split("many", many), network)))[0]) == size
+
+
 def test_pixels_are_prepared_once_for_networks_with_the_same_input(conv_net, images, monkeypatch):
     seen, prepare = [], Network.prepare
     monkeypatch.setattr(Network, "prepare", lambda network, image: [seen.append(1), prepare(network, image)][1])

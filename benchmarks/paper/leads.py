@@ -29,6 +29,10 @@ def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
                 found.setdefault((cell.name.seed, cell.name.protocol), []).append((folder, cell))
     for (seed, protocol), cells in found.items():
         scores = {cell.name.method: read_scores(folder, cell.name) for folder, cell in cells}
+        if DETECTOR not in scores:
+            raise SystemExit(
+                f"no finished cell of {DETECTOR} with seed {seed} under {protocol}; run it, or give its folder too"
+            )
         detector = scores.pop(DETECTOR)
         for method, its in scores.items():
             for name, pair in its.items():
