@@ -44,7 +44,7 @@ class Bench:
     splits: Mapping[str, Split]
     shifts: Sequence[Shift]
     seed: int
-    _tuning: dict[tuple[str, int], Split] = field(default_factory=dict)
+    _parts: dict[tuple[str, int, bool], Split] = field(default_factory=dict)
 
     def reps(self, split: str, needs: Sequence[Any], method: str) -> Reps:
         """What a method needs of a split, and nothing else."""
@@ -69,22 +69,20 @@ class Bench:
         severities = sum(kind == kinds.get(split) for kind in kinds.values())
         return index[: MOST_TO_TUNE_ON[part] // max(1, severities)] if tuning else index
 
-    def part_reps(self, split: str, part: int, needs: Sequence[Any], tuning: bool = False) -> Reps:
-        """What is needed of the images at `indices`; for tuning, of these alone."""
-        if tuning:
-            return self.extractor(self._to_tune_on(split, part), needs)
-        return self.extractor(self.splits[split], needs).take(self.indices(split, part))
+    def part_reps(self, split: str, part: int, needs: Sequence[Any], tuning: bool) -> Reps:
+        """What is needed of the images at `indices`, looking at no others."""
+        return self.extractor(self._some(split, part, tuning), needs)
 
-    def look(self, parts: Sequence[tuple[str, int]], needs: Sequence[Any]) -> None:
-        """One pass over the images to tune on of several parts."""
-        self.extractor.together([self._to_tune_on(split, part) for split, part in parts], needs)
+    def look(self, parts: Sequence[tuple[str, int]], needs: Sequence[Any], tuning: bool) -> None:
+        """One pass over the images of several parts, or for tuning over those of them to tune on."""
+        self.extractor.together([self._some(split, part, tuning) for split, part in parts], needs)
 
-    def _to_tune_on(self, split: str, part: int) -> Split:
-        if (split, part) not in self._tuning:
+    def _some(self, split: str, part: int, tuning: bool) -> Split:
+        if (split, part, tuning) not in self._parts:
             whole = self.splits[split]
-            some = Subset(whole.images, self.indices(split, part, tuning=True).numpy())
-            self._tuning[split, part] = replace(whole, name=f"{split}, part {part}", images=some)
-        return self._tuning[split, part]
+            some = Subset(whole.images, self.indices(split, part, tuning).numpy())
+            self._parts[split, part, tuning] = replace(whole, name=f"{split}, part {part}", images=some)
+        return self._parts[split, part, tuning]
 
 
 def candidates(method: Method) -> list[Method]:
@@ -114,15 +112,16 @@ class Scorer:
 
     def run(self, protocol: Protocol) -> Iterator[tuple[Shift, np.ndarray, np.ndarray, dict[str, Any]]]:
         """Each shift with the in-distribution scores `[n]`, the shifted ones `[m]`, and the values chosen by tuning."""
+        self._refuse_too_small(protocol)
         choices = [self._choose(protocol, shift) for shift in self.bench.shifts]
-        self.bench.extractor(self.bench.splits["test"], _needs([chosen for chosen, _ in choices]))
+        needs = _needs([chosen for chosen, _ in choices])
+        if self._apart and protocol != "none":
+            self.bench.look([("test", TEST)], needs, tuning=False)
+        else:
+            self.bench.extractor(self.bench.splits["test"], needs)
+        score = self._score if protocol == "none" else self._score_part
         for shift, (chosen, known) in zip(self.bench.shifts, choices, strict=True):
-            id_scores, shift_scores = (self._score(chosen, split, known) for split in ("test", shift.name))
-            if protocol != "none":
-                id_scores = id_scores[self.bench.part("test", TEST)]
-                shift_scores = shift_scores[self.bench.part(shift.name, TEST)]
-            if not len(id_scores) or not len(shift_scores):
-                raise CellError(f"no image left to score of '{shift.name}': it is too small for protocol {protocol}")
+            id_scores, shift_scores = (score(chosen, split, known) for split in ("test", shift.name))
             yield shift, id_scores, shift_scores, {k: getattr(chosen, k) for k in self._grid(protocol)}
 
     def score_test(self) -> np.ndarray:
@@ -134,6 +133,16 @@ class Scorer:
         outliers = self.method.supervision == "outliers"
         known = (self.bench.shifts[0].name,) if outliers else None
         return self._fit(self.method, known, tuning=bool(self.method.grid))
+
+    def _refuse_too_small(self, protocol: Protocol) -> None:
+        for name in ("test", *(shift.name for shift in self.bench.shifts)):
+            if protocol != "none" and not len(self.bench.part(name, TEST)):
+                raise CellError(f"no image left to score of '{name}': it is too small for protocol {protocol}")
+
+    @property
+    def _apart(self) -> bool:
+        """Whether to look at single parts of the splits: where passes are made for a value that tuning has chosen."""
+        return bool(self.method.grid) and any(rep.cost == "passes" for rep in _needs(candidates(self.method)))
 
     def _grid(self, protocol: Protocol) -> Mapping[str, Any]:
         return {} if protocol == "none" else self.method.grid
@@ -167,7 +176,7 @@ class Scorer:
         made_of = {"pseudo-unknown": ("train",), "synthetic": ("train", "synthetic")}
         parts = (FIT, VAL) if self.method.supervision == "outliers" else (VAL,)
         found = list(product(made_of.get(pool[0], ("test", *pool)), parts))
-        self.bench.look(found, _needs(options))
+        self.bench.look(found, _needs(options), tuning=True)
 
     def _validate(self, option: Method, pool: tuple[str, ...]) -> float:
         """AUROC of an option on validation images alone."""
@@ -195,6 +204,16 @@ class Scorer:
             self._scores[key] = _checked(scores, f"'{split}'")
         return self._scores[key]
 
+    def _score_part(self, method: Method, split: str, known: Any) -> np.ndarray:
+        """Scores of the test part of a split."""
+        if not self._apart:
+            return self._score(method, split, known)[self.bench.part(split, TEST)]
+        key = ("test part", method, split, known)
+        if key not in self._scores:
+            reps = self.bench.part_reps(split, TEST, method.needs, tuning=False).only(tuple(method.needs), self.name)
+            self._scores[key] = _checked(method.score(reps, **self._state(method, known)), f"'{split}'")
+        return self._scores[key]
+
     def _state(self, method: Method, known: Any, tuning: bool = False) -> dict[str, Tensor]:
         key = (method, known, tuning and known is not None)
         if key not in self._states:
@@ -214,7 +233,9 @@ class Scorer:
         bench, needs = self.bench, (*method.needs, ImageIds(), Labels())
 
         def reps(split: str) -> Reps:
-            return bench.part_reps(split, part, needs, tuning)
+            if tuning or self._apart:
+                return bench.part_reps(split, part, needs, tuning)
+            return bench.extractor(bench.splits[split], needs).take(bench.indices(split, part))
 
         if known == ("pseudo-unknown",):
             inside, outside = pseudo_unknowns(reps("train"), bench.seed, MOST_TO_FIT_ON)

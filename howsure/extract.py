@@ -31,7 +31,7 @@ from .representations import Batch, Grads, Logits, Representation, Reps, Tap
 from .store import Store, make_key
 
 GPU_BATCH = 128
-CPU_BATCH = 128 * 32 * 32
+CPU_BATCH = 64 * 32 * 32
 KEPT_BYTES = 2**29
 Item = tuple[np.ndarray, int, int]
 Loaded = tuple[Tensor, Tensor, Tensor]
@@ -106,7 +106,7 @@ class Pixels:
 def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
     """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order.
 
-    Without a `batch_size` 128 images on a GPU; on the CPU as many as the pixels of 128 images of 32×32, from 32 to 256:
+    Without a `batch_size` 128 images on a GPU; on the CPU as many as the pixels of 64 images of 32×32, from 32 to 256:
     more of them leave its cache.
     """
     return _load([Prepared(split, network)], network, batch_size)

@@ -62,6 +62,20 @@ class Network:
                 digest.update(name.encode() + raw.numpy().tobytes())
         return digest.hexdigest()
 
+    def lay_channels_last(self) -> None:
+        """On a CPU, keep the channels of kernels side by side: maps follow, and no layer has to reorder them.
+
+        A network that takes a `view` of a map cannot run so, and is left as it was.
+        """
+        if self.device.type != "cpu":
+            return
+        x = self.example().requires_grad_()
+        for model in (self.model, *self.members):
+            try:
+                torch.autograd.grad(model.to(memory_format=torch.channels_last)(x).sum(), x, allow_unused=True)
+            except RuntimeError:
+                model.to(memory_format=torch.contiguous_format)
+
     def example(self, n: int = 2) -> Tensor:
         """`n` random images `[n, channels, H, W]`, the same at every call, for looking into the network."""
         generator = torch.Generator().manual_seed(0)

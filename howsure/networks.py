@@ -99,6 +99,7 @@ def load_network(
         network = Network(name, (plan.pretrained or plan.build)(), plan.input, num_classes)
     network = replace(network, device=device)
     _check_output(network, use)
+    network.lay_channels_last()
     return network
 
 

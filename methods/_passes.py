@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from howsure import Batch
 from howsure.layers import module
 
 Change = Callable[[Tensor], Tensor]
@@ -81,6 +82,19 @@ def input_gradient(model: nn.Module, images: Tensor, objective: Callable[[Tensor
         x = tracked(images)
         (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
     return gradient
+
+
+def shared_input_gradient(batch: Batch, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same, with one forward pass for all objectives of a batch."""
+
+    def forward() -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = tracked(batch.images)
+            return x, batch.network.model(x)
+
+    x, logits = batch.share("input to logits", forward)
+    with torch.enable_grad():
+        return torch.autograd.grad(objective(logits).sum(), x, retain_graph=True)[0]
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from howsure import Batch, Logits, Method, Representation, Reps
 
-from ._passes import input_gradient
+from ._passes import shared_input_gradient
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PerturbedLogits(Representation[Tensor]):
             return (logits / self.temperature).log_softmax(1).amax(1)
 
         model = batch.network.model
-        gradient = batch.share(("odin", self.temperature), lambda: input_gradient(model, batch.images, objective))
+        gradient = batch.share(("odin", self.temperature), lambda: shared_input_gradient(batch, objective))
         step = self.epsilon / batch.network.std * gradient.sign()
         with torch.no_grad():
             return model(batch.images + step)

@@ -13,7 +13,7 @@ from howsure.cells import Bench, Scorer
 from howsure.extract import Extractor, Split
 from howsure.plugins import METHODS
 from howsure.protocol import FIT, TEST, VAL, Shift
-from howsure.representations import ImageIds, Labels, Reps
+from howsure.representations import ImageIds, Labels, Representation, Reps
 from howsure.store import Store
 from howsure.synthetic import Synthetic
 
@@ -100,3 +100,43 @@ def test_scoring_looks_at_no_image_again_for_what_a_representation_was_fitted_on
     ((_, inside, outside, _),) = Scorer(bench, "actprint", method).run("none")
     assert len(inside) == len(outside) == 60
     assert not calls
+
+
+@dataclass(frozen=True)
+class Passing(Representation[torch.Tensor]):
+    """Notes the images that it makes a pass over."""
+
+    cost = "passes"
+    weight: float = 1.0
+
+    def compute(self, batch, **state):
+        SEEN.setdefault(f"passed {self.weight}", set()).update(batch.ids.tolist())
+        return self.weight * batch.logits
+
+
+@dataclass(frozen=True)
+class Costly(Method):
+    """A witness whose representation makes passes of its own."""
+
+    weight: float = 1.0
+
+    grid = {"weight": (1.0, 2.0)}
+
+    @property
+    def needs(self):
+        return (Passing(self.weight),)
+
+    def score(self, reps: Reps) -> torch.Tensor:
+        return reps[self.needs[0]].amax(1)
+
+
+def test_passes_for_a_tuned_value_are_made_over_the_parts_in_use_alone(bench):
+    SEEN.clear()
+    ((_, inside, outside, chosen),) = Scorer(bench, "costly", Costly()).run("same-shift")
+    ids = {name: bench.ids[name][ImageIds()] for name in ("test", "other")}
+    parts = {p: {i for name, own in ids.items() for i in own[bench.part(name, p)].tolist()} for p in (VAL, TEST)}
+    assert (len(inside), len(outside)) == tuple(len(bench.part(name, TEST)) for name in ("test", "other"))
+    assert SEEN[f"passed {chosen['weight']}"] == parts[VAL] | parts[TEST]
+    assert SEEN[f"passed {3 - chosen['weight']}"] == parts[VAL]
+    logits = bench.reps("test", [Logits()], "check")[Logits()][bench.part("test", TEST)]
+    np.testing.assert_allclose(inside, chosen["weight"] * logits.amax(1).numpy(), rtol=1e-5)

@@ -313,3 +313,38 @@ def test_a_function_that_does_not_serve(tmp_path, name, code, options, says):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no such plugin file"):
         load_network("n", "none.py:make", num_classes=10, base=tmp_path)
+
+
+class _Viewing(nn.Module):
+    """Takes a `view` of its map, which channels side by side do not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(len(x), -1))
+
+
+class _Flattening(_Viewing):
+    """The same with `flatten`."""
+
+    def forward(self, x):
+        return self.head(self.conv(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("_Viewing", torch.contiguous_format), ("_Flattening", torch.channels_last)]
+)
+def test_kernels_keep_channels_side_by_side_where_the_network_allows(tmp_path, kind, layout):
+    model = globals()[kind]().eval()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save(weights, tmp_path / "network.pt")
+    (tmp_path / "build.py").write_text(f"from {__name__} import {kind}\n\ndef build():\n    return {kind}()\n")
+    network = load_network(
+        "net", f"{tmp_path}/build.py:build", num_classes=5, checkpoint=str(tmp_path / "network.pt"),
+        mean=(0.5,) * 3, std=(0.5,) * 3, size=(8, 8),
+    )  # fmt: skip
+    assert network.model.conv.weight.is_contiguous(memory_format=layout)
+    assert all(torch.equal(value, weights[name]) for name, value in network.model.state_dict().items())
+    torch.testing.assert_close(network.model(network.example()), model(network.example()))
