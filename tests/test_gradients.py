@@ -291,6 +291,98 @@ def test_a_network_that_views_its_maps_starts_again_with_plain_ones():
     assert dict(explain(net, x))["0.weight"].startswith("convolution: ")
 
 
+class ReadTwice(nn.Module):
+    """The output of the convolution is read by batch norm, and once more by `how`."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.conv, self.bn = how, nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        if self.how == "overwritten before":
+            out.mul_(2)
+        if self.how == "overwritten in part":
+            out[:, :2].mul_(2)
+        normed = self.bn(out)
+        if self.how == "unused":
+            out.sin()
+        if self.how == "twice normed":
+            return normed * self.bn(out)
+        return normed + out if self.how == "skip" else normed
+
+
+FOLLOWS = "batch norm: from the convolution's gradient"
+
+
+@pytest.mark.parametrize(
+    ("how", "follows"),
+    [
+        ("once", True),
+        ("unused", True),
+        ("skip", False),
+        ("twice normed", False),
+        ("overwritten before", False),
+        ("overwritten in part", False),
+    ],
+)
+def test_batch_norm_follows_a_convolution_that_nothing_else_reads(how, follows):
+    net, x = model_of(ReadTwice(how)), images(5, 2, 17, 17)
+    exact(net, x, small=True)
+    alone = grad_sq_norms(net, x, LOSSES, parameters=["0.bn.weight"])
+    torch.testing.assert_close(alone.norms, one_by_one(net, x, LOSSES)[:, :, 2:3], rtol=1e-9, atol=1e-22)
+    rules = dict(explain(net, x))
+    assert (rules["0.bn.weight"] == FOLLOWS) == follows, rules["0.bn.weight"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n=batches,
+    i=st.sampled_from([1, 3, 24]),
+    o=st.integers(1, 6),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    bias=st.booleans(),
+    affine=st.booleans(),
+)
+def test_convolution_and_batch_norm(n, i, o, kernel, stride, bias, affine):
+    net = model_of(
+        nn.Conv2d(i, o, kernel, stride, padding=1 if kernel > 1 else 0, bias=bias),
+        nn.BatchNorm2d(o, affine=affine),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(o, 2, 1, bias=False),
+        nn.BatchNorm2d(2),
+    )
+    exact(net, images(n, i, 15, 13))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_convolution_and_batch_norm(groups):
+    net, x = model_of(nn.Conv2d(4, 8, 3, groups=groups), nn.BatchNorm2d(8)), images(4, 4, 16, 16)
+    assert dict(explain(net, x))["1.weight"] == FOLLOWS
+    exact(net, x)
+    assert verify(net.float(), x.float(), LOSSES) < 1e-4
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30])
+def test_batch_norm_without_scale_stands_by_itself(scale):
+    net, x = model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), images(3, 2, 16, 16)
+    with torch.no_grad():
+        net[1].weight[1] = scale
+    assert dict(explain(net, x))["1.weight"] == "batch norm: sum of d·x̂"
+    exact(net, x)
+
+
+def test_gradients_of_a_scale_that_follows():
+    net, x = model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), images(3, 2, 16, 16)
+    assert dict(explain(net, x))["1.weight"] == FOLLOWS
+    got = grad_sq_norms(net, x, LOSSES, small=["1.weight"])
+    for k, loss in enumerate(LOSSES):
+        for i in range(len(x)):
+            (want,) = torch.autograd.grad(loss(net(x[i : i + 1].repeat(2, 1, 1, 1)))[0], [net[1].weight])
+            torch.testing.assert_close(got.small[k, i], want, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("mean", [0.5, 1e4])
 def test_batch_norm_far_from_zero(mean):
     net = model_of(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))

@@ -36,6 +36,8 @@ _NARROW = 64  # entries of a window's row below which copying rows loses to grou
 class Conv(Rule):
     name = "convolution"
     needs = ("input",)
+    followed = False
+    """Whether a batch norm wants ``products [n, O]``: each output channel's gradient times its weights."""
 
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
@@ -85,15 +87,31 @@ class Conv(Rule):
     # -- gradients ----------------------------------------------------------------------------------------------
 
     def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
-        rule = self.choose()
-        if key == "bias" or d.shape[0] != n or rule == "grouped":
+        if key == "bias" or d.shape[0] != n:
             return sq_norm(self.grads(key, d, layout, n))
-        a = self.input("input")
-        if rule == "tiles":
+        a, rule = self.input("input"), self.choose()
+        if rule == "gram":
+            return self.by_gram(d, a)
+        if rule == "tiles" and not self.followed:
             return linear_sq_norms(self.cut(a), d.flatten(2))
-        if rule == "windows":
-            return torch.stack([sq_norm(g) for g in self.windows(d, a)]).sum(0)
-        g, length = self.groups, prod(self.maps)
+        total, self.products = d.new_zeros(n), d.new_zeros(n, d.shape[1])
+        for gradient, weight in self.pieces(d, a):
+            total += sq_norm(gradient)
+            if self.followed:
+                self.products += (gradient * weight).sum(2)
+        return total
+
+    @property
+    def makes_gradient(self) -> bool:
+        """Whether the chosen rule makes the gradient itself."""
+        rule = self.choose()
+        if rule != "tiles":
+            return rule != "gram"
+        o, i = self.arguments["weight"].shape[:2]
+        return not gram_is_cheaper(prod(self.maps), i * prod(self.kernel), o) and prod(self.maps) > 1
+
+    def by_gram(self, d: Tensor, a: Tensor) -> Tensor:
+        n, g, length = len(d), self.groups, prod(self.maps)
         d_gram = d.reshape(n * g, -1, length)
         d_gram = d_gram.mT @ d_gram
         per_group = gram_sq_norms(self.shifted_gram(a), d_gram, lambda at: self._of_groups(d, a, at))
@@ -116,6 +134,15 @@ class Conv(Rule):
         """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
         rules = {"tiles": self.by_tiles, "windows": self.by_windows}
         return rules.get(self.choose(), self.grouped)(d, a)
+
+    def pieces(self, d: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The gradient in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
+        weight = self.arguments["weight"]
+        if self.choose() != "windows":
+            yield self.explicit(d, a).flatten(2), weight.flatten(1)
+            return
+        rows = weight.movedim(1, -1).flatten(-2).flatten(1, -2).unbind(1)
+        yield from zip(self.windows(d, a), rows, strict=True)
 
     def windows(self, d: Tensor, a: Tensor) -> Iterator[Tensor]:
         """Gradients ``[n, O, kernel width * I]``, one for each of the kernel's other offsets; each overwrites the last.

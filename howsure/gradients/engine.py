@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .caches import caches_aside
+from .follow import follow
 from .general import pull_back
 from .layout import Layout, candidates, codes, explains
 from .ledger import Ledger
@@ -287,6 +288,7 @@ class _Pass:
         seeds = [_seed(loss, logits) for loss in self.losses]
         self.ledger = Ledger(self.wanted, self.small, self.tracer, self.hidden, self.n, logits)
         self._find_layouts(logits)
+        follow(self.tracer.nodes, logits, self.ledger.direct)
         self.serve = self._account
         for k, seed in enumerate(seeds):
             self.ledger.open()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .gram import gram_is_cheaper, sequence_gram_sq_norms
@@ -35,6 +36,16 @@ class Linear(Rule):
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
         return "input" not in weights and isinstance(arguments.get("weight"), Tensor) and arguments["weight"].dim() == 2
+
+    def forward(self) -> Any:
+        a = self.arguments
+        x, weight = a["input"], a["weight"]
+        if x.dim() == 2 or not x.is_contiguous() or torch.is_autocast_enabled(x.device.type):
+            return super().forward()
+        # as `linear` does, but its output would be a view, and a view cannot carry the hook without a copy
+        flat = torch.nn.functional.linear(x.flatten(0, -2), weight, a.get("bias"))
+        self.settle()
+        return torch.ops.aten._unsafe_view(flat, [*x.shape[:-1], weight.shape[0]])
 
     def fits(self, layout: Layout) -> bool:
         return layout.dim < self.saved["input"].dim() - 1

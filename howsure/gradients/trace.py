@@ -44,6 +44,7 @@ class Site:
         self.shapes = tuple(tuple(t.shape) for t in outputs)
         self.versions = {key: t._version for key, t in rule.saved.items()}
         self.layout: tuple[Layout, ...] = ()
+        self.follower: Site | None = None
 
     def check_inputs(self) -> None:
         for key, version in self.versions.items():
@@ -148,6 +149,7 @@ class Tracer(TorchFunctionMode):
         self.data: dict[int, Tensor] = {id(data): data}
         self.sites: list[Site] = []
         self.saved: dict[int, list[tuple[Site, Any]]] = {}
+        self.nodes: dict[Any, Site] = {}
         self.anchor = torch.zeros((), device=data.device, requires_grad=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -194,7 +196,17 @@ class Tracer(TorchFunctionMode):
         for site in self.sites:
             site.rule.saved.clear()
             site.rule.arguments.clear()
-        for kept in (self.sites, self.saved, self.data, self.weights, self.constants, self.aliases, self.plain):
+            site.follower = None
+        for kept in (
+            self.sites,
+            self.nodes,
+            self.saved,
+            self.data,
+            self.weights,
+            self.constants,
+            self.aliases,
+            self.plain,
+        ):
             kept.clear()
 
     def _alias(self, t: Tensor) -> Tensor:
@@ -288,6 +300,7 @@ class Tracer(TorchFunctionMode):
                 out = out.clone()
             slot = out.output_nr
             out.grad_fn.register_prehook(lambda grads: self.sink(site, (grads[slot],)))
+            self.nodes[out.grad_fn] = site
         for key, t in rule.saved.items():
             self.saved.setdefault(t.untyped_storage()._cdata, []).append((site, key))
         self.sites.append(site)
