@@ -71,7 +71,7 @@ class RunFolder:
     def write_cell(self, cell: Cell, scores: dict[str, np.ndarray] | None = None) -> None:
         """Keep a cell: its scores (`id` or `id/<shift>`, and `<shift>`), then its record."""
         if scores:
-            arrays = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in scores.items()}
+            arrays = {k: torch.tensor(v) for k, v in scores.items()}
             write_arrays(self.folder / "scores" / f"{cell.name.path}.safetensors", arrays)
         _write_json(self._record(cell.name), asdict(cell))
 

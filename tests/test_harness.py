@@ -19,7 +19,7 @@ from howsure.cli import main
 from howsure.harness import Run
 from howsure.plugins import DATASETS, METHODS
 from howsure.protocol import TEST, parts
-from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, CellName, RunFolder, read_scores
+from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
 from howsure.suite import load_suite
 
 SUITE = """
@@ -324,3 +324,12 @@ def test_each_severity_of_a_corruption_takes_its_own_share_of_the_images(materia
     assert len(first) == len(second) == 10
     assert set(first.images.indices).isdisjoint(second.images.indices)
     assert list(first.images.indices) != list(splits["gaussian_noise@1"].images.indices)
+
+
+def test_scores_that_shifts_share_are_kept_for_each(tmp_path):
+    folder, name, scores = RunFolder(tmp_path), CellName("net", 0, "same-shift", "odin"), np.arange(3.0)
+    folder.write_cell(Cell(name, "done", "key"), {"id/a": scores, "a": scores + 1, "id/b": scores, "b": scores + 2})
+    for shift, offset in (("a", 1), ("b", 2)):
+        inside, outside = read_scores(tmp_path, name)[shift]
+        np.testing.assert_array_equal(inside, scores)
+        np.testing.assert_array_equal(outside, scores + offset)
