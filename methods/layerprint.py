@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from howsure import Batch, Features, Logits, Method, Network, Representation, Reps, Tap
 from howsure.layers import by_channel
-from howsure.representations import ImageIds
+from howsure.representations import ImageIds, rms_difference
 
 from ._neighbours import kth_distance, unit
 from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
@@ -25,9 +25,12 @@ def channel_statistics(value: Tensor, layer: nn.Module) -> Tensor:
     """
     x = by_channel(value, layer)
     mean, row = x.mean(2), isqrt(x.shape[2])
-    far = [x[..., step:] - x[..., :-step] for step in (1, row)] if row > 1 else [torch.zeros_like(x)] * 2
-    spreads = [v.norm(dim=2) / v.shape[2] ** 0.5 for v in (x - mean[..., None], *far)]
-    return torch.stack([mean, *spreads], 1)
+    apart = (
+        [rms_difference(x[..., step:], x[..., :-step]) for step in (1, row)]
+        if row > 1
+        else [torch.zeros_like(mean)] * 2
+    )
+    return torch.stack([mean, rms_difference(x, mean[..., None]), *apart], 1)
 
 
 def first_layers(network: Network) -> list[str]:

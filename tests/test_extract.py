@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from howsure import (
     ActivationNorms,
@@ -29,7 +30,7 @@ from howsure.check import snapshot
 from howsure.data import Subset
 from howsure.extract import Extractor, Pixels, Split, batches, run_pass, union
 from howsure.plugins import METHODS
-from howsure.representations import ImageIds
+from howsure.representations import ImageIds, channel_moments
 from howsure.store import Store
 
 EVERYTHING = (
@@ -226,3 +227,15 @@ def test_a_corrupted_image_has_the_id_of_the_clean_one(conv_net, split):
     assert torch.equal(clean[ImageIds()], corrupted[ImageIds()])
     assert not torch.equal(clean[Logits()], corrupted[Logits()])
     assert len(clean[ImageIds()].unique()) == len(split)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("cached", [1, 200, 2**18])
+def test_channel_moments_a_few_images_at_a_time(monkeypatch, layout, cached):
+    monkeypatch.setattr("howsure.representations.CACHED", cached)
+    maps = 100 + torch.randn(7, 5, 6, 6, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    mean, deviation = channel_moments(maps, nn.BatchNorm2d(5)).unbind(1)
+    torch.testing.assert_close(mean, maps.mean((2, 3)))
+    torch.testing.assert_close(deviation, maps.double().std((2, 3), correction=0).float())
+    vectors = channel_moments(torch.ones(3, 5), nn.BatchNorm1d(5))
+    assert vectors.tolist() == [[[1.0] * 5, [0.0] * 5]] * 3
