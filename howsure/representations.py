@@ -248,7 +248,7 @@ def channel_moments(value: Tensor, layer: nn.Module) -> Tensor:
 def rms_difference(x: Tensor, y: Tensor) -> Tensor:
     """Root mean square of `x - y` over positions, `[n, C, L]` and `[n, C, L or 1]` to `[n, C]`.
 
-    On a CPU a few images at a time, so that the differences stay in cache; torch's `std` takes ten times as long on a CPU.
+    On a CPU a few images at a time, so that the differences stay in cache: torch's `std` takes ten times as long.
     """
     few = max(1, CACHED // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
     pairs = zip(x.split(few), y.split(few), strict=True)
