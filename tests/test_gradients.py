@@ -300,10 +300,16 @@ class ReadTwice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv(x)
+        if self.how == "not normed":
+            return out
         if self.how == "overwritten before":
             out.mul_(2)
         if self.how == "overwritten in part":
             out[:, :2].mul_(2)
+        if self.how == "measured":
+            assert (out.shape[1], out.dim()) == (out.size(1), out.ndim)
+        if self.how == "otherwise normed":
+            return F.batch_norm(out, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, eps=0.5)
         normed = self.bn(out)
         if self.how == "unused":
             out.sin()
@@ -312,27 +318,70 @@ class ReadTwice(nn.Module):
         return normed + out if self.how == "skip" else normed
 
 
-FOLLOWS = "batch norm: from the convolution's gradient"
+FOLDED = "batch norm: from the convolution's gradient"
+READINGS = {
+    "once": True,
+    "measured": True,
+    "otherwise normed": True,
+    "not normed": False,
+    "unused": False,
+    "skip": False,
+    "twice normed": False,
+    "overwritten before": False,
+    "overwritten in part": False,
+}
 
 
-@pytest.mark.parametrize(
-    ("how", "follows"),
-    [
-        ("once", True),
-        ("unused", True),
-        ("skip", False),
-        ("twice normed", False),
-        ("overwritten before", False),
-        ("overwritten in part", False),
-    ],
-)
-def test_batch_norm_follows_a_convolution_that_nothing_else_reads(how, follows):
+@pytest.mark.parametrize("how", READINGS)
+def test_batch_norm_is_folded_where_nothing_else_reads_the_convolution(how):
     net, x = model_of(ReadTwice(how)), images(5, 2, 17, 17)
     exact(net, x, small=True)
     alone = grad_sq_norms(net, x, LOSSES, parameters=["0.bn.weight"])
     torch.testing.assert_close(alone.norms, one_by_one(net, x, LOSSES)[:, :, 2:3], rtol=1e-9, atol=1e-22)
     rules = dict(explain(net, x))
-    assert (rules["0.bn.weight"] == FOLLOWS) == follows, rules["0.bn.weight"]
+    assert (rules["0.bn.weight"] == FOLDED) == READINGS[how], rules["0.bn.weight"]
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_a_network_that_changes_its_mind_is_not_folded(how):
+    net, x, restarts = model_of(ReadTwice("once")), images(9, 2, 17, 17), []
+    exact(net, x)
+    net[0].how = how
+    exact(net, x, small=True, on_restart=lambda: restarts.append(how))
+    assert len(restarts) == (how not in ("once", "measured"))
+
+
+@pytest.mark.parametrize("where", ["behind the convolution", "behind the norm"])
+def test_hooks_see_what_a_convolution_gives_though_it_was_folded(where):
+    net, x, seen, restarts = model_of(ReadTwice("once")), images(9, 2, 17, 17), [], []
+    exact(net, x)
+    block = net[0]
+    want = block.conv(x).detach()
+    layer, look = (
+        (block.conv, lambda args, out: out)
+        if where == "behind the convolution"
+        else (block.bn, lambda args, out: args[0])
+    )
+    with layer.register_forward_hook(lambda module, args, out: seen.append(look(args, out).detach().clone())):
+        grad_sq_norms(net, x, LOSSES, on_restart=lambda: (seen.clear(), restarts.append(1)))
+    torch.testing.assert_close(torch.cat(seen), want)
+    assert restarts == [1]
+
+
+def test_folded_parameters_are_those_of_now():
+    net, x = model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), images(5, 2, 16, 16)
+    exact(net, x)
+    net[0].weight.data.mul_(-1.5)
+    net[1].weight.data.add_(0.5)
+    net[1].running_var.mul_(2)
+    exact(net, x)
+    net[1].running_mean = torch.ones(4, dtype=torch.float64)
+    exact(net, x)
+    net[1].running_mean.fill_(1e4)  # its scale's gradient would cancel
+    exact(net, x + 1e4)
+    net[0] = nn.Conv2d(2, 4, 3).double()
+    net[1] = nn.BatchNorm2d(4, affine=False).double().eval()
+    exact(net, x)
 
 
 @settings(deadline=None, max_examples=25)
@@ -359,23 +408,23 @@ def test_convolution_and_batch_norm(n, i, o, kernel, stride, bias, affine):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_grouped_convolution_and_batch_norm(groups):
     net, x = model_of(nn.Conv2d(4, 8, 3, groups=groups), nn.BatchNorm2d(8)), images(4, 4, 16, 16)
-    assert dict(explain(net, x))["1.weight"] == FOLLOWS
+    assert dict(explain(net, x))["1.weight"] == FOLDED
     exact(net, x)
     assert verify(net.float(), x.float(), LOSSES) < 1e-4
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-30])
-def test_batch_norm_without_scale_stands_by_itself(scale):
+@pytest.mark.parametrize("scale", [0.0, 1e-30, -2.0])
+def test_batch_norm_of_any_scale_is_folded(scale):
     net, x = model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), images(3, 2, 16, 16)
     with torch.no_grad():
         net[1].weight[1] = scale
-    assert dict(explain(net, x))["1.weight"] == "batch norm: sum of d·x̂"
+    assert dict(explain(net, x))["1.weight"] == FOLDED
     exact(net, x)
 
 
-def test_gradients_of_a_scale_that_follows():
+def test_gradients_of_a_folded_scale():
     net, x = model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), images(3, 2, 16, 16)
-    assert dict(explain(net, x))["1.weight"] == FOLLOWS
+    assert dict(explain(net, x))["1.weight"] == FOLDED
     got = grad_sq_norms(net, x, LOSSES, small=["1.weight"])
     for k, loss in enumerate(LOSSES):
         for i in range(len(x)):

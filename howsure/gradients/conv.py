@@ -36,8 +36,6 @@ _NARROW = 64  # entries of a window's row below which copying rows loses to grou
 class Conv(Rule):
     name = "convolution"
     needs = ("input",)
-    followed = False
-    """Whether a batch norm wants ``products [n, O]``: each output channel's gradient times its weights."""
 
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
@@ -92,14 +90,11 @@ class Conv(Rule):
         a, rule = self.input("input"), self.choose()
         if rule == "gram":
             return self.by_gram(d, a)
-        if rule == "tiles" and not self.followed:
+        if rule == "tiles":
             return linear_sq_norms(self.cut(a), d.flatten(2))
-        total, self.products = d.new_zeros(n), d.new_zeros(n, d.shape[1])
-        for gradient, weight in self.pieces(d, a):
-            total += sq_norm(gradient)
-            if self.followed:
-                self.products += (gradient * weight).sum(2)
-        return total
+        if rule == "windows":
+            return torch.stack([sq_norm(part) for part in self.windows(d, a)]).sum(0)
+        return sq_norm(self.explicit(d, a))
 
     @property
     def makes_gradient(self) -> bool:
@@ -134,15 +129,6 @@ class Conv(Rule):
         """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
         rules = {"tiles": self.by_tiles, "windows": self.by_windows}
         return rules.get(self.choose(), self.grouped)(d, a)
-
-    def pieces(self, d: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The gradient in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
-        weight = self.arguments["weight"]
-        if self.choose() != "windows":
-            yield self.explicit(d, a).flatten(2), weight.flatten(1)
-            return
-        rows = weight.movedim(1, -1).flatten(-2).flatten(1, -2).unbind(1)
-        yield from zip(self.windows(d, a), rows, strict=True)
 
     def windows(self, d: Tensor, a: Tensor) -> Iterator[Tensor]:
         """Gradients ``[n, O, kernel width * I]``, one for each of the kernel's other offsets; each overwrites the last.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .caches import caches_aside
-from .follow import follow
+from .fold import Fold, Unfolded, find, refreshed
 from .general import pull_back
 from .layout import Layout, candidates, codes, explains
 from .ledger import Ledger
@@ -51,6 +51,8 @@ class _Plan:
     layouts: list[tuple[list[Layout], ...]] = field(default_factory=list)
     hidden: frozenset[str] = frozenset()
     settled: bool = False
+    folds: dict[int, Fold] | None = None
+    """Batch norms to fold; None before the first pass."""
     activation: float = 0.0
     """Bytes of a site's output per sample, the mean over sites."""
     weight: float = 0.0
@@ -60,6 +62,9 @@ class _Plan:
 
     channels_last: bool = True
     """Whether images go in with their channels side by side, which is faster on a CPU."""
+
+    def give_up(self, fold: Fold) -> None:
+        self.folds = {key: kept for key, kept in (self.folds or {}).items() if kept is not fold}
 
     def format_of(self, x: Tensor) -> torch.memory_format:
         last = self.channels_last and x.dim() == 4 and x.device.type == "cpu"
@@ -147,6 +152,8 @@ def grad_sq_norms(
         except RuntimeError as error:
             if not _needs_contiguous(_plan_for(model, x, wanted), error):
                 raise
+        except Unfolded as error:
+            _plan_for(model, x, wanted).give_up(error.fold)
         finally:
             free_scratch()
         if x.device.type == "cuda":
@@ -165,16 +172,19 @@ def _run(
 ) -> GradResult:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     plan = _plan_for(model, x, wanted)
+    folds = refreshed(plan.folds or {})
     start = 0
     while start < len(x):
         size = plan.chunk(len(x) - start, x.device) if limit is None else limit
         if not plan.settled:
             size = min(size, _PROBE)
-        part = _Pass(model, x[start : start + size], losses, wanted, small, plan)
+        part = _Pass(model, x[start : start + size], losses, wanted, small, plan, folds)
         try:
             parts.append(part.result())
         finally:
             part.close()
+        if part.learned:
+            folds = refreshed(plan.folds or {})
         start += size
     norms, logits, grads = zip(*parts, strict=True)
     return GradResult(
@@ -193,10 +203,14 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     wanted = _select(model, None)
     plan = _Plan()
     while True:
-        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, explains=True)
+        folds = refreshed(plan.folds or {})
+        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, folds, explains=True)
         try:
             first.result()
-            return _rules_taken(first, wanted)
+            if not first.learned:
+                return _rules_taken(first, wanted)
+        except Unfolded as error:
+            plan.give_up(error.fold)
         except RuntimeError as error:
             if not _needs_contiguous(plan, error):
                 raise
@@ -237,10 +251,11 @@ class _Pass:
         wanted: dict[str, nn.Parameter],
         small: list[str],
         plan: _Plan,
+        folds: dict[int, Fold],
         explains: bool = False,
     ):
         self.model, self.losses, self.wanted, self.small, self.plan = model, losses, wanted, small, plan
-        self.explains = explains
+        self.folds, self.explains, self.learned = folds, explains, False
         self.x = x.detach().to(memory_format=plan.format_of(x))
         self.n = len(x)
         self.serve: Callable[[Site, tuple], None] = lambda site, grads: None
@@ -250,11 +265,13 @@ class _Pass:
         chosen = {id(p) for p in self.wanted.values()}
         everything = list(self.model.parameters())
         others = [p for p in everything if id(p) not in chosen]
-        self.tracer = Tracer(self.wanted, others, self.x, lambda site, grads: self.serve(site, grads))
+        folds = None if self.plan.folds is None else self.folds
+        self.tracer = Tracer(self.wanted, others, self.x, lambda site, grads: self.serve(site, grads), folds)
         watched = list(self.wanted.values()) if not self.plan.settled else [self.wanted[h] for h in self.plan.hidden]
         with torch.enable_grad(), caches_aside(self.model), _requires_grad(everything, watched):
             with self.tracer:
                 logits = self.model(self.x)
+            self.tracer.check_folds()
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
                 raise ValueError(
                     f"the network must map {self.n} inputs to logits [{self.n}, C], not to {_shape(logits)}"
@@ -288,7 +305,7 @@ class _Pass:
         seeds = [_seed(loss, logits) for loss in self.losses]
         self.ledger = Ledger(self.wanted, self.small, self.tracer, self.hidden, self.n, logits)
         self._find_layouts(logits)
-        follow(self.tracer.nodes, logits, self.ledger.direct)
+        self._find_folds(logits)
         self.serve = self._account
         for k, seed in enumerate(seeds):
             self.ledger.open()
@@ -300,6 +317,14 @@ class _Pass:
             self.ledger.close()
         norms, small = self.ledger.result()
         return norms, logits.detach(), small
+
+    def _find_folds(self, logits: Tensor) -> None:
+        """Once for a network; with folds its calls are others, so that they are probed again."""
+        plan = self.plan
+        if plan.folds is None and plan.settled:
+            plan.folds = find(self.tracer.nodes, self.tracer.reads(), logits, self.ledger.direct)
+            self.learned = bool(plan.folds)
+            plan.settled = not self.learned
 
     def _pull(self, logits: Tensor, seed: Tensor, keep: bool = True) -> None:
         if self.tracer.sites and logits.requires_grad:

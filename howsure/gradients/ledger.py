@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conv import Conv
 from .general import General, pull_back
-from .norm import BatchNorm
 from .rule import sq_norm
 from .trace import Site, Tracer, leaves
 
@@ -64,23 +62,10 @@ class Ledger:
     def serve(self, site: Site, grads: tuple) -> None:
         """Book what the output gradients of one site give."""
         for key, weight in site.weights.items():
-            if key == "weight" and isinstance(site.rule, BatchNorm) and site.rule.follows:
-                site.rule.sums(grads[0])
-            elif id(weight) in self.direct:
+            if id(weight) in self.direct:
                 self.norms[self.columns[id(weight)]] = self._ask("sq_norms", site, key, grads)
             else:
                 self._add(weight, self._ask("grads", site, key, grads))
-        if site.follower:
-            self._serve_follower(site.follower, site)
-
-    def _serve_follower(self, norm: Site, conv: Site) -> None:
-        assert isinstance(norm.rule, BatchNorm)
-        assert isinstance(conv.rule, Conv)
-        weight, grads = norm.weights["weight"], norm.rule.following(conv.rule)
-        if id(weight) in self.direct:
-            self.norms[self.columns[id(weight)]] = sq_norm(grads)
-        else:
-            self._add(weight, grads)
 
     def _ask(self, what: str, site: Site, key: Any, grads: tuple) -> Tensor:
         rule, layouts = site.rule, site.layout

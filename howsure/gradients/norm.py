@@ -2,16 +2,13 @@
 
     grad w = sum d x̂        grad b = sum d        over a sample's positions
 
-Where x = W * a + c is the output of a convolution that makes its own gradient G, ``sum d x`` need not be summed over
-the maps: with d' = d w / σ, the gradient at x, it is ``(G . W) σ / w + c sum d`` (see ``follow.py``).
-
 Batch normalisation takes x̂ from its running statistics (evaluation mode only); the others from each sample alone.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +16,23 @@ from torch import Tensor
 from .layout import Layout
 from .rule import Rule, merged, per_sample, scratch
 
-if TYPE_CHECKING:
-    from .conv import Conv
-
-_TINY = 1e-12  # a scale of batch norm below which nothing is divided by it
-_CENTRED = 8  # standard deviations between a channel's mean and zero up to which its mean need not be subtracted first
+CENTRED = 8  # standard deviations between a channel's mean and zero up to which its mean need not be subtracted first
 
 
 def channel_sums(t: Tensor) -> Tensor:
     """``[rows, C, …] -> [rows, C]``."""
     return t.flatten(2).sum(2) if t.dim() > 2 else t
+
+
+class SumsOnce:
+    """``channel_sums`` of a gradient, once for all parameters that want it."""
+
+    _summed: tuple[weakref.ref[Tensor], Tensor] | None = None
+
+    def sums(self, d: Tensor) -> Tensor:
+        if self._summed is None or self._summed[0]() is not d:
+            self._summed = weakref.ref(d), channel_sums(d)
+        return self._summed[1]
 
 
 class _Scaled(torch.autograd.Function):
@@ -52,17 +56,11 @@ class _Norm(Rule):
         return weights <= {"weight", "bias"}
 
 
-class BatchNorm(_Norm):
+class BatchNorm(SumsOnce, _Norm):
     name = "batch norm"
 
-    follows = False
-    """Whether the convolution before it gives ``sum d x`` with its own gradient."""
-    _summed: tuple[weakref.ref[Tensor], Tensor] | None = None
-
     def describe(self, key: Any, n: int) -> str:
-        if key == "bias":
-            return "batch norm: sum of d"
-        return "batch norm: " + ("from the convolution's gradient" if self.follows else "sum of d·x̂")
+        return "batch norm: sum of " + ("d" if key == "bias" else "d·x̂")
 
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
@@ -75,6 +73,7 @@ class BatchNorm(_Norm):
 
     def forward(self) -> Any:
         a, run = self.arguments, super().forward
+        self.call = {key: value for key, value in a.items() if key != "input"}
         x, weight = a["input"], a.get("weight")
         self.shape = (-1,) + (1,) * (x.dim() - 2)
         full = torch.promote_types(x.dtype, torch.float32)
@@ -82,14 +81,9 @@ class BatchNorm(_Norm):
         self.rstd = torch.rsqrt(a["running_var"].to(full) + a.get("eps", 1e-5))
         # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels;
         # asking a GPU would make the host wait for it
-        self.off_centre = x.is_cuda or bool((self.mean.abs() * self.rstd > _CENTRED).any())
-        self.scale = self.rstd if weight is None else self.rstd * weight
-        return _Scaled.apply(x, run, self.scale.view(self.shape))
-
-    def may_follow(self) -> bool:
-        """Whether ``sum d x`` may be had from the gradient at x: no scale is zero, and nothing cancels."""
-        full = self.saved["input"].dtype in (torch.float32, torch.float64)
-        return full and not self.off_centre and bool((self.scale.abs() > _TINY).all())
+        self.off_centre = x.is_cuda or bool((self.mean.abs() * self.rstd > CENTRED).any())
+        scale = self.rstd if weight is None else self.rstd * weight
+        return _Scaled.apply(x, run, scale.view(self.shape))
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         d = merged(d, layout, n)
@@ -103,19 +97,6 @@ class BatchNorm(_Norm):
         if not self.off_centre:
             total -= self.mean * sums
         return per_sample(total * self.rstd, n)
-
-    def sums(self, d: Tensor) -> Tensor:
-        """``channel_sums(d)``; once for both parameters."""
-        if self._summed is None or self._summed[0]() is not d:
-            self._summed = weakref.ref(d), channel_sums(d)
-        return self._summed[1]
-
-    def following(self, conv: Conv) -> Tensor:
-        """Per-sample gradients ``[n, C]`` of the scale, after ``sums`` of d and the convolution's gradient."""
-        assert self._summed is not None
-        bias = conv.arguments.get("bias")
-        centre = self.mean if bias is None else self.mean - bias
-        return self.rstd * (conv.products / self.scale - centre * self._summed[1])
 
 
 class LayerNorm(_Norm):

@@ -42,6 +42,11 @@ OUT_OF_PLACE: dict[Any, Any] = {
 }
 
 
+def bind(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a call that has a rule, by name."""
+    return {**dict(zip(RULES[func][0], args, strict=False)), **kwargs}
+
+
 def rule_for(
     func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool], strip: Callable[[Tensor], Tensor]
 ) -> tuple[Rule | None, dict[Any, Tensor]]:
@@ -50,7 +55,7 @@ def rule_for(
     if func not in RULES:
         return None, {}
     names, rule = RULES[func]
-    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    arguments = bind(func, args, kwargs)
     weights = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and is_weight(v)}
     plain = {k: strip(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
     if len(args) > len(names) or not set(arguments) <= set(names) or not rule.accepts(plain, set(weights)):

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .conv import Conv
+from .fold import SHAPES, Fold, Folded, Unfolded
 from .general import General
 from .layout import Layout
 from .rule import Rule, map_tensors, tensors
@@ -44,7 +46,6 @@ class Site:
         self.shapes = tuple(tuple(t.shape) for t in outputs)
         self.versions = {key: t._version for key, t in rule.saved.items()}
         self.layout: tuple[Layout, ...] = ()
-        self.follower: Site | None = None
 
     def check_inputs(self) -> None:
         for key, version in self.versions.items():
@@ -125,6 +126,23 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     return (scores + attn_mask).softmax(dim=-1) @ value
 
 
+class _Watched:
+    """The output ``t`` of a convolution, and how often it was read; or the empty shell of a folded one, and ``out``."""
+
+    def __init__(self, t: Tensor, index: int, out: Tensor | None = None, fold: Fold | None = None):
+        self.t, self.index, self.out, self.fold, self.reads = t, index, out, fold, 0
+
+    def read(self, func: Any, args: tuple, kwargs: dict) -> Tensor | None:
+        """Count a reading; of a shell, the output for its batch norm, once, and an error for anything else."""
+        self.reads += 1
+        if self.fold is None:
+            return None
+        if self.reads > 1 or not self.fold.is_call(func, args, kwargs):
+            raise Unfolded(self.fold)
+        out, self.out = self.out, None
+        return out
+
+
 class Tracer(TorchFunctionMode):
     """Records the sites of the calls made while it is active.
 
@@ -136,11 +154,20 @@ class Tracer(TorchFunctionMode):
         The input batch.
     sink
         Called as ``sink(site, grad)`` during the backward pass.
+    folds
+        Batch norms to fold, by the id of the convolution's weight; None to count who reads convolutions' outputs.
     """
 
-    def __init__(self, selected: Mapping[str, Tensor], others: Iterable[Tensor], data: Tensor, sink: Callable):
+    def __init__(
+        self,
+        selected: Mapping[str, Tensor],
+        others: Iterable[Tensor],
+        data: Tensor,
+        sink: Callable,
+        folds: Mapping[int, Fold] | None,
+    ):
         super().__init__()
-        self.sink = sink
+        self.sink, self.folds, self.counts = sink, folds or {}, folds is None
         self.names = {id(p): name for name, p in selected.items()}
         self.weights: dict[int, Tensor] = {id(p): p for p in selected.values()}
         self.constants: dict[int, Tensor] = {id(p): p for p in others}
@@ -150,6 +177,7 @@ class Tracer(TorchFunctionMode):
         self.sites: list[Site] = []
         self.saved: dict[int, list[tuple[Site, Any]]] = {}
         self.nodes: dict[Any, Site] = {}
+        self.watched: dict[int, _Watched] = {}
         self.anchor = torch.zeros((), device=data.device, requires_grad=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -159,6 +187,11 @@ class Tracer(TorchFunctionMode):
             key = id(t)
             if key in self.weights or key in self.constants:
                 weight = True
+            elif key in self.watched and func not in SHAPES:
+                out = self.watched[key].read(func, args, kwargs)
+                if out is not None:
+                    return out
+                data = True
             elif t.requires_grad or key in self.data:
                 data = True
         if not weight:
@@ -196,10 +229,10 @@ class Tracer(TorchFunctionMode):
         for site in self.sites:
             site.rule.saved.clear()
             site.rule.arguments.clear()
-            site.follower = None
         for kept in (
             self.sites,
             self.nodes,
+            self.watched,
             self.saved,
             self.data,
             self.weights,
@@ -265,7 +298,26 @@ class Tracer(TorchFunctionMode):
                 return _opened(func)(*args, **kwargs)
         if rule is None:
             rule, weights = General.bind(func, args, kwargs, is_weight, self._strip)
+        fold = self.folds.get(id(weights.get("weight")))
+        if fold is not None and fold.takes(rule):
+            return self._fold(fold, rule, weights, name)
         return self._site(rule, weights, name)
+
+    def _fold(self, fold: Fold, conv: Rule, weights: dict[Any, Tensor], name: str) -> Tensor:
+        out = self._site(Folded(conv, fold), {**weights, **fold.weights()}, name)
+        shell = torch.full((), torch.nan, dtype=out.dtype, device=out.device).expand(out.shape)
+        self.watched[id(shell)] = _Watched(shell, len(self.sites) - 1, out, fold)
+        return shell
+
+    def reads(self) -> dict[int, int]:
+        """How often the output of each convolution was read, by index."""
+        return {watched.index: watched.reads for watched in self.watched.values()}
+
+    def check_folds(self) -> None:
+        """Raise ``Unfolded`` where a folded batch norm was not called."""
+        for watched in self.watched.values():
+            if watched.fold is not None and not watched.reads:
+                raise Unfolded(watched.fold)
 
     def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
         target = args[0]
@@ -301,6 +353,8 @@ class Tracer(TorchFunctionMode):
             slot = out.output_nr
             out.grad_fn.register_prehook(lambda grads: self.sink(site, (grads[slot],)))
             self.nodes[out.grad_fn] = site
+            if self.counts and isinstance(rule, Conv):
+                self.watched[id(out)] = _Watched(out, site.index)
         for key, t in rule.saved.items():
             self.saved.setdefault(t.untyped_storage()._cdata, []).append((site, key))
         self.sites.append(site)
