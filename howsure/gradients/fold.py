@@ -1,14 +1,14 @@
 """A batch norm that alone reads a convolution is folded into it, and both take their gradients from one.
 
 With s = γ / σ the two are one convolution, y = s (W * a + c - μ) + β = (s W) * a + s (c - μ) + β. No map is made
-between them, neither forward nor backward. From the gradient d at y and ``G = sum_p d_p a_p^T``, in each output channel:
+between them, neither forward nor backward. From the gradient d at y and ``G = sum_p d_p a_p^T``, in an output channel:
 
     grad W = s G        grad c = s sum d        grad γ = (G . W + (c - μ) sum d) / σ        grad β = sum d
 
 Which batch norms, the first pass over a network shows (``find``): where nothing else reads the convolution's output,
 its rule makes G anyway, and the kernel is smaller than the maps. Later passes hand an empty shell to the batch norm in
-place of the convolution's output. Should anything else look into the shell, or the batch norm be called otherwise or not
-at all, then ``Unfolded`` says so before a wrong number is made, and the engine starts again without this fold.
+place of the convolution's output. Should anything else look into the shell, or the batch norm be called otherwise or never,
+then ``Unfolded`` says so before a wrong number is made, and the engine starts again without this fold.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ def find(sites: Mapping[Any, Site], reads: Mapping[int, int], logits: Tensor, di
     for node, conv in sites.items():
         norm = sites.get(readers[node][0]) if len(readers[node]) == 1 else None
         if norm is not None and reads.get(conv.index) == 1 and _fit(conv, norm, direct):
+            assert isinstance(norm.rule, BatchNorm)
             weight, bias = conv.weights["weight"], conv.weights.get("bias")
             found[id(weight)] = Fold(weight, bias, norm.rule.func, {**norm.rule.call, **norm.weights})
     return found
