@@ -97,6 +97,28 @@ def test_convolution_of_any_configuration(data):
     exact(model_of(layer), images(data.draw(batches), i, *(data.draw(st.integers(5, 8)) for _ in range(dims))))
 
 
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_convolution_of_maps_smaller_than_its_kernel(data):
+    dims = data.draw(st.integers(1, 2))
+    each = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
+    groups, bias, normed = data.draw(st.sampled_from([1, 2])), data.draw(st.booleans()), data.draw(st.booleans())
+    kernel, stride, dilation, size = each(1, 5), each(1, 3), each(1, 2), each(1, 3)
+    padding = tuple((e * (k - 1) + 1) // 2 for e, k in zip(dilation, kernel, strict=True))
+    kind, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
+    layers = [kind(2 * groups, 4, kernel, stride, padding, dilation, groups, bias), *([norm(4)] if normed else [])]
+    exact(model_of(*layers), images(data.draw(batches), 2 * groups, *size), small=True)
+
+
+def test_kernels_are_cut_to_what_meets_the_input():
+    net, x = model_of(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)), images(3, 8, 1, 1)
+    assert dict(explain(net, x))["0.weight"] == "convolution: tiles, |a|² |d|² over 1×1 positions"
+    exact(net, x)
+    conv = Conv(torch.conv2d, {"input": images(3, 8, 2, 2), "weight": net[1].weight, "stride": 2, "padding": 1}, set())
+    conv.forward()
+    assert (conv.kernel, conv.pads) == ((2, 2), ((0, 0), (0, 0)))
+
+
 @settings(deadline=None, max_examples=10)
 @given(n=batches, stride=st.integers(1, 2), groups=st.sampled_from([1, 2]), dims=st.integers(1, 3))
 def test_transposed_convolution(n, stride, groups, dims):

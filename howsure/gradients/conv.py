@@ -55,17 +55,54 @@ class Conv(Rule):
             self.pads = ((0, 0),) * dims
         else:
             self.pads = tuple((p, p) for p in _each(padding, dims))
+        self.maps = tuple(
+            (size + before + after - r - 1) // s + 1
+            for size, (before, after), r, s in zip(a["input"].shape[2:], self.pads, reach, self.stride, strict=True)
+        )
         weight = a["weight"]
+        self._cut_kernel(tuple(a["input"].shape[2:]), reach)
+        a["weight"] = self.touching(weight)
+        if self.touched is not None:
+            a["padding"] = tuple(before for before, _ in self.pads)
         if dims == 2 and a["input"].is_contiguous(memory_format=torch.channels_last):
-            a["weight"] = weight.contiguous(memory_format=torch.channels_last)  # once, not in each direction
+            a["weight"] = a["weight"].contiguous(memory_format=torch.channels_last)  # once, not in each direction
         out = super().forward()
         self.arguments["weight"] = weight
-        self.maps = tuple(out.shape[2:])
         unpadded = not any(p for pair in self.pads for p in pair)
         points = all(k == 1 for k in self.kernel)
         patches = self.kernel == self.stride and all(e == 1 for e in self.dilation)
         self.tiles = self.groups == 1 and unpadded and (points or patches)
         return out
+
+    def _cut_kernel(self, sizes: tuple[int, ...], reach: list[int]) -> None:
+        """Leave out what meets nothing but padding at any position: all but the middle, on a map of one position."""
+        self.touched: tuple[slice, ...] | None = None
+        dims = list(zip(sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, reach, strict=True))
+        if all(s * (m - 1) >= before and r - before < size for size, _, _, s, m, (before, _), r in dims):
+            return
+        cuts, pads = [], []
+        for size, k, e, s, m, (before, _), _ in dims:
+            meets = [i for i in range(k) if any(0 <= s * p + e * i - before < size for p in range(m))]
+            first, last = (meets[0], meets[-1]) if meets else (0, k - 1)
+            pad = before - e * first
+            if pad < 0 or (size + 2 * pad - e * (last - first) - 1) // s + 1 != m:
+                return
+            cuts.append(slice(first, last + 1))
+            pads.append((pad, pad))
+        self.touched, self.pads = tuple(cuts), tuple(pads)
+        self.kernel = tuple(cut.stop - cut.start for cut in cuts)
+
+    def touching(self, weight: Tensor) -> Tensor:
+        """The part of the kernel that meets the input."""
+        return weight if self.touched is None else weight[(..., *self.touched)]
+
+    def whole(self, grads: Tensor) -> Tensor:
+        """Gradients of the whole kernel from those of the part that meets the input."""
+        if self.touched is None:
+            return grads
+        whole = grads.new_zeros(*grads.shape[:2], *self.arguments["weight"].shape[1:])
+        whole[(..., *self.touched)] = grads
+        return whole
 
     # -- which rule ---------------------------------------------------------------------------------------------
 
@@ -123,7 +160,7 @@ class Conv(Rule):
         if key == "bias":
             return per_sample(channel_sums(d), n)
         a = merged(self.input("input"), layout, n)
-        return per_sample(self.explicit(d, a), n)
+        return self.whole(per_sample(self.explicit(d, a), n))
 
     def explicit(self, d: Tensor, a: Tensor) -> Tensor:
         """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
@@ -225,8 +262,7 @@ class Conv(Rule):
             return "sum of d over positions"
         rule = self.choose()
         if rule == "tiles":
-            o, i = self.arguments["weight"].shape[:2]
-            rule += ", Gram" if gram_is_cheaper(prod(self.maps), i * prod(self.kernel), o) else ", product"
+            rule += ", |a|² |d|²" if prod(self.maps) == 1 else ", product" if self.makes_gradient else ", Gram"
         return f"convolution: {rule} over {'×'.join(map(str, self.maps))} positions"
 
 
