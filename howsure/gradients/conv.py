@@ -1,4 +1,4 @@
-"""Convolutions in one to three dimensions, by the cheapest of four exact rules.
+"""Convolutions in one to three dimensions, by the cheapest of five exact rules.
 
 With input a, output gradient d, output positions p and kernel offsets o, the gradient of a sample is
 ``G[o] = sum_p d_p a_{s p + o}^T``, one matrix [O, I] per offset and group.
@@ -7,6 +7,7 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
   one Gram matrix of the raw input, so nothing is unfolded. For small maps.
 - **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel) the layer is a linear
   layer on a sequence, and takes its rules.
+- **unfolded**: each position's whole window side by side, one product. For the few channels of an image.
 - **windows**: the positions along a row of the kernel side by side, one batched matrix product per row.
 - **grouped**: all samples side by side as groups of one convolution, whose weight gradient is then each sample's own.
 """
@@ -30,6 +31,7 @@ from .rule import Rule, merged, per_sample, sq_norm
 
 _SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
 _READ = 4  # one entry of a gradient written and squared
+_FEW = 32  # entries of a whole window up to which it is unfolded
 _NARROW = 64  # entries of a window's row below which copying rows loses to grouped convolution
 
 
@@ -117,6 +119,8 @@ class Conv(Rule):
             return "tiles"
         if gram < work + _READ * o * i * offsets:
             return "gram"
+        if g == 1 and i * offsets <= _FEW:
+            return "unfolded"
         return "windows" if g == 1 and i * self.kernel[-1] >= _NARROW else "grouped"
 
     # -- gradients ----------------------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ class Conv(Rule):
 
     def explicit(self, d: Tensor, a: Tensor) -> Tensor:
         """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
-        rules = {"tiles": self.by_tiles, "windows": self.by_windows}
+        rules = {"tiles": self.by_tiles, "unfolded": self.by_unfolding, "windows": self.by_windows}
         return rules.get(self.choose(), self.grouped)(d, a)
 
     def windows(self, d: Tensor, a: Tensor) -> Iterator[Tensor]:
@@ -175,8 +179,7 @@ class Conv(Rule):
         """
         o, i = self.arguments["weight"].shape[:2]
         n, *rows, columns = d.shape[0], *self.kernel
-        if any(p for pair in self.pads for p in pair):
-            a = F.pad(a, [p for pair in reversed(self.pads) for p in pair])
+        a = self.padded(a)
         *outer, step = a.stride()
         shape = (n, *a.shape[2:-1], self.maps[-1], columns, i)
         strides = (outer[0], *outer[2:], step * self.stride[-1], step * self.dilation[-1], outer[1])
@@ -194,6 +197,21 @@ class Conv(Rule):
         o, i = self.arguments["weight"].shape[:2]
         each = torch.stack([out.clone() for out in self.windows(d, a)], dim=2)
         return each.view(-1, o, *self.kernel, i).movedim(-1, 2)
+
+    def by_unfolding(self, d: Tensor, a: Tensor) -> Tensor:
+        o, i = self.arguments["weight"].shape[:2]
+        n, a = d.shape[0], self.padded(a).contiguous()
+        images, channels, *along = a.stride()
+        within = [step * e for step, e in zip(along, self.dilation, strict=True)]
+        between = [step * s for step, s in zip(along, self.stride, strict=True)]
+        lines = a.as_strided((n, i, *self.kernel, *self.maps), (images, channels, *within, *between))
+        products = lines.reshape(n, -1, prod(self.maps)) @ d.movedim(1, -1).reshape(n, -1, o)
+        return products.mT.reshape(n, o, i, *self.kernel)
+
+    def padded(self, a: Tensor) -> Tensor:
+        if not any(p for pair in self.pads for p in pair):
+            return a
+        return F.pad(a, [p for pair in reversed(self.pads) for p in pair])
 
     def by_tiles(self, d: Tensor, a: Tensor) -> Tensor:
         o, i = self.arguments["weight"].shape[:2]
@@ -213,7 +231,7 @@ class Conv(Rule):
 
     def grouped(self, d: Tensor, a: Tensor) -> Tensor:
         if any(before != after for before, after in self.pads):
-            a = F.pad(a, [p for pair in reversed(self.pads) for p in pair])
+            a = self.padded(a)
             padding = [0] * len(self.pads)
         else:
             padding = [before for before, _ in self.pads]
