@@ -117,7 +117,8 @@ def _load(prepared: Sequence[Prepared], network: Network, batch_size: int | None
     if batch_size is None:
         batch_size = min(256, max(32, CPU_BATCH // math.prod(network.input.size))) if cpu else GPU_BATCH
     workers = 0 if cpu else min(8, torch.get_num_threads())
-    yield from DataLoader(ConcatDataset(prepared), batch_size, num_workers=workers)
+    own = torch.Generator()  # the global one would be moved on, and a fit that draws from it depend on what is stored
+    yield from DataLoader(ConcatDataset(prepared), batch_size, num_workers=workers, generator=own)
 
 
 def run_pass(
