@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Subset
 from .extract import Extractor, Split
 from .method import Method
 from .metrics import Interval, auroc, detection
@@ -23,6 +22,8 @@ from .suite import Protocol
 
 MOST_TO_TUNE_ON = {FIT: 1000, VAL: 500}
 MOST_TO_FIT_ON = 8000
+MADE_OF_TRAINING = ("pseudo-unknown", "synthetic")
+Some = Sequence[tuple[str, Tensor | None]]
 
 
 class CellError(Exception):
@@ -44,11 +45,15 @@ class Bench:
     splits: Mapping[str, Split]
     shifts: Sequence[Shift]
     seed: int
-    _parts: dict[tuple[str, int, bool], Split] = field(default_factory=dict)
 
-    def reps(self, split: str, needs: Sequence[Any], method: str) -> Reps:
-        """What a method needs of a split, and nothing else."""
-        return self.extractor(self.splits[split], needs).only(tuple(needs), method)
+    def reps(self, split: str, needs: Sequence[Any], method: str, index: Tensor | None = None) -> Reps:
+        """What a method needs of a split, or of its images at `index`, and nothing else."""
+        return self.look([(split, index)], needs, method)[0]
+
+    def look(self, some: Some, needs: Sequence[Any], method: str) -> list[Reps]:
+        """The same of several splits, looking at the images of all together."""
+        found = self.extractor.together([(self.splits[split], index) for split, index in some], needs)
+        return [reps.only(tuple(needs), method) for reps in found]
 
     @cached_property
     def ids(self) -> dict[str, Reps]:
@@ -69,26 +74,17 @@ class Bench:
         severities = sum(kind == kinds.get(split) for kind in kinds.values())
         return index[: MOST_TO_TUNE_ON[part] // max(1, severities)] if tuning else index
 
-    def part_reps(self, split: str, part: int, needs: Sequence[Any], tuning: bool) -> Reps:
-        """What is needed of the images at `indices`, looking at no others."""
-        return self.extractor(self._some(split, part, tuning), needs)
-
-    def look(self, parts: Sequence[tuple[str, int]], needs: Sequence[Any], tuning: bool) -> None:
-        """One pass over the images of several parts, or for tuning over those of them to tune on."""
-        self.extractor.together([self._some(split, part, tuning) for split, part in parts], needs)
-
-    def _some(self, split: str, part: int, tuning: bool) -> Split:
-        if (split, part, tuning) not in self._parts:
-            whole = self.splits[split]
-            some = Subset(whole.images, self.indices(split, part, tuning).numpy())
-            self._parts[split, part, tuning] = replace(whole, name=f"{split}, part {part}", images=some)
-        return self._parts[split, part, tuning]
-
 
 def candidates(method: Method) -> list[Method]:
     """The method with every combination of its grid's values; itself alone where it has no grid."""
     names = list(method.grid)
     return [replace(method, **dict(zip(names, values, strict=True))) for values in product(*method.grid.values())]  # type: ignore[type-var]
+
+
+def certain(method: Method) -> list[Any]:
+    """What the shared pass gives that every value of the grid needs."""
+    options = candidates(method)
+    return [rep for rep in method.needs if rep.cost != "passes" and all(rep in option.needs for option in options)]
 
 
 @dataclass
@@ -115,10 +111,8 @@ class Scorer:
         self._refuse_too_small(protocol)
         choices = [self._choose(protocol, shift) for shift in self.bench.shifts]
         needs = _needs([chosen for chosen, _ in choices])
-        if self._apart and protocol != "none":
-            self.bench.look([("test", TEST)], needs, tuning=False)
-        else:
-            self.bench.extractor(self.bench.splits["test"], needs)
+        apart = protocol != "none" and _makes_passes(needs)
+        self.bench.look([("test", self.bench.part("test", TEST) if apart else None)], needs, self.name)
         score = self._score if protocol == "none" else self._score_part
         for shift, (chosen, known) in zip(self.bench.shifts, choices, strict=True):
             id_scores, shift_scores = (score(chosen, split, known) for split in ("test", shift.name))
@@ -139,11 +133,6 @@ class Scorer:
             if protocol != "none" and not len(self.bench.part(name, TEST)):
                 raise CellError(f"no image left to score of '{name}': it is too small for protocol {protocol}")
 
-    @property
-    def _apart(self) -> bool:
-        """Whether to look at single parts of the splits: where passes are made for a value that tuning has chosen."""
-        return bool(self.method.grid) and any(rep.cost == "passes" for rep in _needs(candidates(self.method)))
-
     def _grid(self, protocol: Protocol) -> Mapping[str, Any]:
         return {} if protocol == "none" else self.method.grid
 
@@ -161,7 +150,7 @@ class Scorer:
 
     def _seen(self, protocol: Protocol, shift: Shift) -> tuple[str, ...]:
         """The sets of outliers that a method may be fitted on, or the protocol that makes them."""
-        if protocol in ("pseudo-unknown", "synthetic"):
+        if protocol in MADE_OF_TRAINING:
             return (protocol,)
         return tuple(seen_outliers(protocol, shift, self.bench.shifts))
 
@@ -173,45 +162,42 @@ class Scorer:
 
     def _look(self, options: list[Method], pool: tuple[str, ...]) -> None:
         """One pass over all images to tune on, for all options at once."""
-        made_of = {"pseudo-unknown": ("train",), "synthetic": ("train", "synthetic")}
-        parts = (FIT, VAL) if self.method.supervision == "outliers" else (VAL,)
-        found = list(product(made_of.get(pool[0], ("test", *pool)), parts))
-        self.bench.look(found, _needs(options), tuning=True)
+        some = self._to_validate(pool)
+        if self.method.supervision == "outliers":
+            some = [*some, *chain(*self._to_learn(pool, FIT, tuning=True))]
+        self.bench.look(some, _needs(options), self.name)
+
+    def _to_validate(self, pool: tuple[str, ...]) -> Some:
+        if pool[0] in MADE_OF_TRAINING:
+            return [*chain(*self._to_learn(pool, VAL, tuning=True))]
+        return [(split, self.bench.indices(split, VAL, tuning=True)) for split in ("test", *pool)]
 
     def _validate(self, option: Method, pool: tuple[str, ...]) -> float:
         """AUROC of an option on validation images alone."""
         known = pool if self.method.supervision == "outliers" else None
-        if pool[0] in ("pseudo-unknown", "synthetic"):
+        if pool[0] in MADE_OF_TRAINING:
             state = self._state(option, known, tuning=True)
             pair = self._pair(option, pool, VAL, tuning=True)
             return auroc(*(_checked(option.score(reps, **state), pool[0]) for reps in pair))
-        outside = np.concatenate([self._validation_scores(option, split, known) for split in pool])
-        return auroc(self._validation_scores(option, "test", known), outside)
-
-    def _validation_scores(self, option: Method, split: str, known: Any) -> np.ndarray:
-        key = ("validation", option, split, known)
-        if key not in self._scores:
-            reps = self.bench.part_reps(split, VAL, option.needs, tuning=True).only(tuple(option.needs), self.name)
-            scores = option.score(reps, **self._state(option, known, tuning=True))
-            self._scores[key] = _checked(scores, f"validation images of '{split}'")
-        return self._scores[key]
-
-    def _score(self, method: Method, split: str, known: Any) -> np.ndarray:
-        key = (method, split, known)
-        if key not in self._scores:
-            reps = self.bench.reps(split, method.needs, self.name)
-            scores = method.score(reps, **self._state(method, known))
-            self._scores[key] = _checked(scores, f"'{split}'")
-        return self._scores[key]
+        inside, *outside = (self._score(option, split, known, VAL, tuning=True) for split in ("test", *pool))
+        return auroc(inside, np.concatenate(outside))
 
     def _score_part(self, method: Method, split: str, known: Any) -> np.ndarray:
-        """Scores of the test part of a split."""
-        if not self._apart:
-            return self._score(method, split, known)[self.bench.part(split, TEST)]
-        key = ("test part", method, split, known)
+        """Scores of the test part of a split; where passes are made for them, no other image is looked at."""
+        if _makes_passes(method.needs):
+            return self._score(method, split, known, TEST)
+        return self._score(method, split, known)[self.bench.part(split, TEST)]
+
+    def _score(
+        self, method: Method, split: str, known: Any, part: int | None = None, tuning: bool = False
+    ) -> np.ndarray:
+        """Scores of a split, or of one part of it, or of the images of that part to tune on."""
+        key = (method, split, known, part, tuning)
         if key not in self._scores:
-            reps = self.bench.part_reps(split, TEST, method.needs, tuning=False).only(tuple(method.needs), self.name)
-            self._scores[key] = _checked(method.score(reps, **self._state(method, known)), f"'{split}'")
+            index = None if part is None else self.bench.indices(split, part, tuning)
+            reps = self.bench.reps(split, method.needs, self.name, index)
+            scores = method.score(reps, **self._state(method, known, tuning))
+            self._scores[key] = _checked(scores, f"validation images of '{split}'" if tuning else f"'{split}'")
         return self._scores[key]
 
     def _state(self, method: Method, known: Any, tuning: bool = False) -> dict[str, Tensor]:
@@ -229,29 +215,33 @@ class Scorer:
         return method.fit(*self._pair(method, known, FIT, tuning))
 
     def _pair(self, method: Method, known: tuple[str, ...], part: int, tuning: bool) -> tuple[Reps, Reps]:
+        """What a method needs of the in-distribution images and of the outliers of one part."""
+        inside, outside = self._to_learn(known, part, tuning)
+        found = self.bench.look([*inside, *outside], method.needs, self.name)
+        return Reps.concat(found[: len(inside)]), Reps.concat(found[len(inside) :])
+
+    def _to_learn(self, known: tuple[str, ...], part: int, tuning: bool) -> tuple[Some, Some]:
         """In-distribution images and outliers of one part: of shifts, or made of training images."""
-        bench, needs = self.bench, (*method.needs, ImageIds(), Labels())
-
-        def reps(split: str) -> Reps:
-            if tuning or self._apart:
-                return bench.part_reps(split, part, needs, tuning)
-            return bench.extractor(bench.splits[split], needs).take(bench.indices(split, part))
-
-        if known == ("pseudo-unknown",):
-            inside, outside = pseudo_unknowns(reps("train"), bench.seed, MOST_TO_FIT_ON)
-        elif known == ("synthetic",):
-            even = bench.indices("train", part, tuning) % 2 == 0
-            inside, outside = reps("train").take(torch.where(even)[0]), reps("synthetic").take(torch.where(~even)[0])
-        else:
-            found = {split: reps(split) for split in ("test", *known)}
-            inside = gather(found, ["test"], part, bench.seed, MOST_TO_FIT_ON)
-            outside = gather(found, known, part, bench.seed, len(inside[ImageIds()]))
-        return inside.only(tuple(method.needs), self.name), outside.only(tuple(method.needs), self.name)
+        bench = self.bench
+        if known[0] in MADE_OF_TRAINING:
+            index = bench.indices("train", part, tuning)
+            if known[0] == "synthetic":
+                return [("train", index[index % 2 == 0])], [("synthetic", index[index % 2 == 1])]
+            kept, held = pseudo_unknowns(bench.ids["train"][Labels()][index], bench.seed, MOST_TO_FIT_ON)
+            return [("train", index[kept])], [("train", index[held])]
+        indices = {split: bench.indices(split, part, tuning) for split in ("test", *known)}
+        inside = gather({"test": indices.pop("test")}, bench.seed, MOST_TO_FIT_ON)
+        return inside, gather(indices, bench.seed, len(inside[0][1]))
 
 
 def _needs(methods: Sequence[Method]) -> list[Any]:
     """What several methods need of a split, each once."""
     return list(dict.fromkeys(rep for method in methods for rep in method.needs))
+
+
+def _makes_passes(needs: Sequence[Any]) -> bool:
+    """Whether some of what is needed takes passes of its own, so that no image is looked at in vain."""
+    return any(rep.cost == "passes" for rep in needs)
 
 
 def refusal(method: Method, network: Network) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 from .backbone import InputSpec
@@ -28,6 +29,7 @@ from .layers import module
 from .losses import Loss
 from .network import Network
 from .representations import Batch, Grads, Logits, Representation, Reps, Tap
+from .rows import Rows, passes
 from .store import Store, make_key
 
 GPU_BATCH = 128
@@ -60,21 +62,21 @@ class Split:
 class Prepared(TorchDataset[Item]):
     """A split as the network sees it: `(uint8 pixels [H, W, C], label, id)`; the id is a hash of the clean pixels.
 
-    What was seen is put into `kept`, by index, and taken from there.
+    What is in `kept`, by index, is taken from there; with `keep` what is seen is put there.
     """
 
-    def __init__(self, split: Split, network: Network, kept: dict[int, Item] | None = None) -> None:
-        self.split, self.network, self.kept = split, network, kept
+    def __init__(self, split: Split, network: Network, kept: dict[int, Item] | None = None, keep: bool = False) -> None:
+        self.split, self.network, self.keep = split, network, keep
+        self.kept = {} if kept is None else kept
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> Item:
-        if self.kept is None:
-            return self._prepare(index)
-        if index not in self.kept:
-            self.kept[index] = self._prepare(index)
-        return self.kept[index]
+        item = self.kept.get(index) or self._prepare(index)
+        if self.keep:
+            self.kept[index] = item
+        return item
 
     def _prepare(self, index: int) -> Item:
         image, label = self.split.images[index]
@@ -90,17 +92,16 @@ class Pixels:
     """Prepared images in memory, up to half a gigabyte: grids, and networks with the same input, come back to them."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, InputSpec], dict[int, Item] | None] = {}
+        self._kept: dict[tuple[str, InputSpec], dict[int, Item]] = {}
         self._room = KEPT_BYTES
 
-    def __call__(self, split: Split, network: Network) -> Prepared:
-        key = (split.fingerprint, network.input)
-        if key not in self._kept:
-            size = len(split) * network.input.channels * math.prod(network.input.size)
-            fits = size <= self._room
-            self._room -= size if fits else 0
-            self._kept[key] = {} if fits else None
-        return Prepared(split, network, self._kept[key])
+    def __call__(self, split: Split, network: Network, index: Sequence[int]) -> TorchDataset[Item]:
+        """The images at `index`, in that order; kept where there is room for all of them."""
+        kept = self._kept.setdefault((split.fingerprint, network.input), {})
+        size = sum(i not in kept for i in index) * network.input.channels * math.prod(network.input.size)
+        fits = size <= self._room
+        self._room -= size if fits else 0
+        return Subset(Prepared(split, network, kept, fits), index)
 
 
 def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
@@ -112,7 +113,7 @@ def batches(split: Split, network: Network, batch_size: int | None = None) -> It
     return _load([Prepared(split, network)], network, batch_size)
 
 
-def _load(prepared: Sequence[Prepared], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
+def _load(prepared: Sequence[TorchDataset[Item]], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
     cpu = network.device.type == "cpu"
     if batch_size is None:
         batch_size = min(256, max(32, CPU_BATCH // math.prod(network.input.size))) if cpu else GPU_BATCH
@@ -218,9 +219,14 @@ def union(needs: Iterable[Sequence[Representation[Any]]]) -> list[Representation
     return list(found)
 
 
-class Extractor:
-    """Representations of splits for one network, read from the store or computed in one pass and stored.
+Wanted = tuple[Split, Tensor | None]
+Found = dict[tuple[str, Representation[Any]], Rows]
 
+
+class Extractor:
+    """Representations of images for one network, read from the store or computed and stored.
+
+    An image's rows are computed once: of a split that is asked for again, only the images that are not there yet.
     `fit_split` is the in-distribution training split, which fitted representations are fitted on.
     """
 
@@ -229,55 +235,90 @@ class Extractor:
         self._pixels = pixels or Pixels()
         self._states: dict[Representation[Any], dict[str, Tensor]] = {}
         self._train = Reps({})
-        self._read: dict[tuple[str, Representation[Any]], Any] = {}
+        self._read: Found = {}
 
     def __call__(
-        self, split: Split, representations: Sequence[Representation[Any]], progress: Progress = lambda n: None
+        self,
+        split: Split,
+        representations: Sequence[Representation[Any]],
+        index: Tensor | None = None,
+        progress: Progress = lambda n: None,
     ) -> Reps:
-        """The representations of a split; whatever is not stored is computed in one pass."""
-        return self.together([split], representations, progress)[0]
+        """The representations of a split, or of its images at `index`, as `together` gives them."""
+        return self.together([(split, index)], representations, progress)[0]
 
     def together(
         self,
-        splits: Sequence[Split],
+        wanted: Sequence[Wanted],
         representations: Sequence[Representation[Any]],
         progress: Progress = lambda n: None,
     ) -> list[Reps]:
-        """The representations of each split; what any of them lacks is computed in one pass over those that lack it."""
-        representations = list(dict.fromkeys(representations))
-        found = [self._stored(split, representations) for split in splits]
-        lacking = [i for i, values in enumerate(found) if len(values) < len(representations)]
-        missing = [rep for rep in representations if any(rep not in found[i] for i in lacking)]
-        if missing:
-            states = {rep: self.state(rep) for rep in missing if rep.needs}
-            loaded = _load([self._pixels(splits[i], self.network) for i in lacking], self.network)
-            fresh = run_pass(self.network, loaded, missing, states, progress)
-            ends = np.cumsum([len(splits[i]) for i in lacking])
-            for i, rows in zip(lacking, torch.arange(ends[-1]).tensor_split(torch.from_numpy(ends[:-1])), strict=True):
-                found[i].update(self._keep(splits[i], fresh.take(rows) if len(lacking) > 1 else fresh))
-        progress(sum(len(splits[i]) for i in range(len(splits)) if i not in lacking))
-        for split, values in zip(splits, found, strict=True):
-            if split == self.fit_split:
-                self._train = Reps({**self._train, **values})
-        return [Reps({rep: values[rep] for rep in representations}) for values in found]
+        """The representations of several splits; images that lack the same go through the network in one pass.
 
-    def _keep(self, split: Split, reps: Reps) -> Reps:
+        Args:
+            wanted: splits, each with the indices `[n]` of images, in any order, or None for all images in order.
+            progress: called with the number of images found or done.
+
+        Raises:
+            IndexError: a split has no such image.
+        """
+        reps, asked = list(dict.fromkeys(representations)), _asked(wanted)
+        found = self._found(asked, reps, progress) if reps else {}
+        given = []
+        for split, index in wanted:
+            given.append(Reps({rep: rep.unpack(found[split.fingerprint, rep].take(index)) for rep in reps}))
+            if index is None and split == self.fit_split:
+                self._train = Reps({**self._train, **given[-1]})
+        return given
+
+    def _found(
+        self, asked: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
+    ) -> Found:
+        """All rows that are asked for, and others that there are; what is computed is stored."""
+        there = {(split.fingerprint, rep): self._stored(split, rep, images) for split, images in asked for rep in reps}
+        found = dict(there)
+        lack = [
+            torch.stack([_lack(rep, there[split.fingerprint, rep], images) for rep in reps], 1)
+            for split, images in asked
+        ]
+        progress(sum(int((~some.any(1)).sum()) for some in lack))
+        for mask, some in passes(torch.cat(lack), reps):
+            masks = mask.split([len(images) for _, images in asked])
+            seen = [(split, images[mine]) for (split, images), mine in zip(asked, masks, strict=True) if mine.any()]
+            for key, rows in self._look(seen, some, progress).items():
+                found[key] = found[key].join(rows)
+        for split, rep in product((split for split, _ in asked), reps):
+            if found[split.fingerprint, rep] is not there[split.fingerprint, rep]:
+                self._keep(split, rep, found[split.fingerprint, rep])
+        return found
+
+    def _look(
+        self, seen: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
+    ) -> Found:
+        """One pass over some images of several splits."""
+        loaded = _load([self._pixels(split, self.network, images.tolist()) for split, images in seen], self.network)
+        states = {rep: self.state(rep) for rep in reps if rep.needs}
+        fresh = run_pass(self.network, loaded, reps, states, progress)
+        sizes, found = [len(images) for _, images in seen], {}
+        for rep, (i, (split, images)) in product(reps, enumerate(seen)):
+            arrays = rep.pack(fresh[rep])
+            mine = {key: value.split(sizes)[i] for key, value in arrays.items()} if rep.per_image else arrays
+            found[split.fingerprint, rep] = Rows(mine, images if rep.per_image else None)
+        return found
+
+    def _stored(self, split: Split, rep: Representation[Any], images: Tensor) -> Rows:
+        """The rows that there are; the file is read again where those in memory lack some of the images."""
+        rows = self._read.get((split.fingerprint, rep), Rows())
+        if self.store and rows.lack(images).any():
+            arrays = self.store.get(self._key(split, rep))
+            if arrays is not None:
+                rows = self._read[split.fingerprint, rep] = Rows.from_file(arrays)
+        return rows
+
+    def _keep(self, split: Split, rep: Representation[Any], rows: Rows) -> None:
         if self.store:
-            for rep in reps:
-                self.store.put(self._key(split, rep), rep.pack(reps[rep]))
-        return reps
-
-    def _stored(self, split: Split, representations: Sequence[Representation[Any]]) -> dict[Representation[Any], Any]:
-        if self.store is None:
-            return {}
-        for rep in representations:
-            if (split.fingerprint, rep) not in self._read:
-                arrays = self.store.get(self._key(split, rep))
-                if arrays is not None:
-                    self._read[split.fingerprint, rep] = rep.unpack(arrays)
-        return {
-            rep: self._read[split.fingerprint, rep] for rep in representations if (split.fingerprint, rep) in self._read
-        }
+            self.store.put(self._key(split, rep), rows.to_file())
+            self._read.pop((split.fingerprint, rep), None)
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
         """The state of a fitted representation."""
@@ -295,6 +336,28 @@ class Extractor:
         return make_key(self.network.digest, data, fitted, rep, source_of(kind), code_of(*PASS), *versions)
 
 
+def _asked(wanted: Sequence[Wanted]) -> list[tuple[Split, Tensor]]:
+    """Each split once, with all images that are asked for, ascending; the first where none is, for its rows' shape."""
+    masks: dict[str, tuple[Split, Tensor]] = {}
+    for split, index in wanted:
+        _, mask = masks.setdefault(split.fingerprint, (split, torch.zeros(len(split), dtype=torch.bool)))
+        if index is None:
+            mask[:] = True
+        elif len(index):
+            if int(index.min()) < 0:
+                raise IndexError(f"{split.name}: no image {int(index.min())}")
+            mask[index] = True
+    for _, mask in masks.values():
+        mask[0] |= not mask.any()
+    return [(split, mask.nonzero().squeeze(1)) for split, mask in masks.values()]
+
+
+def _lack(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
+    """Which images to look at, bool `[n]`: one is enough for what belongs to the network."""
+    lack = rows.lack(images)
+    return lack if rep.per_image else lack & (torch.arange(len(images)) == 0)
+
+
 @cache
 def source_of(cls: Any) -> str:
     """A hash of the file that defines a class and of the shared files beside it (`_*.py`): editing one makes what was
@@ -305,7 +368,7 @@ def source_of(cls: Any) -> str:
     return make_key(*map(_hash_file, [file, *sorted(map(str, Path(file).parent.glob("_*.py")))]))
 
 
-PASS = ("extract", "network", "layers", "losses", "gaussian", "corruptions", "synthetic", "representations")
+PASS = ("extract", "rows", "network", "layers", "losses", "gaussian", "corruptions", "synthetic", "representations")
 CELL = ("cells", "detector", "metrics", "protocol")
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .cells import Bench, CellError, Scorer, refusal, seeded
+from .cells import Bench, CellError, Scorer, certain, refusal, seeded
 from .corruptions import CORRUPTIONS
 from .data import Images, Subset, as_images, cache_root, data_root
 from .errors import MissingData, UserError
@@ -189,21 +189,24 @@ class Run:
         What a grid will choose is read when it has chosen.
         """
         plainly = "none" in self.suite.chosen_protocols()
-        methods = {n: m for n, m in methods.items() if not m.grid or (plainly and m.supervision != "outliers")}
+        needs = {
+            name: m.needs if not m.grid or (plainly and m.supervision != "outliers") else certain(m)
+            for name, m in methods.items()
+        }
         read = (ImageIds(), Labels(), Logits())
-        needed = list(dict.fromkeys(rep for m in (read, *(m.needs for m in methods.values())) for rep in m))
+        needed = list(dict.fromkeys(rep for some in (read, *needs.values()) for rep in some))
         fitted = [rep for rep in needed if rep.needs]
-        learning = [m.needs for m in methods.values() if m.supervision == "id-train" or self._fits_on_train()]
+        learning = [needs[n] for n, m in methods.items() if m.supervision == "id-train" or self._fits_on_train()]
         plain = [rep for rep in union([read, *learning, *(rep.needs for rep in fitted)]) if not rep.needs]
         total = sum(map(len, bench.splits.values()))
         with self._bar(total, f"{bench.network.name}: passes", "image") as bar:
-            bench.extractor(bench.splits["train"], plain, bar.update)
-            again = [rep for rep in fitted if any(rep in needs for needs in learning)]
+            bench.extractor(bench.splits["train"], plain, progress=bar.update)
+            again = [rep for rep in fitted if any(rep in some for some in learning)]
             if again:
                 bench.extractor(bench.splits["train"], again)
             for name, split in bench.splits.items():
                 if name != "train":
-                    bench.extractor(split, needed, bar.update)
+                    bench.extractor(split, needed, progress=bar.update)
 
     def _fits_on_train(self) -> bool:
         return bool({"pseudo-unknown", "synthetic"} & set(self.suite.chosen_protocols()))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .representations import ImageIds, Labels, Reps
+from .representations import ImageIds, Reps
 from .suite import Protocol
 
 FIT, VAL, TEST = 0, 1, 2
@@ -70,21 +70,23 @@ def seen_outliers(protocol: Protocol, target: Shift, shifts: Sequence[Shift]) ->
     return [s.name for s in shifts if s.kind != target.kind]
 
 
-def gather(reps: Mapping[str, Reps], names: Sequence[str], part: int, seed: int, at_most: int) -> Reps:
-    """The images of one part of several shifts, the same number of each and `at_most` in all (at least one a shift)."""
-    share = max(1, at_most // len(names))
-    return Reps.concat([reps[name].take(_spread(members(reps[name], part, seed), share, seed)) for name in names])
+def gather(indices: Mapping[str, Tensor], seed: int, at_most: int) -> list[tuple[str, Tensor]]:
+    """Images of several sets, as many of each as of the others and `at_most` in all (at least one a set)."""
+    share = max(1, at_most // len(indices))
+    return [(name, _spread(index, share, seed)) for name, index in indices.items()]
 
 
-def pseudo_unknowns(train: Reps, seed: int, at_most: int) -> tuple[Reps, Reps]:
-    """Training images of the classes kept, and of those held back as unknowns (30 % of the classes, by the seed)."""
-    labels = train[Labels()]
+def pseudo_unknowns(labels: Tensor, seed: int, at_most: int) -> tuple[Tensor, Tensor]:
+    """Indices of the images of the classes kept, and of those held back as unknowns (30 % of the classes, by the seed).
+
+    `labels` are class indices `[N]`; at most as many images are taken of one kind as there are of the other.
+    """
     classes = labels.unique()
     order = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))]
     held = torch.isin(labels, order[: max(1, round(HELD_BACK * len(classes)))])
     known, unknown = (mask.nonzero().squeeze(1) for mask in (~held, held))
     n = min(at_most, len(known), len(unknown))
-    return train.take(_spread(known, n, seed)), train.take(_spread(unknown, n, seed))
+    return _spread(known, n, seed), _spread(unknown, n, seed)
 
 
 def _spread(index: Tensor, n: int, seed: int) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
-from howsure import ArrayImages, Logits, Method, Network
-from howsure.cells import Bench, Scorer
+from howsure import ArrayImages, Features, Head, Logits, Method, Network
+from howsure.cells import Bench, Scorer, certain
 from howsure.extract import Extractor, Split
 from howsure.plugins import METHODS
-from howsure.protocol import FIT, TEST, VAL, Shift
+from howsure.protocol import FIT, TEST, VAL, Shift, pseudo_unknowns
 from howsure.representations import ImageIds, Labels, Representation, Reps
 from howsure.store import Store
 from howsure.synthetic import Synthetic
@@ -102,21 +103,25 @@ def test_scoring_looks_at_no_image_again_for_what_a_representation_was_fitted_on
     assert not calls
 
 
+PASSED: Counter[tuple[float, int, bytes]] = Counter()
+
+
 @dataclass(frozen=True)
 class Passing(Representation[torch.Tensor]):
-    """Notes the images that it makes a pass over."""
+    """Counts the images that it makes a pass over, by weight, id and pixels."""
 
     cost = "passes"
     weight: float = 1.0
 
     def compute(self, batch, **state):
-        SEEN.setdefault(f"passed {self.weight}", set()).update(batch.ids.tolist())
-        return self.weight * batch.logits
+        pixels = (image.numpy().tobytes() for image in batch.pixels)
+        PASSED.update((self.weight, *image) for image in zip(batch.ids.tolist(), pixels, strict=True))
+        return batch.logits.double().roll(1, 1) ** self.weight
 
 
 @dataclass(frozen=True)
 class Costly(Method):
-    """A witness whose representation makes passes of its own."""
+    """A score whose representation makes passes of its own."""
 
     weight: float = 1.0
 
@@ -130,13 +135,80 @@ class Costly(Method):
         return reps[self.needs[0]].amax(1)
 
 
+@dataclass(frozen=True)
+class CostlyDetector(Costly):
+    """The same, fitted on outliers."""
+
+    supervision = "outliers"
+
+    def fit(self, train: Reps, outliers: Reps) -> dict[str, torch.Tensor]:
+        inside, outside = (reps[self.needs[0]].mean(0) for reps in (train, outliers))
+        return {"direction": outside - inside}
+
+    def score(self, reps: Reps, direction: torch.Tensor) -> torch.Tensor:
+        return reps[self.needs[0]] @ direction
+
+
+def passed(weight: float) -> set[int]:
+    return {i for w, i, _ in PASSED if w == weight}
+
+
 def test_passes_for_a_tuned_value_are_made_over_the_parts_in_use_alone(bench):
-    SEEN.clear()
+    PASSED.clear()
     ((_, inside, outside, chosen),) = Scorer(bench, "costly", Costly()).run("same-shift")
     ids = {name: bench.ids[name][ImageIds()] for name in ("test", "other")}
     parts = {p: {i for name, own in ids.items() for i in own[bench.part(name, p)].tolist()} for p in (VAL, TEST)}
     assert (len(inside), len(outside)) == tuple(len(bench.part(name, TEST)) for name in ("test", "other"))
-    assert SEEN[f"passed {chosen['weight']}"] == parts[VAL] | parts[TEST]
-    assert SEEN[f"passed {3 - chosen['weight']}"] == parts[VAL]
-    logits = bench.reps("test", [Logits()], "check")[Logits()][bench.part("test", TEST)]
-    np.testing.assert_allclose(inside, chosen["weight"] * logits.amax(1).numpy(), rtol=1e-5)
+    assert passed(chosen["weight"]) == parts[VAL] | parts[TEST]
+    assert passed(3 - chosen["weight"]) == parts[VAL]
+    whole = bench.reps("test", [Passing(chosen["weight"])], "check")
+    np.testing.assert_allclose(inside, Costly(**chosen).score(whole)[bench.part("test", TEST)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [("none", "synthetic", "same-shift"), ("same-shift", "pseudo-unknown", "none")])
+def test_no_image_is_looked_at_twice_by_whatever_protocol_and_seed(bench, order):
+    PASSED.clear()
+    bench.splits["noisy"] = replace(bench.splits["test"], name="noisy", corruption=("gaussian_noise", 5))
+    bench.shifts.append(Shift("noisy", "gaussian_noise", "noise", "corruption", 5))
+    found = {}
+    for seed in (0, 1):
+        again = Bench(bench.network, fresh(bench), bench.splits, bench.shifts, seed)
+        for protocol in (*order, "leave-one-out"):
+            for method in (Costly(), CostlyDetector())[: 1 if protocol == "none" else 2]:
+                found[seed, protocol, method] = list(Scorer(again, "costly", method).run(protocol))
+    assert set(PASSED.values()) == {1}
+    plain = Bench(bench.network, Extractor(bench.network, None, bench.splits["train"]), bench.splits, bench.shifts, 0)
+    for (seed, protocol, method), rows in found.items():
+        plain.seed = seed
+        for (_, *scores, values), (_, *expected, same) in zip(
+            rows, Scorer(plain, "costly", method).run(protocol), strict=True
+        ):
+            assert values == same
+            for one, other in zip(scores, expected, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_only_what_every_value_of_a_grid_needs_and_no_passes_is_read_ahead():
+    found = {name: certain(METHODS[name]()) for name in ("odin", "mahalanobis_layers", "knn", "adascale_a")}
+    assert found == {"odin": [], "mahalanobis_layers": [], "knn": [Features()], "adascale_a": [Features(), Head()]}
+
+
+def fresh(bench: Bench) -> Extractor:
+    return Extractor(bench.network, bench.extractor.store, bench.splits["train"])
+
+
+@pytest.mark.parametrize("protocol", ["pseudo-unknown", "synthetic"])
+def test_a_tuned_detector_learns_from_training_images_what_whole_splits_give(bench, protocol):
+    ((_, inside, _, chosen),) = Scorer(bench, "costly", CostlyDetector()).run(protocol)
+    method = CostlyDetector(**chosen)
+    reps = {
+        name: fresh(bench)(bench.splits[name], (*method.needs, Labels())) for name in ("train", "synthetic", "test")
+    }
+    fit = bench.part("train", FIT)
+    kept, held = pseudo_unknowns(reps["train"][Labels()][fit], bench.seed, 8000)
+    if protocol == "synthetic":
+        pair = reps["train"].take(fit[fit % 2 == 0]), reps["synthetic"].take(fit[fit % 2 == 1])
+    else:
+        pair = reps["train"].take(fit[kept]), reps["train"].take(fit[held])
+    expected = method.score(reps["test"], **method.fit(*pair))[bench.part("test", TEST)]
+    np.testing.assert_allclose(inside, expected, rtol=1e-6)

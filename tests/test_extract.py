@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from howsure.data import Subset
 from howsure.extract import Extractor, Pixels, Split, batches, run_pass, union
 from howsure.plugins import METHODS
 from howsure.representations import ImageIds, channel_moments
+from howsure.rows import INDEX
 from howsure.store import Store
 
 EVERYTHING = (
@@ -46,6 +48,25 @@ class Pixel(Representation):
 
     def compute(self, batch, **state):
         return batch.pixels[:, 0, 0].float()
+
+
+LOOKED: Counter[tuple[float, int]] = Counter()
+
+
+@dataclass(frozen=True)
+class Costly(Representation):
+    """Counts the images that it makes a pass over, by weight and id."""
+
+    cost = "passes"
+    weight: float = 1.0
+
+    def compute(self, batch, **state):
+        LOOKED.update((self.weight, i) for i in batch.ids.tolist())
+        return self.weight * batch.logits
+
+
+def whole_ids(network, split):
+    return run_pass(network, batches(split, network), (ImageIds(),))[ImageIds()]
 
 
 @pytest.fixture
@@ -91,13 +112,88 @@ def test_splits_together_share_batches_and_keep_their_rows(counted, images, tmp_
     extractor = Extractor(network, Store(tmp_path), splits[0])
     extractor(splits[2], (Logits(), ImageIds()))
     done = len(calls)
-    found = extractor.together(splits, (Logits(), ImageIds()))
+    found = extractor.together([(split, None) for split in splits], (Logits(), ImageIds()))
     assert len(calls) - done == 1, "100 images in one batch; the rest is stored"
     for split, reps in zip(splits, found, strict=True):
         alone = Extractor(network, None, split)(split, (Logits(), ImageIds()))
         torch.testing.assert_close(reps[Logits()], alone[Logits()])
         assert reps[ImageIds()].equal(alone[ImageIds()])
         assert extractor(split, (Logits(),))[Logits()].equal(reps[Logits()])
+
+
+@pytest.fixture
+def looked():
+    LOOKED.clear()
+    return LOOKED
+
+
+def test_rows_are_those_of_the_whole_split_and_computed_once(conv_net, split, looked, tmp_path):
+    whole = Extractor(conv_net, None, split)(split, (Costly(), Logits(), Head()))
+    looked.clear()
+    noisy = replace(split, corruption=("gaussian_noise", 3))
+    rows = [torch.tensor([9, 3, 3, 30]), torch.tensor([], dtype=torch.int64), torch.arange(25, 35), None]
+    for index in rows:
+        extractor = Extractor(conv_net, Store(tmp_path), split)
+        found, _, again = extractor.together([(split, index), (noisy, rows[0]), (split, rows[0])], (Costly(), Head()))
+        for reps, taken in ((found, slice(None) if index is None else index), (again, rows[0])):
+            torch.testing.assert_close(reps[Costly()], whole[Costly()][taken])
+            assert torch.equal(reps[Head()].weight, whole[Head()].weight)
+        extractor(split, (Costly(2.0),), rows[0])
+        assert torch.equal(extractor(split, (Costly(),), index)[Costly()], found[Costly()])
+    ids = whole_ids(conv_net, split)
+    assert looked == {
+        **{(1.0, i): 1 + (i in ids[rows[0]]) for i in ids.tolist()},
+        **{(2.0, i): 1 for i in ids[rows[0]].unique().tolist()},
+    }, "the noisy images have the same ids"
+    elsewhere = Store(tmp_path / "elsewhere")
+    Extractor(conv_net, elsewhere, split)(split, (Costly(),))
+    kept, plain = (store.get(extractor._key(split, Costly())) for store in (Store(tmp_path), elsewhere))
+    assert kept.keys() == plain.keys()
+    assert all(torch.allclose(kept[key], plain[key]) for key in kept)
+
+
+def test_a_damaged_part_is_computed_again(conv_net, split, looked, tmp_path):
+    store, index = Store(tmp_path), torch.arange(5, 15)
+    first = Extractor(conv_net, store, split)(split, (Costly(),), index)[Costly()]
+    path = store.path(Extractor(conv_net, store, split)._key(split, Costly()))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert torch.equal(Extractor(conv_net, store, split)(split, (Costly(),), index)[Costly()], first)
+    assert set(looked.values()) == {2}
+
+
+def test_of_two_runs_that_write_the_last_wins_and_neither_is_wrong(conv_net, split, tmp_path):
+    whole = Extractor(conv_net, None, split)(split, (Costly(),))[Costly()]
+    one, other = (Extractor(conv_net, Store(tmp_path), split) for _ in range(2))
+    stale = one(split, (Costly(),), torch.arange(10))
+    for extractor, index in [
+        (one, torch.arange(5)),
+        (other, torch.arange(8, 20)),
+        (one, torch.arange(30)),
+        (other, None),
+    ]:
+        found = extractor(split, (Costly(),), index)[Costly()]
+        torch.testing.assert_close(found, whole if index is None else whole[index])
+        one.store.put(one._key(split, Costly()), {"value": stale[Costly()], INDEX: torch.arange(10)})
+
+
+def test_what_the_shared_pass_gives_does_not_depend_on_rows_that_are_there(conv_net, images, tmp_path):
+    split = Split("many", Subset(images, np.arange(600) % len(images)))
+    plain = Extractor(conv_net, None, split)(split, (Logits(), Features()))
+    extractor = Extractor(conv_net, Store(tmp_path), split)
+    extractor(split, (Costly(),), torch.arange(0, 600, 7))
+    sizes = []
+    hook = conv_net.model.register_forward_hook(lambda m, inputs, out: sizes.append(len(inputs[0])))
+    found = extractor(split, (Costly(), Logits(), Features()))
+    hook.remove()
+    assert sizes[:3] == [256, 256, 88]
+    assert sum(sizes[3:]) == 600 - len(range(0, 600, 7))
+    assert all(torch.equal(found[rep], plain[rep]) for rep in plain)
+
+
+def test_an_image_that_is_not_there_is_an_error(conv_net, split):
+    for wrong in (-1, len(split)):
+        with pytest.raises(IndexError):
+            Extractor(conv_net, None, split)(split, (Logits(),), torch.tensor([0, wrong]))
 
 
 def test_asking_twice_gives_the_rows_once(conv_net, split):

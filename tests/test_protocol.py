@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howsure import ArrayImages, Labels
+from howsure import ArrayImages
 from howsure.cells import Bench
 from howsure.extract import Extractor, Split
 from howsure.protocol import FIT, TEST, VAL, Shift, gather, members, parts, pseudo_unknowns, seen_outliers
@@ -63,21 +63,23 @@ def test_leave_one_out_never_shows_the_shift_nor_another_severity():
     assert seen_outliers("leave-one-out", SHIFTS[0], SHIFTS) == ["fog@1", "fog@2", "snow@1", "snow@2"]
 
 
-def test_gather_takes_the_same_number_of_each_from_one_part():
-    reps = {name: Reps({ImageIds(): ids(1000, i), Labels(): torch.full((1000,), i)}) for i, name in enumerate("ab")}
-    found = gather(reps, ["a", "b"], FIT, 0, 100)
-    assert torch.bincount(found[Labels()]).tolist() == [50, 50]
-    assert (parts(found[ImageIds()], 0) == FIT).all()
+def test_gather_takes_the_same_number_of_each():
+    own = {"a": torch.arange(0, 1000, 3), "b": torch.arange(1, 90, 2)}
+    found = dict(gather(own, 0, 60))
+    assert {name: len(index) for name, index in found.items()} == {"a": 30, "b": 30}
+    for name, index in found.items():
+        assert torch.equal(index, own[name][torch.isin(own[name], index)]), "some of its own, in order"
+    assert [len(index) for _, index in gather(own, 0, 8000)] == [334, 45], "all where there are fewer"
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_pseudo_unknowns_hold_whole_classes_back(seed):
-    train = Reps({ImageIds(): ids(500), Labels(): torch.arange(500) % 10})
-    known, unknown = pseudo_unknowns(train, seed, 8000)
-    held = set(unknown[Labels()].tolist())
+    labels = torch.arange(500) % 10
+    known, unknown = pseudo_unknowns(labels, seed, 8000)
+    held = set(labels[unknown].tolist())
     assert len(held) == 3
-    assert not held & set(known[Labels()].tolist())
-    assert len(known[Labels()]) == len(unknown[Labels()]) == 150
+    assert not held & set(labels[known].tolist())
+    assert len(known) == len(unknown) == 150
 
 
 def test_members_are_indices_in_order():
