@@ -22,6 +22,7 @@ DOCS = Path(__file__).parent
 REFERENCE = DOCS.parent / "results" / "reference"
 PROBES = REFERENCE / "paper-probes-jpeg"
 RUNS = ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg")
+TUNED = "paper-corruption-tuned-jpeg"
 DETECTOR = "confound_detector"
 CONTROLS = ("logit_detector", "feature_detector", "activation_detector", "activation_norm_detector")
 OWN = ("layerprint", "actprint", "gradprint", "confound")
@@ -106,6 +107,27 @@ def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str],
             "mean lead over the control": f"{100 * over['lead'].mean():+.1f}",
         })  # fmt: skip
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def tuned_table(rows: pd.DataFrame) -> str:
+    """The splits on which ODIN and Mahalanobis over layers ran, too: means, and the detector's leads with and without.
+
+    Ahead, and behind, are the cells whose interval leaves zero out.
+    """
+    tuned = aurocs(TUNED)
+    rows = rows[rows["seed"].isin(tuned["seed"].unique())]
+    both = pd.concat([rows, tuned])
+    means = both.groupby(["method", "protocol"])["value"].mean().unstack()[_present(both)]
+    others = means.loc[published(rows)].mean(axis=1).idxmax()
+    shown = means.loc[[DETECTOR, *tuned["method"].unique(), others, "layerprint"]].map("{:.3f}".format)
+    for name, part in (("without the two", rows), ("with the two", both)):
+        table = leads(part, published(part), TUNED)
+        of = dict(list(table.groupby("protocol")))
+        shown.loc[f"mean lead, {name}"] = {p: f"{100 * g['lead'].mean():+.1f}" for p, g in of.items()}
+        shown.loc[f"cells ahead / behind, {name}"] = {
+            p: f"{(g['lead'] > g['half']).sum()} / {(-g['lead'] > g['half']).sum()}" for p, g in of.items()
+        }
+    return shown.rename_axis(None).rename_axis("", axis=1).to_markdown(disable_numparse=True)
 
 
 def mean_table(rows: pd.DataFrame) -> str:
@@ -278,6 +300,7 @@ def tables() -> dict[str, str]:
         "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS, RUNS[0]),
         "corruption means": mean_table(corruption),
         **{f"corruption {p}": corruption_table(corruption, p, CONTROLS, RUNS[1]) for p in _present(corruption)},
+        "corruption tuned": tuned_table(corruption),
         "variants": mean_table(variants),
         "learning": learning_table(PROBES / "learning.csv"),
         "importance": importance_table(PROBES / "importance.csv"),
