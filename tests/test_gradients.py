@@ -373,20 +373,22 @@ def test_a_network_that_changes_its_mind_is_not_folded(how):
     assert len(restarts) == (how not in ("once", "measured"))
 
 
-@pytest.mark.parametrize("where", ["behind the convolution", "behind the norm"])
-def test_hooks_see_what_a_convolution_gives_though_it_was_folded(where):
+LOOKS = {
+    "at the convolution": ("conv", lambda args, out: out.detach().clone()),
+    "at the norm": ("bn", lambda args, out: args[0].detach().clone()),
+    "later": ("conv", lambda args, out: out),
+}
+
+
+@pytest.mark.parametrize("when", LOOKS)
+def test_hooks_see_what_a_convolution_gives_though_it_was_folded(when):
     net, x, seen, restarts = model_of(ReadTwice("once")), images(9, 2, 17, 17), [], []
     exact(net, x)
-    block = net[0]
-    want = block.conv(x).detach()
-    layer, look = (
-        (block.conv, lambda args, out: out)
-        if where == "behind the convolution"
-        else (block.bn, lambda args, out: args[0])
-    )
-    with layer.register_forward_hook(lambda module, args, out: seen.append(look(args, out).detach().clone())):
+    name, look = LOOKS[when]
+    want = net[0].conv(x).detach()
+    with getattr(net[0], name).register_forward_hook(lambda module, args, out: seen.append(look(args, out))):
         grad_sq_norms(net, x, LOSSES, on_restart=lambda: (seen.clear(), restarts.append(1)))
-    torch.testing.assert_close(torch.cat(seen), want)
+    torch.testing.assert_close(torch.cat(seen).detach(), want)
     assert restarts == [1]
 
 

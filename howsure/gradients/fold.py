@@ -7,8 +7,9 @@ between them, neither forward nor backward. From the gradient d at y and ``G = s
 
 Which batch norms, the first pass over a network shows (``find``): where nothing else reads the convolution's output,
 its rule makes G anyway, and the kernel is smaller than the maps. Later passes hand an empty shell to the batch norm in
-place of the convolution's output. Should anything else look into the shell, or the batch norm be called otherwise or
-never, then ``Unfolded`` says so before a wrong number is made, and the engine starts again without this fold.
+place of the convolution's output. Should anything else look into the shell or keep it, or the batch norm be called
+otherwise or never, then ``Unfolded`` says so before a wrong number is made, and the engine starts again without this
+fold.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ knows the call's inputs turns the gradient at its output into per-sample gradien
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -314,9 +315,9 @@ class Tracer(TorchFunctionMode):
         return {watched.index: watched.reads for watched in self.watched.values()}
 
     def check_folds(self) -> None:
-        """Raise ``Unfolded`` where a folded batch norm was not called."""
+        """Raise ``Unfolded`` where a folded batch norm was not called, or someone keeps an empty shell for later."""
         for watched in self.watched.values():
-            if watched.fold is not None and not watched.reads:
+            if watched.fold is not None and (not watched.reads or sys.getrefcount(watched.t) > 2):
                 raise Unfolded(watched.fold)
 
     def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
