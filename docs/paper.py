@@ -22,7 +22,7 @@ DOCS = Path(__file__).parent
 REFERENCE = DOCS.parent / "results" / "reference"
 PROBES = REFERENCE / "paper-probes-jpeg"
 RUNS = ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg")
-TUNED = "paper-corruption-tuned-jpeg"
+NETWORKS = "paper-digits"
 DETECTOR = "confound_detector"
 CONTROLS = ("logit_detector", "feature_detector", "activation_detector", "activation_norm_detector")
 OWN = ("layerprint", "actprint", "gradprint", "confound")
@@ -109,27 +109,6 @@ def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str],
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
-def tuned_table(rows: pd.DataFrame) -> str:
-    """The splits on which ODIN and Mahalanobis over layers ran, too: means, and the detector's leads with and without.
-
-    Ahead, and behind, are the cells whose interval leaves zero out.
-    """
-    tuned = aurocs(TUNED)
-    rows = rows[rows["seed"].isin(tuned["seed"].unique())]
-    both = pd.concat([rows, tuned])
-    means = both.groupby(["method", "protocol"])["value"].mean().unstack()[_present(both)]
-    others = means.loc[published(rows)].mean(axis=1).idxmax()
-    shown = means.loc[[DETECTOR, *tuned["method"].unique(), others, "layerprint"]].map("{:.3f}".format)
-    for name, part in (("without the two", rows), ("with the two", both)):
-        table = leads(part, published(part), TUNED)
-        of = dict(list(table.groupby("protocol")))
-        shown.loc[f"mean lead, {name}"] = {p: f"{100 * g['lead'].mean():+.1f}" for p, g in of.items()}
-        shown.loc[f"cells ahead / behind, {name}"] = {
-            p: f"{(g['lead'] > g['half']).sum()} / {(-g['lead'] > g['half']).sum()}" for p, g in of.items()
-        }
-    return shown.rename_axis(None).rename_axis("", axis=1).to_markdown(disable_numparse=True)
-
-
 def mean_table(rows: pd.DataFrame) -> str:
     """Mean AUROC over shifts of every method, a column a protocol, with the deviation over splits."""
     by_seed = rows.groupby(["method", "protocol", "seed"], sort=False)["value"].mean()
@@ -139,6 +118,22 @@ def mean_table(rows: pd.DataFrame) -> str:
     sees = {m: _supervision(m) for m in order}
     text.insert(0, "may see", pd.Series(sees))
     return text.loc[order].fillna("").reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def network_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
+    """A row a network and protocol: means over the groups of shifts, ± over the networks trained from other seeds."""
+    by_group = rows.groupby(["backbone", "protocol", "seed", "method", "group"], sort=False)["value"].mean()
+    means = by_group.groupby(["backbone", "protocol", "seed", "method"], sort=False).mean().unstack("method")
+    lines = []
+    for (backbone, protocol), values in means.groupby(["backbone", "protocol"], sort=False):
+        line = {"network": backbone, "protocol": protocol, "gradient detector": f"{values[DETECTOR].mean():.3f}"}
+        for name, against in (("best baseline", published(rows)), ("best control", controls)):
+            best = values[list(against)].mean().idxmax()
+            lead = 100 * (values[DETECTOR] - values[best])
+            line[name] = f"{best} {values[best].mean():.3f}"
+            line[f"lead over the {name}"] = f"{lead.mean():+.1f} ± {lead.std():.1f}"
+        lines.append({**line, "layerprint": f"{values['layerprint'].mean():.3f}"})
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
 def _supervision(method: str) -> str:
@@ -300,7 +295,7 @@ def tables() -> dict[str, str]:
         "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS, RUNS[0]),
         "corruption means": mean_table(corruption),
         **{f"corruption {p}": corruption_table(corruption, p, CONTROLS, RUNS[1]) for p in _present(corruption)},
-        "corruption tuned": tuned_table(corruption),
+        "networks": network_table(aurocs(NETWORKS), CONTROLS),
         "variants": mean_table(variants),
         "learning": learning_table(PROBES / "learning.csv"),
         "importance": importance_table(PROBES / "importance.csv"),
