@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
 from howsure.gradients.conv import Conv
@@ -108,6 +109,10 @@ def test_convolution_of_maps_smaller_than_its_kernel(data):
     kind, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
     layers = [kind(2 * groups, 4, kernel, stride, padding, dilation, groups, bias), *([norm(4)] if normed else [])]
     exact(model_of(*layers), images(data.draw(batches), 2 * groups, *size), small=True)
+
+
+def test_grouped_convolution_of_maps_of_one_position():
+    exact(model_of(nn.Conv2d(4, 4, (1, 2), 1, (0, 1), 1, 2)), images(2, 4, 1, 1))
 
 
 def test_kernels_are_cut_to_what_meets_the_input():
@@ -239,6 +244,57 @@ def test_batch_folded_behind_other_dimensions():
 
     for n in (1, 2, 3, 5):
         exact(model_of(Folded()), images(n, 5, 4))
+
+
+class Meeting(nn.Module):
+    """A weight meets data as `how` says: the network's input, or, `late`, what a layer made of it."""
+
+    def __init__(self, how, late: bool):
+        super().__init__()
+        self.how, self.late = how, late
+        self.weight, self.layer = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        return self.how(self.weight, h if self.late else x) + h.tanh()
+
+
+MEETINGS = {
+    "type_as": lambda w, h: w.sum().type_as(h) * h.sin(),
+    "to": lambda w, h: w.cos().to(h) * h.sin(),
+    "expand_as": lambda w, h: w.expand_as(h) * h.sin(),
+    "view_as": lambda w, h: w.view_as(h[0]) * h.sin(),
+    "reshape_as": lambda w, h: w.reshape(2, 3).reshape_as(h[0]) * h.sin(),
+    "broadcast_tensors": lambda w, h: torch.broadcast_tensors(w, h)[0] * h.sin(),
+    "zeros_like": lambda w, h: (torch.zeros_like(h) + w) * h.sin(),
+    "copy_": lambda w, h: torch.empty_like(h).copy_(w) * h.sin(),
+    "where": lambda w, h: torch.where(h > 0, w, 2 * w) * h.sin(),
+    "masked_fill": lambda w, h: w.expand(h.shape).masked_fill(h > 0, 0.3) * h.cos(),
+    "chosen": lambda w, h: w[(2 * h.abs()).long().clamp(max=5)] * h.cos(),
+    "lerp": lambda w, h: torch.lerp(w.expand(h.shape), h, 0.3),
+    "power": lambda w, h: w.abs() ** h,
+    "distance": lambda w, h: torch.cdist(h, w.outer(w)),
+    "complex": lambda w, h: torch.view_as_real(torch.complex(h, h.sin()) * torch.complex(w, w.cos())).sum(-1),
+    "fourier": lambda w, h: torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(w.view(3, 2))[[0, 1, 2, 0]], n=6),
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("how", MEETINGS)
+def test_however_a_weight_meets_data(how, late):
+    for n in (1, 3):
+        exact(model_of(Meeting(MEETINGS[how], late)), images(n, 6))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_an_error_that_says_what_to_do(reentrant):
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=reentrant)
+
+    part = Checkpointed(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    with pytest.raises(RuntimeError, match="use_reentrant" if reentrant else r"set_grad_checkpointing\(False\)"):
+        grad_sq_norms(model_of(nn.Conv2d(2, 2, 1), part), images(3, 2, 5, 5), LOSSES)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is")

@@ -25,6 +25,7 @@ swinv2_tiny_window8_256:64 swinv2_cr_tiny_224:64 maxvit_rmlp_pico_rw_256:64 coat
 coatnet_nano_rw_224:64 xcit_nano_12_p16_224:32 poolformer_s12 mixer_s32_224:64 gmlp_s16_224:32 resmlp_12_224:32
 pit_ti_224:64 pvt_v2_b0:64 twins_pcpvt_small:64 mvitv2_tiny:64 efficientvit_b0:64 tiny_vit_5m_224:64
 levit_128s:224 efficientformer_l1:224 davit_tiny:64 visformer_tiny:64
+vit_dwee_patch16_reg1_gap_256:32 crossvit_tiny_240:240
 coat_tiny:64 volo_d1_224:64 nest_tiny:64 focalnet_tiny_srf:64 mambaout_femto:64 vitamin_small_224:64
 """.split()
 

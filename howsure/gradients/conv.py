@@ -237,7 +237,8 @@ class Conv(Rule):
             padding = [before for before, _ in self.pads]
         n, (o, i) = d.shape[0], self.arguments["weight"].shape[:2]
         weight = d.new_empty(1).expand(n * o, i, *self.kernel)
-        a, d = a.reshape(1, -1, *a.shape[2:]), d.reshape(1, -1, *d.shape[2:])
+        # by way of one dimension: the stride of a dimension of one entry is free, and torch may take it for a format
+        a, d = (t.flatten().view(1, -1, *t.shape[2:]) for t in (a, d))
         zeros = [0] * len(padding)
         _, grad, _ = torch.ops.aten.convolution_backward(
             d, a, weight, None, self.stride, padding, self.dilation, False, zeros, n * self.groups, [False, True, False]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 
 from .caches import caches_aside
 from .fold import Fold, Unfolded, find, refreshed
@@ -129,7 +130,7 @@ def grad_sq_norms(
         For a layer that mixes samples (batch normalisation without running statistics), naming it; for an unknown
         parameter name; for a loss that does not give ``[n]`` values or depends on other samples' logits.
     RuntimeError
-        Where a gradient cannot be attributed to single samples.
+        Where a gradient cannot be attributed to single samples, and for a network that checkpoints activations.
 
     Notes
     -----
@@ -269,7 +270,7 @@ class _Pass:
         self.tracer = Tracer(self.wanted, others, self.x, lambda site, grads: self.serve(site, grads), folds)
         watched = list(self.wanted.values()) if not self.plan.settled else [self.wanted[h] for h in self.plan.hidden]
         with torch.enable_grad(), caches_aside(self.model), _requires_grad(everything, watched):
-            with self.tracer:
+            with disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
                 logits = self.model(self.x)
             self.tracer.check_folds()
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
@@ -409,7 +410,11 @@ class _Pass:
         return found
 
 
-_FULL = (torch.float32, torch.float64)
+_CHECKPOINTS = (
+    "the network computes activations anew during the backward pass (checkpointing), where its calls are not seen;"
+    " switch that off (in timm: model.set_grad_checkpointing(False)); memory is kept in bounds by splitting the batch"
+)
+_FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def _signature(site: Site) -> tuple:

@@ -58,6 +58,8 @@ def rule_for(
     arguments = bind(func, args, kwargs)
     weights = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and is_weight(v)}
     plain = {k: strip(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    if any(isinstance(v, Tensor) and v.is_complex() for v in arguments.values()):
+        return None, {}
     if len(args) > len(names) or not set(arguments) <= set(names) or not rule.accepts(plain, set(weights)):
         return None, {}
     return rule(func, plain, set(weights)), weights

@@ -278,7 +278,10 @@ class Tracer(TorchFunctionMode):
             func, args = _FLIPPED[func], (args[1], args[0])
         name = getattr(func, "__name__", "")
         wanted = any(id(t) in self.weights for t in tensors((args, kwargs)))
-        if not wanted or not torch.is_grad_enabled() or (name in _SHAPE_ONLY and id(args[0]) not in self.weights):
+        shape_only = name in _SHAPE_ONLY
+        if shape_only and wanted and id(args[0]) in self.weights:
+            return self._derive(func, args, kwargs)
+        if not wanted or not torch.is_grad_enabled() or shape_only:
             if _in_place(func, args, kwargs):
                 self._before_overwrite(_first(args, kwargs))
             out = func(*map_tensors(self._strip, args), **map_tensors(self._strip, kwargs))
