@@ -78,7 +78,7 @@ class Conv(Rule):
 
     def _cut_kernel(self, sizes: tuple[int, ...], reach: list[int]) -> None:
         """Leave out what meets nothing but padding at any position: all but the middle, on a map of one position."""
-        self.touched: tuple[slice, ...] | None = None
+        self.touched: tuple[Any, ...] | None = None
         dims = list(zip(sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, reach, strict=True))
         if all(s * (m - 1) >= before and r - before < size for size, _, _, s, m, (before, _), r in dims):
             return
@@ -91,19 +91,19 @@ class Conv(Rule):
                 return
             cuts.append(slice(first, last + 1))
             pads.append((pad, pad))
-        self.touched, self.pads = tuple(cuts), tuple(pads)
+        self.touched, self.pads = (..., *cuts), tuple(pads)
         self.kernel = tuple(cut.stop - cut.start for cut in cuts)
 
     def touching(self, weight: Tensor) -> Tensor:
         """The part of the kernel that meets the input."""
-        return weight if self.touched is None else weight[(..., *self.touched)]
+        return weight if self.touched is None else weight[self.touched]
 
     def whole(self, grads: Tensor) -> Tensor:
         """Gradients of the whole kernel from those of the part that meets the input."""
         if self.touched is None:
             return grads
         whole = grads.new_zeros(*grads.shape[:2], *self.arguments["weight"].shape[1:])
-        whole[(..., *self.touched)] = grads
+        whole[self.touched] = grads
         return whole
 
     # -- which rule ---------------------------------------------------------------------------------------------
