@@ -286,6 +286,12 @@ def test_however_a_weight_meets_data(how, late):
         exact(model_of(Meeting(MEETINGS[how], late)), images(n, 6))
 
 
+def test_a_gradient_that_would_be_lost_is_an_error(monkeypatch):
+    monkeypatch.setattr("howsure.gradients.trace._SHAPE_ONLY", set())
+    with pytest.raises(RuntimeError, match="0.weight: its gradient would be lost in expand_as"):
+        grad_sq_norms(model_of(Meeting(MEETINGS["expand_as"], True)), images(3, 6), LOSSES)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_is_an_error_that_says_what_to_do(reentrant):
     class Checkpointed(nn.Sequential):

@@ -344,10 +344,12 @@ class Tracer(TorchFunctionMode):
         connected = any(t.requires_grad for t in rule.inputs())
         out = rule.forward() if connected else _Start.apply(self.anchor, rule.forward)
         several = not isinstance(out, Tensor)
+        label = ", ".join(self.names.get(id(w), f"a tensor made of parameters in {name}") for w in weights.values())
         if not any(t.requires_grad for t in tensors((out,))):
+            if any(t.is_floating_point() for t in tensors((out,))):
+                raise RuntimeError(f"{label}: its gradient would be lost in {name}, whose result hangs on no data")
             self._mark(out)
             return out
-        label = ", ".join(self.names.get(id(w), f"a tensor made of parameters in {name}") for w in weights.values())
         site = Site(len(self.sites), rule, weights, label, list(tensors((out,))))
         if several:
             out = _Tie.apply(lambda grads: self.sink(site, grads), *out)
