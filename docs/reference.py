@@ -1,6 +1,6 @@
 """Keep a finished run in small form under results/reference/: `python docs/reference.py digits results/digits`.
 
-Several runs of one suite, each with some of its methods, are put together as one.
+Several runs on the same splits, each with some of the methods or seeds, are put together as one.
 
 AUROC and FPR@95TPR of every cell, to four digits, in the schema of a run's folder, so that `howsure table` and `howsure
 plot` read it; the timing; the run's record without its list of cells but what tuning chose and what failed.
@@ -22,12 +22,13 @@ METRICS = ("auroc", "fpr95")
 
 
 def keep(runs: Sequence[Path], target: Path) -> None:
-    """Write the small form of runs of one suite to `target`."""
+    """Write the small form of runs on the same splits to `target`."""
     target.mkdir(parents=True, exist_ok=True)
     results = pd.concat([read_results(run) for run in runs])
     small = results[results["metric"].isin(METRICS)]
     small.round({"value": 4, "ci_low": 4, "ci_high": 4}).to_parquet(target / "results.parquet", index=False)
-    pd.concat([pd.read_csv(run / "timing.csv") for run in runs]).to_csv(target / "timing.csv", index=False)
+    timing = pd.concat([pd.read_csv(run / "timing.csv") for run in runs])
+    timing.drop_duplicates(["backbone", "device", "method"]).to_csv(target / "timing.csv", index=False)
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     for record in records:
         record["cells"] = [cell for cell in record["cells"] if cell["chosen"] or cell["state"] != "done"]

@@ -277,10 +277,10 @@ class Tracer(TorchFunctionMode):
         if func in _FLIPPED:
             func, args = _FLIPPED[func], (args[1], args[0])
         name = getattr(func, "__name__", "")
-        wanted = any(id(t) in self.weights for t in tensors((args, kwargs)))
         shape_only = name in _SHAPE_ONLY
-        if shape_only and wanted and id(args[0]) in self.weights:
+        if shape_only and id(args[0]) in self.weights:
             return self._derive(func, args, kwargs)
+        wanted = any(id(t) in self.weights for t in tensors((args, kwargs)))
         if not wanted or not torch.is_grad_enabled() or shape_only:
             if _in_place(func, args, kwargs):
                 self._before_overwrite(_first(args, kwargs))
