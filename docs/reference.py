@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from howsure.data import data_root
 from howsure.results import read_results
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
@@ -32,7 +33,8 @@ def keep(runs: Sequence[Path], target: Path) -> None:
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     for record in records:
         record["cells"] = [cell for cell in record["cells"] if cell["chosen"] or cell["state"] != "done"]
-    (target / "run.json").write_text(json.dumps(records, indent=1) + "\n")
+    text = json.dumps(records, indent=1).replace(str(data_root()), "$HOWSURE_DATA")
+    (target / "run.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -275,6 +275,8 @@ MEETINGS = {
     "power": lambda w, h: w.abs() ** h,
     "distance": lambda w, h: torch.cdist(h, w.outer(w)),
     "complex": lambda w, h: torch.view_as_real(torch.complex(h, h.sin()) * torch.complex(w, w.cos())).sum(-1),
+    "real by complex": lambda w, h: torch.view_as_real(torch.complex(h, h.sin()) * w).prod(-1),
+    "complex layer": lambda w, h: F.linear(torch.complex(h, h.sin()), torch.complex(w.outer(w), w.diag())).abs(),
     "fourier": lambda w, h: torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(w.view(3, 2))[[0, 1, 2, 0]], n=6),
 }
 
