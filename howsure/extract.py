@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,14 @@ from .backbone import InputSpec
 from .corruptions import corrupt
 from .data import Images
 from .errors import UserError
-from .gradients import grad_sq_norms
+from .gradients import GradResult, grad_sq_norms
+from .keys import PASS, code_of, make_key, source_of
 from .layers import module
 from .losses import Loss
 from .network import Network
 from .representations import Batch, Grads, Logits, Representation, Reps, Tap
 from .rows import Rows, passes
-from .store import Store, make_key
+from .store import Store
 
 GPU_BATCH = 128
 CPU_BATCH = 64 * 32 * 32
@@ -161,7 +160,7 @@ def _look(
     with _reading(network.model, taps) as readings:
         if losses:
             small = any(rep.small for rep in representations)
-            result = grad_sq_norms(network.model, images, losses, small=small, on_restart=readings.passes.clear)
+            result = _gradients(network, images, losses, small, readings.passes.clear)
             logits = result.logits
             for k, loss in enumerate(losses):
                 grads[loss] = Grads(result.norms[k], None if result.small is None else result.small[k])
@@ -170,6 +169,18 @@ def _look(
                 logits = network.model(images)
     read = {tap: readings.rows(tap, len(images)) for tap in taps}
     return Batch(network, images, pixels, labels, ids, logits.detach().float(), read, grads)
+
+
+def _gradients(
+    network: Network, images: Tensor, losses: list[Loss], small: bool, on_restart: Callable[[], None]
+) -> GradResult:
+    """The engine's result; UserError where a network has no gradients of single images."""
+    try:
+        return grad_sq_norms(network.model, images, losses, small=small, on_restart=on_restart)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"no gradients of single images from '{network.name}': {error}") from error
 
 
 @dataclass
@@ -356,33 +367,6 @@ def _lack(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
     """Which images to look at, bool `[n]`: one is enough for what belongs to the network."""
     lack = rows.lack(images)
     return lack if rep.per_image else lack & (torch.arange(len(images)) == 0)
-
-
-@cache
-def source_of(cls: Any) -> str:
-    """A hash of the file that defines a class and of the shared files beside it (`_*.py`): editing one makes what was
-    stored under it miss."""
-    file = inspect.getsourcefile(cls)
-    if file is None:
-        return cls.__qualname__
-    return make_key(*map(_hash_file, [file, *sorted(map(str, Path(file).parent.glob("_*.py")))]))
-
-
-PASS = ("extract", "rows", "network", "layers", "losses", "gaussian", "corruptions", "synthetic", "representations")
-CELL = ("cells", "detector", "metrics", "protocol")
-
-
-@cache
-def code_of(*names: str) -> str:
-    """A hash of engine-room files by stem, and of the gradient engine."""
-    room = Path(__file__).parent
-    files = [room / f"{name}.py" for name in names] + sorted((room / "gradients").glob("*.py"))
-    return make_key(*map(_hash_file, files))
-
-
-@cache
-def _hash_file(file: str | Path) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def accuracy(reps: Reps, labels: Tensor) -> float:

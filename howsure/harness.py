@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -23,7 +24,8 @@ from .cells import Bench, CellError, Scorer, certain, refusal, seeded
 from .corruptions import CORRUPTIONS
 from .data import Images, Subset, as_images, cache_root, data_root
 from .errors import MissingData, UserError
-from .extract import CELL, PASS, Extractor, Pixels, Split, accuracy, batches, code_of, source_of, union
+from .extract import Extractor, Pixels, Split, accuracy, batches, union
+from .keys import CELL, PASS, code_of, make_key, source_of
 from .method import Method
 from .metrics import misclassification
 from .network import Network
@@ -32,7 +34,7 @@ from .protocol import Shift, applicable
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder
 from .sources import num_classes, resolve
-from .store import Store, make_key
+from .store import Store
 from .suite import BackboneSpec, Protocol, Suite
 from .synthetic import Synthetic
 from .timing import time_method
@@ -150,7 +152,7 @@ class Run:
         refusals = {name: refusal(method, network) for name, method in self.methods.items()}
         able = {name: method for name, method in self.methods.items() if not refusals[name]}
         started = time.perf_counter()
-        self._extract(bench, able)
+        self._extract_what_can_be(bench, able)
         extracted = time.perf_counter() - started
         test = bench.extractor(splits["test"], (Logits(), Labels()))
         network.accuracy = accuracy(test, test[Labels()])
@@ -182,6 +184,17 @@ class Run:
             return spec.checkpoint
         in_data = data_root() / spec.checkpoint
         return str(in_data.resolve()) if in_data.is_file() else spec.checkpoint
+
+    def _extract_what_can_be(self, bench: Bench, methods: dict[str, Method]) -> None:
+        """The shared passes; where they fail, those that need no gradients. Cells compute for themselves what is
+        missing then, so that only those fail that need what cannot be had."""
+        plain = {name: m for name, m in methods.items() if not any(rep.losses() for rep in union([m.needs]))}
+        try:
+            self._extract(bench, methods)
+        except Exception as error:
+            print(f"howsure: {bench.network.name}: {_reason(error)}; methods without this need go on", file=sys.stderr)
+            with suppress(Exception):
+                self._extract(bench, plain)
 
     def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
         """One pass over each split for the union of what all methods need; the training split first.
@@ -237,11 +250,8 @@ class Run:
         started, scores = time.perf_counter(), {}
         try:
             scores = self._score(scorer, protocol, cell, errors)
-        except (CellError, UserError) as error:
-            cell.state, cell.why = "failed", str(error)
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            cell.state, cell.why = "failed", f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            cell.state, cell.why = "failed", _reason(error)
         cell.seconds = round(time.perf_counter() - started, 3)
         if cell.state == "failed":
             cell.rows = []
@@ -289,11 +299,11 @@ class Run:
         })  # fmt: skip
 
     def _time(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """Time each method once a backbone; a method that failed is left out."""
+        """Time each method once a backbone, if it has a cell there that did not fail."""
         backbone = bench.network.name
-        failed = {c["method"] for c in self.record["cells"] if c["backbone"] == backbone and c["state"] == "failed"}
-        fits = [n for n, m in methods.items() if n not in failed and (bench.shifts or m.supervision != "outliers")]
-        todo = [n for n in fits if self.fresh or not self.folder.read_timing(backbone, n)]
+        states = {(c["method"], c["state"]) for c in self.record["cells"] if c["backbone"] == backbone}
+        worked = [name for name in methods if (name, "done") in states and (name, "failed") not in states]
+        todo = [name for name in worked if self.fresh or not self.folder.read_timing(backbone, name)]
         if not todo:
             return
         images = bench.splits["test"].images
@@ -315,6 +325,14 @@ class Run:
         return tqdm(
             total=total, desc=what, unit=unit, disable=True if self.quiet else None, leave=False, dynamic_ncols=True
         )
+
+
+def _reason(error: Exception) -> str:
+    """In one line; with the place for an error that nobody foresaw."""
+    if isinstance(error, CellError | UserError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:

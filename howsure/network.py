@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .backbone import InputSpec
+from .keys import layers_of
 from .layers import find_head, stages
 
 RESAMPLING = {m.name.lower(): m for m in Image.Resampling}
@@ -29,6 +30,7 @@ class Network:
         head: dotted name of the linear layer that makes the logits, None where there is no single one.
         accuracy: top-1 accuracy on the in-distribution test split, recorded once it is known.
         members: further networks of the same kind, trained independently, for ensembles.
+        origin: what names it and the code that built it, for its digest.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Network:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     accuracy: float | None = None
     members: list[nn.Module] = field(default_factory=list)
+    origin: str = ""
 
     def __post_init__(self) -> None:
         for model in (self.model, *self.members):
@@ -54,8 +57,8 @@ class Network:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the weights, their names, and the input transform."""
-        digest = hashlib.sha256(f"{self.model} {self.input}".encode())
+        """A hash of the weights, their names, the code of the layers, and the input transform."""
+        digest = hashlib.sha256(f"{layers_of(self.model)} {self.origin} {self.input}".encode())
         for model in (self.model, *self.members):
             for name, value in model.state_dict().items():
                 raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -26,6 +26,7 @@ from . import training
 from .backbone import Backbone, InputSpec
 from .data import Images, cache_root
 from .errors import UserError, unknown
+from .keys import hash_file
 from .network import Network
 from .plugins import BACKBONES
 from .registry import import_file
@@ -97,10 +98,16 @@ def load_network(
         network.members = [trainer(name, seed + 1000 * (i + 1)).model for i in range(members)]
     else:
         network = Network(name, (plan.pretrained or plan.build)(), plan.input, num_classes)
-    network = replace(network, device=device)
+    network = replace(network, device=device, origin=_origin(use, base))
     _check_output(network, use)
     network.lay_channels_last()
     return network
+
+
+def _origin(use: str, base: Path) -> str:
+    """The name, and the code of a user's own file."""
+    file, colon, _ = use.rpartition(":")
+    return f"{use} {hash_file(base / Path(file).expanduser())}" if colon and file.endswith(".py") else use
 
 
 def load_checkpoint(network: Network, file: Path) -> None:
@@ -332,7 +339,7 @@ class _Trainer:
         """Changes with whatever changes the weights: code of the network and of its training, recipe, data, seed."""
         assert self.images is not None
         sources = (inspect.getsourcefile(type(self.backbone)), inspect.getsourcefile(training))
-        code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sources if file]
+        code = [hash_file(file) for file in sources if file]
         parts = (self.use, code, self.backbone.recipe, self.input, self.num_classes, self.images.fingerprint, seed)
         return f"{self.use}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
 

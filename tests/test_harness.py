@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
-from howsure import Logits, Method, UserError
+from howsure import Logits, Method, Representation, UserError
 from howsure.check import split as made_up
 from howsure.cli import main
 from howsure.harness import Run
@@ -53,6 +54,12 @@ import howsure.check
 
 def build(num_classes):
     return howsure.check._conv_net()
+
+def mixing(num_classes):
+    net = build(num_classes)
+    net.register_forward_hook(lambda layer, inputs, logits: logits - logits.mean(0))
+    net.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return net
 """
 
 METHODS_USED = ["msp", "energy", "knn", "gen", "confound", "confound_detector"]
@@ -233,6 +240,42 @@ def test_a_failing_method_fails_alone(plugin, why, material, tmp_path, capsys):
     record = json.loads((tmp_path / "run.json").read_text())
     assert {c["method"]: c["state"] for c in record["cells"]} == {"msp": "done", plugin: "failed"}
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
+
+
+def test_a_network_without_gradients_of_single_images_is_scored_by_the_other_methods(material, tmp_path, capsys):
+    suite = Path(write_suite(material, "mixing", ["msp", "gen", "confound", "confound_detector"], ["none"]))
+    suite.write_text(suite.read_text().replace("net.py:build", "net.py:mixing"))
+    assert run("run", suite, "--out", tmp_path) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert "howsure: tiny: no gradients of single images from 'tiny'" in told[0]
+    assert len(told) == 2
+    assert "failed: confound on tiny" in told[1]
+    assert "mixes the samples" in told[1]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert {c["method"]: c["state"] for c in record["cells"]} == {"msp": "done", "gen": "done", "confound": "failed"}
+    assert set(pd.read_csv(tmp_path / "timing.csv")["method"]) == {"msp", "gen"}
+
+
+def test_score_says_that_a_network_has_no_gradients_of_single_images(material, tmp_path, capsys):
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "one.png")
+    options = {"backbone": material / "net.py:mixing", "checkpoint": material / "weights.safetensors"}
+    options |= {"train": f"npz:{material / 'train.npz'}", "method": "confound"}
+    assert run("score", *(x for key, value in options.items() for x in (f"--{key}", value)), tmp_path) == 2
+    assert "no gradients of single images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plugin", [lambda z: z.amax(1)], indirect=True)
+def test_a_representation_that_breaks_fails_its_own_cells_alone(plugin, material, tmp_path, monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class Broken(Representation):
+        def compute(self, batch):
+            raise ZeroDivisionError("no such thing")
+
+    monkeypatch.setattr(METHODS[plugin], "needs", (Broken(),))
+    assert run("run", write_suite(material, "broken", ["msp", plugin], ["none"]), "--out", tmp_path) == 1
+    assert "no such thing" in capsys.readouterr().err
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert {c["method"]: c["state"] for c in record["cells"]} == {"msp": "done", plugin: "failed"}
 
 
 def test_what_is_finished_survives_an_interruption(material, tmp_path, monkeypatch):

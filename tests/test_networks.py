@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +277,37 @@ def test_a_function_in_a_file(tmp_path):
     assert from_file(tmp_path, "plain", PLAIN).input == InputSpec((4, 4), (0.5,) * 3, (0.5,) * 3)
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).state_dict(), tmp_path / "w.pt")
     assert from_file(tmp_path, "with_classes", WITH_CLASSES, checkpoint="w.pt").head == "1"
+
+
+NEGATED = """
+import layer
+from torch import nn
+
+def plain():
+    return nn.Sequential(nn.Flatten(), layer.Layer(), nn.Linear(48, 10))
+
+def negated():
+    net = plain()
+    net.register_forward_hook(lambda layer, inputs, logits: -logits)
+    return net
+"""
+LAYER = HEADER + "class Layer(nn.Module):\n    def forward(self, x):\n        return {}\n"
+
+
+def test_other_code_around_the_same_weights_is_another_network(tmp_path, monkeypatch):
+    torch.save({"2.weight": torch.ones(10, 48), "2.bias": torch.ones(10)}, tmp_path / "w.pt")
+
+    def digest(function="plain", line="x", more=""):
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        (folder / "layer.py").write_text(LAYER.format(line))
+        (folder / "net.py").write_text(NEGATED + more)
+        monkeypatch.syspath_prepend(folder)
+        sys.modules.pop("layer", None)
+        use, weights = f"net.py:{function}", str(tmp_path / "w.pt")
+        return load_network("n", use, num_classes=10, base=folder, checkpoint=weights, **INPUTS).digest
+
+    assert digest() == digest()
+    assert len({digest(), digest("negated"), digest(line="-x"), digest(more="# edited\n")}) == 4
 
 
 def test_a_function_whose_network_says_what_its_inputs_look_like(tmp_path):
