@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -105,6 +106,17 @@ class DenseNet(Backbone):
 
     def build(self, num_classes: int) -> nn.Module:
         return DenseNetBC(100, 12, num_classes)
+
+
+class SmallDenseNet(Backbone):
+    """DenseNet-BC, 40 layers, growth 12. Huang et al., 2017, arXiv:1608.06993. 0.18 M parameters."""
+
+    name = "cifar-densenet40"
+    input = CIFAR
+    recipe = replace(RECIPE, epochs=20)
+
+    def build(self, num_classes: int) -> nn.Module:
+        return DenseNetBC(40, 12, num_classes)
 
 
 class CifarResNet(nn.Module):
