@@ -373,7 +373,7 @@ def test_a_network_that_views_its_maps_starts_again_with_plain_ones():
     net, x, restarts = model_of(nn.Conv2d(2, 4, 3), Views(), nn.Linear(36, 5)), images(6, 2, 5, 5), []
     got = [grad_sq_norms(net, x, LOSSES, on_restart=lambda: restarts.append(1)).norms for _ in range(2)]
     torch.testing.assert_close(got, [one_by_one(net, x, LOSSES)] * 2)
-    assert restarts == [1]
+    assert restarts == [1, 1]  # after a look at the first images, and in the other format
     assert dict(explain(net, x))["0.weight"].startswith("convolution: ")
 
 
@@ -590,7 +590,7 @@ def test_other_errors_teach():
     net, x = small_net(), images(4, 2, 5, 5)
     with pytest.raises(ValueError, match="no parameter 'nope'"):
         grad_sq_norms(net, x, LOSSES, parameters=["nope"])
-    with pytest.raises(ValueError, match="not a one-dimensional parameter"):
+    with pytest.raises(ValueError, match="not a one-dimensional"):
         grad_sq_norms(net, x, LOSSES, small=["4.weight"])
     with pytest.raises(ValueError, match="one value per sample"):
         grad_sq_norms(net, x, [lambda z: z.sum()])
@@ -610,7 +610,7 @@ def test_out_of_memory_halves_the_batch_and_starts_again():
     full = nn.Sequential(Full(), *net).eval()
     got = grad_sq_norms(full, x, LOSSES, on_restart=lambda: restarts.append(1)).norms
     torch.testing.assert_close(got, one_by_one(net, x, LOSSES))
-    assert len(restarts) == 2
+    assert len(restarts) == 3  # from 8 to 4 to 2, and after a look at the first images
 
 
 def test_two_threads_on_two_networks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .trace import Site, Tracer, leaves
 Loss = Callable[[Tensor], Tensor]
 
 _PROBE = 4  # samples of a first pass, which learns the layouts
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of logits that depend on the company, beside the largest
 _CACHE = 2.4e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
 
 
@@ -48,10 +50,14 @@ class GradResult(NamedTuple):
 class _Plan:
     """What a first pass learned about a network: valid while the same calls are made."""
 
-    signature: list[tuple] = field(default_factory=list)
+    signature: tuple = ()
     layouts: list[tuple[list[Layout], ...]] = field(default_factory=list)
-    hidden: frozenset[str] = frozenset()
+    """Of each output of each site all that the gradients seen so far allow; more than one where they were zero."""
     settled: bool = False
+    apart: set[int] = field(default_factory=set)
+    """Batch sizes at which the gradients of different samples were seen not to meet."""
+    compared: bool = False
+    """Whether the logits were seen not to depend on the other samples."""
     folds: dict[int, Fold] | None = None
     """Batch norms to fold; None before the first pass."""
     activation: float = 0.0
@@ -63,6 +69,11 @@ class _Plan:
 
     channels_last: bool = True
     """Whether images go in with their channels side by side, which is faster on a CPU."""
+
+    def give_up_format(self, x: Tensor) -> bool:
+        """Whether the network, which failed, can be spared maps whose channels are side by side; it is from now on."""
+        given, self.channels_last = self.format_of(x) == torch.channels_last, False
+        return given
 
     def give_up(self, fold: Fold) -> None:
         self.folds = {key: kept for key, kept in (self.folds or {}).items() if kept is not fold}
@@ -114,9 +125,10 @@ def grad_sq_norms(
         True, or names, to get the gradients themselves of one-dimensional parameters (biases, the scales and shifts of
         normalisation) too.
     on_restart
-        Called before the whole call starts again: with half the batch because a GPU ran out of memory, or in another
-        memory format because the network's own ``view`` of a map needs it. Hooks of the caller see each image exactly
-        once, in order, chunk by chunk, but for such a restart: clear what they captured.
+        Called before the whole call starts again: with half the batch because a GPU ran out of memory, in another
+        memory format because the network needs it, or because a gradient that was zero so far no longer is; and after
+        a look at the first few images of a new network. Forward hooks of the caller see each image exactly once, in
+        order, chunk by chunk, but for such a restart: clear what they captured.
 
     Returns
     -------
@@ -128,9 +140,12 @@ def grad_sq_norms(
     ------
     ValueError
         For a layer that mixes samples (batch normalisation without running statistics), naming it; for an unknown
-        parameter name; for a loss that does not give ``[n]`` values or depends on other samples' logits.
+        parameter name, no parameter, no image or no loss; for a loss that does not give ``[n]`` values, or depends on
+        other samples' logits or on anything but logits.
     RuntimeError
-        Where a gradient cannot be attributed to single samples, and for a network that checkpoints activations.
+        Where a gradient cannot be attributed to single samples: logits that depend on other samples or on chance,
+        gradients that meet, hooks on parameters, gradients taken during the forward pass; and for a network that
+        checkpoints activations.
 
     Notes
     -----
@@ -141,26 +156,62 @@ def grad_sq_norms(
     _refuse_mixing(model)
     wanted = _select(model, parameters)
     small_names = _select_small(wanted, small)
-    limit = max_batch
+    if not len(x) or not losses or not wanted:
+        raise ValueError(f"{len(x)} images, {len(losses)} losses and {len(wanted)} parameters: each must be at least 1")
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch must be at least 1, not {max_batch}")
+    with torch.inference_mode(False):
+        x = x.clone() if x.is_inference() else x
+        return _restarting(model, x, losses, wanted, small_names, max_batch, on_restart)
+
+
+def _restarting(
+    model: nn.Module,
+    x: Tensor,
+    losses: list[Loss],
+    wanted: dict[str, nn.Parameter],
+    small: list[str],
+    limit: int | None,
+    on_restart: Callable[[], None] | None,
+) -> GradResult:
+    """The result, from as many tries as it takes to learn what a pass must know of the network."""
+    plan, probe, off = _plan_for(model, x, wanted), False, 0.0
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    look = not plan.compared and (on_restart is not None or not hooked)
     while True:
         try:
-            return _run(model, x, losses, wanted, small_names, limit)
+            first = x[: min(_PROBE, limit or _PROBE)]
+            if look and len(first) > 1:
+                off, look = _off_in_company(model, first), False
+                plan.compared = not off
+                if on_restart is not None:
+                    on_restart()
+            result = _run(model, x, losses, wanted, small, limit, plan, probe)
+            break
         except torch.OutOfMemoryError:
             size = min(limit or len(x), len(x))
             if size <= 1:
                 raise
             limit = size // 2
-        except RuntimeError as error:
-            if not _needs_contiguous(_plan_for(model, x, wanted), error):
-                raise
         except Unfolded as error:
-            _plan_for(model, x, wanted).give_up(error.fold)
+            plan.give_up(error.fold)
+        except Unsure:
+            probe = True
+        except Exception:
+            if not plan.give_up_format(x):
+                raise
         finally:
             free_scratch()
         if x.device.type == "cuda":
             torch.cuda.empty_cache()
         if on_restart is not None:
             on_restart()
+    if off:
+        raise RuntimeError(
+            f"the logits of an image depend on the other images of the batch, or on chance (off by {off:.1e} of the"
+            " largest), so no image has a gradient of its own; use running statistics, and no dropout"
+        )
+    return result
 
 
 def _run(
@@ -170,16 +221,17 @@ def _run(
     wanted: dict[str, nn.Parameter],
     small: list[str],
     limit: int | None,
+    plan: _Plan,
+    probe: bool,
 ) -> GradResult:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    plan = _plan_for(model, x, wanted)
     folds = refreshed(plan.folds or {})
     start = 0
     while start < len(x):
         size = plan.chunk(len(x) - start, x.device) if limit is None else limit
         if not plan.settled:
             size = min(size, _PROBE)
-        part = _Pass(model, x[start : start + size], losses, wanted, small, plan, folds)
+        part = _Pass(model, x[start : start + size], losses, wanted, small, plan, folds, probe)
         try:
             parts.append(part.result())
         finally:
@@ -202,29 +254,23 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     """Which rule each parameter takes for inputs like ``x`` (at most four of them are used): ``[(name, rule)]``."""
     _refuse_mixing(model)
     wanted = _select(model, None)
+    if not len(x) or not wanted:
+        raise ValueError(f"{len(x)} images and {len(wanted)} parameters: each must be at least 1")
     plan = _Plan()
     while True:
         folds = refreshed(plan.folds or {})
-        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, folds, explains=True)
+        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, folds, probe=True, explains=True)
         try:
             first.result()
             if not first.learned:
                 return _rules_taken(first, wanted)
         except Unfolded as error:
             plan.give_up(error.fold)
-        except RuntimeError as error:
-            if not _needs_contiguous(plan, error):
+        except Exception:
+            if not plan.give_up_format(x):
                 raise
         finally:
             first.close()
-
-
-def _needs_contiguous(plan: _Plan, error: RuntimeError) -> bool:
-    """Whether a network failed for its ``view`` of a map whose channels are side by side; it is spared them then."""
-    if not plan.channels_last or "view size is not compatible" not in str(error):
-        return False
-    plan.channels_last = False
-    return True
 
 
 def _rules_taken(first: _Pass, wanted: dict[str, nn.Parameter]) -> list[tuple[str, str]]:
@@ -241,6 +287,10 @@ def _rules_taken(first: _Pass, wanted: dict[str, nn.Parameter]) -> list[tuple[st
     return [(name, " + ".join(found) if found else "no gradient") for name, found in rules.items()]
 
 
+class Unsure(Exception):
+    """A gradient has come where none was seen yet, or the network reads its maps in memory: the pass starts again."""
+
+
 class _Pass:
     """One chunk: a forward pass that finds the sites, then a backward pass per loss that serves them."""
 
@@ -253,11 +303,12 @@ class _Pass:
         small: list[str],
         plan: _Plan,
         folds: dict[int, Fold],
+        probe: bool,
         explains: bool = False,
     ):
         self.model, self.losses, self.wanted, self.small, self.plan = model, losses, wanted, small, plan
-        self.folds, self.explains, self.learned = folds, explains, False
-        self.x = x.detach().to(memory_format=plan.format_of(x))
+        self.folds, self.probe, self.explains, self.learned = folds, probe, explains, False
+        self.x = x.detach().clone(memory_format=plan.format_of(x))
         self.n = len(x)
         self.serve: Callable[[Site, tuple], None] = lambda site, grads: None
         self.keeps_inputs = True
@@ -268,11 +319,12 @@ class _Pass:
         others = [p for p in everything if id(p) not in chosen]
         folds = None if self.plan.folds is None else self.folds
         self.tracer = Tracer(self.wanted, others, self.x, lambda site, grads: self.serve(site, grads), folds)
-        watched = list(self.wanted.values()) if not self.plan.settled else [self.wanted[h] for h in self.plan.hidden]
-        with torch.enable_grad(), caches_aside(self.model), _requires_grad(everything, watched):
+        with torch.enable_grad(), caches_aside(self.model), _requires_grad(everything, list(self.wanted.values())):
             with disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
                 logits = self.model(self.x)
             self.tracer.check_folds()
+            if self.tracer.reads_memory and self.plan.give_up_format(self.x):
+                raise Unsure
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
                 raise ValueError(
                     f"the network must map {self.n} inputs to logits [{self.n}, C], not to {_shape(logits)}"
@@ -288,11 +340,9 @@ class _Pass:
 
     def _find_hidden(self, logits: Tensor) -> list[Tensor]:
         """Parameters (or their aliases) that reach the logits by a way the tracer did not see."""
-        signature = [_signature(site) for site in self.tracer.sites]
+        signature = (self.tracer.calls, *(_signature(site) for site in self.tracer.sites))
         if self.plan.signature != signature:
             self.plan.signature, self.plan.settled = signature, False
-        if self.plan.settled and not self.plan.hidden:
-            return []
         known = {id(p) for p in self.wanted.values()} | {id(a) for a in self.tracer.aliases.values()}
         found = [t for t in leaves(logits) if t is not self.tracer.anchor]
         if any(id(t) not in known for t in found):
@@ -340,8 +390,10 @@ class _Pass:
         self.serve = serve
 
     def _account(self, site: Site, grads: tuple) -> None:
+        grads = tuple(g if g is not None and g.numel() else None for g in grads)
         if all(g is None for g in grads):
             return
+        self._refuse_unsure(site, grads)
         site.check_inputs()
         with torch.no_grad():
             self.ledger.serve(site, tuple(g if g is None or g.dtype in _FULL else g.float() for g in grads))
@@ -351,21 +403,50 @@ class _Pass:
     # -- layouts ------------------------------------------------------------------------------------------------
 
     def _find_layouts(self, logits: Tensor) -> None:
-        plan, sites, n = self.plan, self.tracer.sites, self.n
-        if not plan.settled or not self._apply(plan):
-            if n == 1:
-                for site in sites:
-                    site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)
-                return
+        plan, n = self.plan, self.n
+        self.unsure: set[int] = set()
+        if n == 1:
+            for site in self.tracer.sites:
+                site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)
+            return
+        if self.probe or not plan.settled or not self._apply(plan):
             self._probe(logits)
-            plan.hidden = frozenset(name for name, p in self.wanted.items() if any(p is h for h in self.hidden))
+        if n not in plan.apart or self.tracer.depends:
+            self._refuse_meeting(logits)
+            plan.apart.add(n)
 
     def _apply(self, plan: _Plan) -> bool:
         for site, options in zip(self.tracer.sites, plan.layouts, strict=True):
             if not all(o and o[0].fits(torch.Size(s), self.n) for o, s in zip(options, site.shapes, strict=True) if o):
                 return False
             site.layout = tuple(o[0] if o else Layout() for o in options)
+            if any(len(o) != 1 for o in options):
+                self.unsure.add(site.index)
         return True
+
+    def _refuse_unsure(self, site: Site, grads: tuple) -> None:
+        """Raise ``Unsure`` where a gradient that was zero in every probe so far no longer is."""
+        if site.index in self.unsure:
+            options = self.plan.layouts[site.index]
+            if any(g is not None and len(o) != 1 and g.any() for g, o in zip(grads, options, strict=True)):
+                raise Unsure
+
+    def _refuse_meeting(self, logits: Tensor) -> None:
+        """A backward pass from some of the samples: nothing may arrive at the others, not the smallest number."""
+        generator = torch.Generator().manual_seed(self.n)
+        order = torch.randperm(self.n, generator=generator).to(logits.device)
+        some, others = order[: self.n // 2], order[self.n // 2 :]
+        seed = torch.zeros_like(logits)
+        seed[some] = torch.randn(seed[some].shape, generator=generator).to(logits)
+
+        def look(site: Site, grads: tuple) -> None:
+            self._refuse_unsure(site, grads)
+            for g, layout in zip(grads, site.layout, strict=True):
+                if g is not None and g.numel() and layout.split(g, self.n)[others].nan_to_num(0, 0, 0).any():
+                    raise RuntimeError(_meet(site))
+
+        self.serve = look
+        self._pull(logits, seed)
 
     def _probe(self, logits: Tensor) -> None:
         """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is."""
@@ -387,12 +468,18 @@ class _Pass:
         self._pull(logits, seed)
         self.serve = compare
         self._pull(logits, seed * codes(self.n, seed)[:, None])
-        plan = self.plan
-        plan.layouts = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
+        plan, known = self.plan, self.plan.layouts if self.plan.settled else []
+        found = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
+        for site, layouts in zip(self.tracer.sites, found, strict=True):
+            site.layout = tuple(o[0] if o else Layout() for o in layouts)
+        plan.layouts = [
+            tuple(_both(old, new) for old, new in zip(olds, news, strict=True))
+            for olds, news in zip(known or found, found, strict=True)
+        ]
+        if not plan.settled:
+            plan.apart.clear()
         plan.settled = True
         self._measure(plan)
-        for site, found in zip(self.tracer.sites, plan.layouts, strict=True):
-            site.layout = tuple(o[0] if o else Layout() for o in found)
 
     def _measure(self, plan: _Plan) -> None:
         sites, width = self.tracer.sites, self.x.element_size()
@@ -401,13 +488,24 @@ class _Pass:
         plan.weight = width * sum(p.numel() for p in self.wanted.values()) / max(len(sites), 1)
 
     def _explained(self, site: Site, plain: Tensor, coded: Tensor) -> list[Layout]:
+        if not plain.numel():
+            return []
         found = [c for c in candidates(plain.shape, self.n) if explains(c, plain, coded, self.n)]
         if not found:
-            raise RuntimeError(
-                f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own"
-                " there: the network mixes the samples of a batch, or its values overflow"
-            )
+            raise RuntimeError(_meet(site))
         return found
+
+
+def _both(old: list[Layout], new: list[Layout]) -> list[Layout]:
+    """What two probes allow; where they share nothing, as when sizes changed, what the later one does."""
+    return [layout for layout in old if layout in new] or new or old
+
+
+def _meet(site: Site) -> str:
+    return (
+        f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own there: the"
+        " network mixes the samples of a batch, or its values overflow"
+    )
 
 
 _CHECKPOINTS = (
@@ -433,8 +531,30 @@ def _seed(loss: Loss, logits: Tensor) -> Tensor:
             raise ValueError(f"a loss must give one value per sample, [{len(z)}], not {_shape(values)}")
         if not values.requires_grad:
             return torch.zeros_like(z)
-        (seed,) = torch.autograd.grad(values.sum(), [z], allow_unused=True)
-    return torch.zeros_like(z) if seed is None else seed.detach()
+        if any(leaf is not z for leaf in leaves(values)):
+            raise ValueError("a loss must depend on the logits alone; detach what else it uses")
+        factors = codes(len(z), values)
+        (seed,) = torch.autograd.grad(values, [z], torch.ones_like(values), retain_graph=True, allow_unused=True)
+        if seed is None:
+            return torch.zeros_like(z)
+        (coded,) = torch.autograd.grad(values, [z], factors)
+    if len(z) > 1 and seed.isfinite().all() and not explains(Layout(), seed, coded, len(z)):
+        raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
+    return seed.detach()
+
+
+def _off_in_company(model: nn.Module, x: Tensor) -> float:
+    """How far the logits of the first images are others when all of a few stand beside them, in parts of the largest;
+    0 where that is rounding."""
+    few, more = min(2, len(x) - 1), len(x)
+    with torch.enable_grad(), caches_aside(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone, among = (model(x[:n].detach().clone()) for n in (few, more))
+    if not all(isinstance(z, Tensor) and z.dim() == 2 for z in (alone, among)):
+        return 0
+    alone, among = alone.detach(), among.detach()
+    off = (alone - among[:few]).abs().amax() / among.abs().amax().clamp_min(torch.finfo(among.dtype).tiny)
+    return float(off) if off > _TOLERANCE.get(among.dtype, 0.1) else 0
 
 
 def _plan_for(model: nn.Module, x: Tensor, wanted: dict[str, Any]) -> _Plan:
@@ -443,7 +563,10 @@ def _plan_for(model: nn.Module, x: Tensor, wanted: dict[str, Any]) -> _Plan:
 
 
 def _select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
-    available = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    available = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
+    hooked = [name for name, p in available.items() if p._backward_hooks]
+    if hooked:
+        raise RuntimeError(f"{hooked[0]} has a hook that may change its gradient, which belongs to no single sample")
     if names is None:
         return available
     chosen = [names] if isinstance(names, str) else list(names)
@@ -454,18 +577,21 @@ def _select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Param
 
 
 def _select_small(wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
+    flat = [name for name, p in wanted.items() if p.dim() == 1 and not p.is_complex()]
     if isinstance(small, bool):
-        return [name for name, p in wanted.items() if p.dim() == 1] if small else []
-    chosen = set(small)
-    wrong = [name for name in chosen if name not in wanted or wanted[name].dim() != 1]
+        return flat if small else []
+    chosen = {small} if isinstance(small, str) else set(small)
+    wrong = [name for name in chosen if name not in flat]
     if wrong:
-        raise ValueError(f"{wrong[0]!r} is not a one-dimensional parameter among those asked for")
-    return [name for name in wanted if name in chosen]
+        raise ValueError(f"{wrong[0]!r} is not a one-dimensional (real) parameter among those asked for")
+    return [name for name in flat if name in chosen]
 
 
 def _refuse_mixing(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        norm |= "BatchNorm" in str(getattr(module, "original_name", ""))  # a scripted one
+        if norm and (module.training or module.running_mean is None):
             why = "is in training mode" if module.training else "keeps no running statistics"
             raise ValueError(
                 f"{name or 'the network'} ({type(module).__name__}) {why}, so it normalises by the batch and no sample"

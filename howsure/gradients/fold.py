@@ -77,7 +77,9 @@ class Fold:
         self.folded = self.weight * self.scale.view(-1, *[1] * (self.weight.dim() - 1)), constant
         return (self.centre * self.rstd).abs().max()
 
-    def takes(self, rule: Rule) -> bool:
+    def takes(self, rule: Rule, bias: Tensor | None) -> bool:
+        if bias is not self.bias:
+            raise Unfolded(self)
         if not isinstance(rule, Conv) or rule.saved["input"].dtype != self.weight.dtype:
             return False
         return not torch.is_autocast_enabled(self.weight.device.type)
@@ -131,8 +133,9 @@ class Folded(SumsOnce, Conv):
         if self.choose() != "windows":
             yield self.explicit(d, a).flatten(2), weight.flatten(1)
             return
-        rows = weight.movedim(1, -1).flatten(-2).flatten(1, -2).unbind(1)
-        yield from zip(self.windows(d, a), rows, strict=True)
+        rows = weight.movedim(1, -1).flatten(-2)
+        rows = rows.reshape(len(rows), -1, rows.shape[-1])
+        yield from zip(self.windows(d, a), rows.unbind(1), strict=True)
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         if key == "weight":

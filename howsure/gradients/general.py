@@ -70,6 +70,10 @@ class General(Rule):
         strip: Callable[[Tensor], Tensor],
         overwrites: bool = False,
     ) -> tuple[General, dict[int, Tensor]]:
+        if getattr(func, "__name__", "") == "embedding" and any(args[3:5]):
+            if args[3]:
+                raise RuntimeError("an embedding that scales its gradient by frequency counts those of the whole batch")
+            args = (*args[:4], False)  # a dense gradient of the same entries
         leaves, spec = pytree.tree_flatten((args, kwargs))
         weights = {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor) and is_weight(t)}
         plain = [strip(t) if isinstance(t, Tensor) else t for t in leaves]

@@ -46,7 +46,8 @@ def candidates(shape: torch.Size, n: int) -> list[Layout]:
 
 def codes(n: int, like: Tensor) -> Tensor:
     """One power of two per sample, neighbours apart: scaling by them is exact in floating point."""
-    return torch.tensor([2.0 ** ((5 * i + 2) % 8) for i in range(n)], dtype=like.dtype, device=like.device)
+    exponents = [(5 * i + 3 * (i // 8) + 2) % 8 for i in range(n)]
+    return torch.tensor([2.0**e for e in exponents], dtype=like.dtype, device=like.device)
 
 
 def explains(layout: Layout, plain: Tensor, coded: Tensor, n: int) -> bool:

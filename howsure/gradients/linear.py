@@ -35,7 +35,10 @@ class Linear(Rule):
 
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
-        return "input" not in weights and isinstance(arguments.get("weight"), Tensor) and arguments["weight"].dim() == 2
+        weight, bias = arguments.get("weight"), arguments.get("bias")
+        if "input" in weights or not isinstance(weight, Tensor) or weight.dim() != 2 or arguments["input"].dim() < 2:
+            return False
+        return bias is None or bias.shape == weight.shape[:1]
 
     def forward(self) -> Any:
         a = self.arguments

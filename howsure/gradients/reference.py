@@ -17,7 +17,7 @@ def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], 
     Each image goes in twice and the loss of the first is taken: torch 2.14's batch norm in eval mode gives a wrong
     gradient for a single image where the map's gradient arrives from a flattened one (seen with timm's LeViT).
     """
-    parameters = [p for _, p in model.named_parameters() if p.is_floating_point()]
+    parameters = [p for _, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
     before = [p.requires_grad for p in parameters]
     try:
         for p in parameters:
@@ -51,4 +51,4 @@ def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], pa
     with torch.enable_grad(), caches_aside(model):
         value = loss(model(torch.stack([image, image]).detach()))[0]
         grads = torch.autograd.grad(value, parameters, allow_unused=True)
-    return torch.stack([value.new_zeros(()) if g is None else g.square().sum() for g in grads]).detach()
+    return torch.stack([value.new_zeros(()) if g is None else g.abs().square().sum() for g in grads]).detach()

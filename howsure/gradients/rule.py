@@ -61,8 +61,10 @@ class Rule:
         return self.name
 
     def input(self, key: str) -> Tensor:
-        """A saved tensor, detached, in at least single precision."""
+        """A saved tensor, detached, in at least single precision; integers in the weight's."""
         t = self.saved[key].detach()
+        if not t.is_floating_point():
+            t = t.to(next(self.arguments[w].dtype for w in self.weights))
         return t if t.dtype in (torch.float32, torch.float64) else t.float()
 
 

@@ -26,6 +26,25 @@ from .rule import Rule, map_tensors, tensors
 from .rules import rule_for
 
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
+_STRIDED = {"as_strided", "stride"}
+_CHOOSING = {
+    *(
+        "argsort",
+        "sort",
+        "msort",
+        "topk",
+        "kthvalue",
+        "nonzero",
+        "argwhere",
+        "unique",
+        "unique_consecutive",
+        "bincount",
+    ),
+    *("masked_select", "multinomial", "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"),
+    "_pack_padded_sequence",
+}
+_INDEXING = {"__getitem__", "__setitem__", "index_select", "index_put", "index_put_", "index_add", "index_add_",
+             "gather", "take_along_dim", "take", "scatter", "scatter_", "scatter_add", "scatter_add_"}  # fmt: skip
 _SHAPE_ONLY = {
     "type_as",
     "expand_as",
@@ -180,9 +199,21 @@ class Tracer(TorchFunctionMode):
         self.nodes: dict[Any, Site] = {}
         self.watched: dict[int, _Watched] = {}
         self.anchor = torch.zeros((), device=data.device, requires_grad=True)
+        self.calls = 0
+        """A hash of the names of all calls: others are made, and what was learned of the network is void."""
+        self.depends = False
+        """Whether the order or choice of what is computed may hang on the data."""
+        self.reads_memory = False
+        """Whether the network looks at how data lie in memory."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        self.calls = hash((self.calls, name))
+        if func is torch.autograd.grad and (kwargs.get("create_graph") or any(args[4:5])):
+            raise RuntimeError(
+                "the network takes a gradient during its forward pass, whose own gradient cannot be followed"
+            )
         weight = data = False
         for t in tensors((args, kwargs) if kwargs else args):
             key = id(t)
@@ -195,6 +226,8 @@ class Tracer(TorchFunctionMode):
                 data = True
             elif t.requires_grad or key in self.data:
                 data = True
+        if data:
+            self._notice(name, args)
         if not weight:
             if data and _in_place(func, args, kwargs):
                 self._before_overwrite(_first(args, kwargs))
@@ -208,6 +241,13 @@ class Tracer(TorchFunctionMode):
         return self._meet(func, args, kwargs)
 
     # -- data ---------------------------------------------------------------------------------------------------
+
+    def _notice(self, name: str, args: tuple) -> None:
+        """Note calls that order or choose by the data, and those that read strides."""
+        if name in _STRIDED:
+            self.reads_memory = True
+        elif name in _CHOOSING or (name in _INDEXING and any(id(t) in self.data for t in tensors(args[1:]))):
+            self.depends = True
 
     def _mark(self, out: Any) -> None:
         for t in tensors((out,)):
@@ -247,7 +287,7 @@ class Tracer(TorchFunctionMode):
         """What a weight-only call sees: a leaf for a parameter, itself for a derived weight."""
         if id(t) in self.constants:
             return self._detached(t)
-        if id(t) not in self.names or not t.is_floating_point():
+        if id(t) not in self.names:
             return t
         if id(t) not in self.aliases:
             self.aliases[id(t)] = t.detach().requires_grad_()
@@ -261,9 +301,10 @@ class Tracer(TorchFunctionMode):
     def _derive(self, func: Any, args: tuple, kwargs: dict) -> Any:
         name = getattr(func, "__name__", "")
         if name == "repeat" and len(args) > 1:
-            func, args = _repeat_as_expand, args
+            func = _repeat_as_expand
         out = func(*map_tensors(self._alias, args), **map_tensors(self._alias, kwargs))
-        for t in tensors((args[:1] if name == "__setitem__" else (), out)):
+        changed = [args[0], *([args[0]._base] if args[0]._is_view() else [])] if _in_place(func, args, kwargs) else []
+        for t in tensors((changed, out)):
             if t.requires_grad and id(t) not in self.names:
                 self.weights[id(t)] = t
         return out
@@ -303,7 +344,7 @@ class Tracer(TorchFunctionMode):
         if rule is None:
             rule, weights = General.bind(func, args, kwargs, is_weight, self._strip)
         fold = self.folds.get(id(weights.get("weight")))
-        if fold is not None and fold.takes(rule):
+        if fold is not None and fold.takes(rule, weights.get("bias")):
             return self._fold(fold, rule, weights, name)
         return self._site(rule, weights, name)
 
@@ -352,7 +393,8 @@ class Tracer(TorchFunctionMode):
             return out
         site = Site(len(self.sites), rule, weights, label, list(tensors((out,))))
         if several:
-            out = _Tie.apply(lambda grads: self.sink(site, grads), *out)
+            tied = _Tie.apply(lambda grads: self.sink(site, grads), *out)
+            out = tied if type(out) in (tuple, list) else type(out)(tied)
         else:
             if out._is_view():
                 out = out.clone()
@@ -368,12 +410,13 @@ class Tracer(TorchFunctionMode):
 
 
 def _repeat_as_expand(t: Tensor, *sizes: Any) -> Tensor:
-    """``t.repeat`` as a view where only dimensions of size one are repeated, which sums its gradient cheaply."""
+    """``t.repeat``; by way of a view where only dimensions of size one are repeated: its gradient is a cheap sum."""
     flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     shape = (1,) * (len(flat) - t.dim()) + tuple(t.shape)
     if any(r > 1 and s != 1 for r, s in zip(flat, shape, strict=True)):
         return t.repeat(*sizes)
-    return t.reshape(shape).expand([r * s for r, s in zip(flat, shape, strict=True)])
+    wide = t.reshape(shape).expand([r * s for r, s in zip(flat, shape, strict=True)])
+    return wide.clone(memory_format=torch.contiguous_format)
 
 
 _FLIPPED = {torch.Tensor.__radd__: torch.Tensor.add, torch.Tensor.__rmul__: torch.Tensor.mul}
