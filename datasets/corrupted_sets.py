@@ -5,6 +5,7 @@ Each has `at(kind, severity)`; suites name one part as `cifar10-c:KIND:SEVERITY`
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -194,7 +195,8 @@ class NpyPart(Images):
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         stat = self.file.stat()
-        return f"{self.file.name} {stat.st_size} {stat.st_mtime_ns} {self.start}"
+        labels = hashlib.sha256(self.y.tobytes()).hexdigest()
+        return f"{self.file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {self.start} {labels}"
 
 
 def _npy(file: Path) -> np.ndarray:

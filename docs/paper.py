@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import isnan
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +23,6 @@ REFERENCE = DOCS.parent / "results" / "reference"
 PROBES = REFERENCE / "paper-probes-jpeg"
 RUNS = ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg")
 NETWORKS = "paper-digits"
-DENSENET = "paper-densenet-jpeg"
 DETECTOR = "confound_detector"
 CONTROLS = ("logit_detector", "feature_detector", "activation_detector", "activation_norm_detector")
 OWN = ("layerprint", "actprint", "gradprint", "confound")
@@ -67,9 +65,7 @@ def leads(rows: pd.DataFrame, against: Sequence[str], run: str) -> pd.DataFrame:
 
 
 def signed(mean: float, sd: float, half: float) -> str:
-    """In points: the mean, ± the deviation over splits where there are several, and the interval."""
-    spread = "" if isnan(sd) else f" ± {100 * sd:.1f}"
-    return f"{100 * mean:+.1f}{spread} [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]"
+    return f"{100 * mean:+.1f} ± {100 * sd:.1f} [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]"
 
 
 def lead_table(rows: pd.DataFrame, controls: Sequence[str], run: str) -> str:
@@ -117,7 +113,7 @@ def mean_table(rows: pd.DataFrame) -> str:
     """Mean AUROC over shifts of every method, a column a protocol, with the deviation over splits."""
     by_seed = rows.groupby(["method", "protocol", "seed"], sort=False)["value"].mean()
     stats = by_seed.groupby(["method", "protocol"]).agg(["mean", "std"])
-    text = stats.apply(_with_spread, axis=1).unstack().reindex(columns=_present(rows))
+    text = stats.apply(lambda s: f"{s['mean']:.3f} ± {s['std']:.3f}", axis=1).unstack().reindex(columns=_present(rows))
     order = stats["mean"].unstack().mean(axis=1).sort_values(ascending=False).index
     sees = {m: _supervision(m) for m in order}
     text.insert(0, "may see", pd.Series(sees))
@@ -138,10 +134,6 @@ def network_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
             line[f"lead over the {name}"] = f"{lead.mean():+.1f} ± {lead.std():.1f}"
         lines.append({**line, "layerprint": f"{values['layerprint'].mean():.3f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
-
-
-def _with_spread(stats: pd.Series) -> str:
-    return f"{stats['mean']:.3f}" + ("" if isnan(stats["std"]) else f" ± {stats['std']:.3f}")
 
 
 def _supervision(method: str) -> str:
@@ -165,7 +157,7 @@ def learning(file: Path) -> pd.DataFrame:
 
 def learning_table(file: Path) -> str:
     means = learning(file).groupby(["method", "outliers"])["auroc"].agg(["mean", "std"])
-    text = means.apply(_with_spread, axis=1).unstack()
+    text = means.apply(lambda s: f"{s['mean']:.3f} ± {s['std']:.3f}", axis=1).unstack()
     text = text[[*[n for n in text if n], 0]].rename(columns={0: "all (400 to 1,600)"})
     return text.reset_index().to_markdown(index=False, disable_numparse=True)
 
@@ -298,21 +290,12 @@ def put(page: str, name: str, text: str) -> str:
 def tables() -> dict[str, str]:
     """The tables by name."""
     ood, corruption, variants = map(aurocs, RUNS)
-    dense = aurocs(DENSENET)
-    dense_ood, dense_corruption = dense[dense["task"] == "ood"], dense[dense["task"] == "corruption"]
     return {
         "means": mean_table(ood),
         "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS, RUNS[0]),
         "corruption means": mean_table(corruption),
         **{f"corruption {p}": corruption_table(corruption, p, CONTROLS, RUNS[1]) for p in _present(corruption)},
         "networks": network_table(aurocs(NETWORKS), CONTROLS),
-        "densenet ood": lead_table(dense_ood[dense_ood["protocol"] != "none"], CONTROLS, DENSENET),
-        "densenet corruption": mean_table(dense_corruption),
-        **{
-            f"densenet corruption {p}": corruption_table(dense_corruption, p, CONTROLS, DENSENET)
-            for p in _present(dense_corruption)
-            if p != "none"
-        },
         "variants": mean_table(variants),
         "learning": learning_table(PROBES / "learning.csv"),
         "importance": importance_table(PROBES / "importance.csv"),

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .cells import refusal, seeded
+from .cells import refusal
 from .data import FolderImages, as_images, cache_root
 from .errors import UserError
-from .extract import Extractor, Split, union
+from .extract import Extractor, Split, seeded, union
 from .networks import load_network
 from .representations import Logits
 from .sources import num_classes, resolve

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, product
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .extract import Extractor, Split
+from .extract import Extractor, Split, seeded
 from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
-from .protocol import FIT, TEST, VAL, Shift, gather, members, pseudo_unknowns, seen_outliers
+from .protocol import FIT, TEST, VAL, Shift, gather, members, pseudo_unknowns, seen_outliers, spread
 from .representations import ImageIds, Labels, Reps
 from .suite import Protocol
 
@@ -64,15 +63,15 @@ class Bench:
         return members(self.ids[split], part, self.seed)
 
     def indices(self, split: str, part: int, tuning: bool = False) -> Tensor:
-        """Those to fit or tune on: the part's, or for tuning the first few of them.
+        """Those to fit or tune on: the part's, or for tuning a few of them.
 
         Altered training images are in the parts of their originals. A grid looks at no more than 1,000 images of the
-        fit part and 500 of the validation part of each kind of shift, an equal share of each severity.
+        fit part and 500 of the validation part of each kind of shift, at random, an equal share of each severity.
         """
         index = self.part("train" if split == "synthetic" else split, part)
         kinds = {shift.name: shift.kind for shift in self.shifts}
         severities = sum(kind == kinds.get(split) for kind in kinds.values())
-        return index[: MOST_TO_TUNE_ON[part] // max(1, severities)] if tuning else index
+        return spread(index, MOST_TO_TUNE_ON[part] // max(1, severities), self.seed) if tuning else index
 
 
 def candidates(method: Method) -> list[Method]:
@@ -186,7 +185,7 @@ class Scorer:
         """Scores of the test part of a split; where passes are made for them, no other image is looked at."""
         if _makes_passes(method.needs):
             return self._score(method, split, known, TEST)
-        return self._score(method, split, known)[self.bench.part(split, TEST)]
+        return self._score(method, split, known)[self.bench.part(split, TEST).numpy()]
 
     def _score(
         self, method: Method, split: str, known: Any, part: int | None = None, tuning: bool = False
@@ -227,8 +226,8 @@ class Scorer:
             index = bench.indices("train", part, tuning)
             if known[0] == "synthetic":
                 return [("train", index[index % 2 == 0])], [("synthetic", index[index % 2 == 1])]
-            kept, held = pseudo_unknowns(bench.ids["train"][Labels()][index], bench.seed, MOST_TO_FIT_ON)
-            return [("train", index[kept])], [("train", index[held])]
+            known_to_it, held = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, MOST_TO_FIT_ON)
+            return [("train", known_to_it)], [("train", held)]
         indices = {split: bench.indices(split, part, tuning) for split in ("test", *known)}
         inside = gather({"test": indices.pop("test")}, bench.seed, MOST_TO_FIT_ON)
         return inside, gather(indices, bench.seed, len(inside[0][1]))
@@ -248,16 +247,6 @@ def refusal(method: Method, network: Network) -> str | None:
     """Why a method cannot score a network: its own reason, or that of a representation it needs."""
     reasons = [method.skip(network), *(rep.skip(network) for rep in method.needs)]
     return next((reason for reason in reasons if reason), None)
-
-
-def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The state that `work` gives when torch's random numbers start from a seed; the caller's are left as they were.
-
-    Its tensors are contiguous, as they come back from a file: memory layout changes the last bits of a product.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return {key: v.contiguous() if isinstance(v, Tensor) else v for key, v in work().items()}
 
 
 def _checked(scores: Tensor, where: str) -> np.ndarray:

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .backbone import InputSpec
-from .cells import refusal, seeded
+from .cells import refusal
 from .data import ArrayImages
-from .extract import Extractor, Split, batches, run_pass
+from .extract import Extractor, Split, batches, run_pass, seeded
 from .method import Method
 from .network import Network
 from .representations import Representation, Reps

@@ -78,7 +78,7 @@ def howsure() -> None:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of results. [default: results/SUITE]"
 )
-@click.option("--seed", type=int, help="One seed instead of the suite's.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="One seed instead of the suite's.")
 @click.option("--fresh", is_flag=True, help="Compute cells anew even where the folder holds them.")
 @device_option
 @plugin

@@ -87,6 +87,17 @@ class Wrapped(Images):
         return self._read[1]
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image with eight bits a channel: of sixteen the upper ones. UserError for numbers of no known range."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(
+            f"an image of mode {image.mode}, numbers of no known range; save it with 8 or 16 bits a channel"
+        )
+    return image
+
+
 def as_images(images: Any, where: str) -> Images:
     """A split of whatever data set as `Images`."""
     return images if isinstance(images, Images) else Wrapped(images, where)
@@ -120,7 +131,7 @@ class ArrayImages(Images):
 class FileImages(Images):
     """Image files and their labels; each is read when it is asked for.
 
-    The fingerprint is made of names below `folder`, sizes, times of change and labels; no image is read for it.
+    The fingerprint is made of the folder, names below it, sizes, times of change and labels; no image is read for it.
     """
 
     def __init__(self, files: Sequence[Path], y: np.ndarray | Sequence[int], folder: Path) -> None:
@@ -141,10 +152,11 @@ class FileImages(Images):
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(self.folder.resolve()).encode())
         for file, label in zip(self.files, self.y, strict=True):
             stat = file.stat()
-            digest.update(f"{file.relative_to(self.folder)} {label} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+            digest.update(f"{file.relative_to(self.folder)} {label} {stat.st_size} {times}\n".encode())
         return digest.hexdigest()
 
 

@@ -14,6 +14,10 @@ class MissingData(UserError):
     """A data set is not on this machine; the message says how to get it."""
 
 
+class NoGradients(UserError):
+    """A network has no gradients of single images; methods without this need can still score it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """The error for a name that is not known, with the nearest ones that are."""
     names = sorted(known)

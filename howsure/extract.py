@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
@@ -21,9 +20,9 @@ from torch.utils.data import Dataset as TorchDataset
 from .backbone import InputSpec
 from .corruptions import corrupt
 from .data import Images
-from .errors import UserError
+from .errors import NoGradients, UserError
 from .gradients import GradResult, grad_sq_norms
-from .keys import PASS, code_of, make_key, source_of
+from .keys import make_key, room, sources_of
 from .layers import module
 from .losses import Loss
 from .network import Network
@@ -174,13 +173,13 @@ def _look(
 def _gradients(
     network: Network, images: Tensor, losses: list[Loss], small: bool, on_restart: Callable[[], None]
 ) -> GradResult:
-    """The engine's result; UserError where a network has no gradients of single images."""
+    """The engine's result; NoGradients where a network has no gradients of single images."""
     try:
         return grad_sq_norms(network.model, images, losses, small=small, on_restart=on_restart)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"no gradients of single images from '{network.name}': {error}") from error
+        raise NoGradients(f"no gradients of single images from '{network.name}': {error}") from error
 
 
 @dataclass
@@ -336,15 +335,13 @@ class Extractor:
         if rep not in self._states:
             if not all(need in self._train for need in rep.needs):
                 self(self.fit_split, rep.needs)
-            self._states[rep] = rep.fit(self._train.only(rep.needs, repr(rep)))
+            self._states[rep] = seeded(0, lambda: rep.fit(self._train.only(rep.needs, repr(rep))))
         return self._states[rep]
 
     def _key(self, split: Split, rep: Representation[Any]) -> str:
-        versions = (torch.__version__, torchvision.__version__)
-        kind: Any = type(rep)
         data = split.fingerprint if rep.per_image else ""
         fitted = self.fit_split.fingerprint if rep.needs else ""
-        return make_key(self.network.digest, data, fitted, rep, source_of(kind), code_of(*PASS), *versions)
+        return make_key(self.network.digest, data, fitted, rep, *sources_of(rep), room())
 
 
 def _asked(wanted: Sequence[Wanted]) -> list[tuple[Split, Tensor]]:
@@ -367,6 +364,16 @@ def _lack(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
     """Which images to look at, bool `[n]`: one is enough for what belongs to the network."""
     lack = rows.lack(images)
     return lack if rep.per_image else lack & (torch.arange(len(images)) == 0)
+
+
+def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The state that `work` gives when torch's random numbers start from a seed; the caller's are left as they were.
+
+    Its tensors are contiguous, as they come back from a file: memory layout changes the last bits of a product.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return {key: v.contiguous() if isinstance(v, Tensor) else v for key, v in work().items()}
 
 
 def accuracy(reps: Reps, labels: Tensor) -> float:

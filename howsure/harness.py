@@ -20,19 +20,19 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .cells import Bench, CellError, Scorer, certain, refusal, seeded
-from .corruptions import CORRUPTIONS
+from .cells import Bench, CellError, Scorer, certain, refusal
+from .corruptions import CORRUPTIONS, kinds
 from .data import Images, Subset, as_images, cache_root, data_root
-from .errors import MissingData, UserError
-from .extract import Extractor, Pixels, Split, accuracy, batches, union
-from .keys import CELL, PASS, code_of, make_key, source_of
+from .errors import MissingData, NoGradients, UserError
+from .extract import Extractor, Pixels, Split, accuracy, batches, seeded, union
+from .keys import make_key, room, sources_of
 from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
 from .protocol import Shift, applicable
 from .representations import ImageIds, Labels, Logits
-from .results import Cell, CellName, RunFolder
+from .results import Cell, CellName, RunFolder, State
 from .sources import num_classes, resolve
 from .store import Store
 from .suite import BackboneSpec, Protocol, Suite
@@ -40,6 +40,7 @@ from .synthetic import Synthetic
 from .timing import time_method
 
 IMAGES_TO_TIME = 256
+Refusal = tuple[State, str] | None
 
 
 @dataclass
@@ -82,11 +83,16 @@ class Run:
             splits = self.splits()
             for spec in self.suite.backbone:
                 for seed in self.suite.seeds:
-                    self._run_network(spec, seed, splits)
-        finally:
-            self.record["finished"] = _now()
-            results = self.folder.assemble(self.record)
-        return results
+                    self._run_network(spec, seed, splits, alone=len(self.suite.backbone) == 1)
+        except BaseException:
+            if self.record["cells"]:
+                self._assemble()
+            raise
+        return self._assemble()
+
+    def _assemble(self) -> pd.DataFrame:
+        self.record["finished"] = _now()
+        return self.folder.assemble(self.record)
 
     def splits(self) -> dict[str, Split]:
         """The suite's splits that are on this machine, shifts and corruptions too; what is missing is recorded."""
@@ -104,10 +110,17 @@ class Run:
         for spec in suite.shift:
             try:
                 found[spec.name] = self._split(spec.name, resolve(spec.data, base).split("test"))
-            except MissingData as error:
-                self.record["missing"][spec.name] = str(error)
-                print(f"howsure: shift '{spec.name}' left out: {error}", file=sys.stderr)
+            except UserError as error:
+                if not isinstance(error, MissingData):
+                    raise
+                self._leave_out(spec.name, str(error))
+            except Exception as error:
+                self._leave_out(spec.name, _reason(error))
         return {**found, **self._corrupted(found["test"].images)}
+
+    def _leave_out(self, shift: str, why: str) -> None:
+        self.record["missing"][shift] = why
+        print(f"howsure: shift '{shift}' left out: {why}", file=sys.stderr)
 
     def _corrupted(self, images: Images) -> dict[str, Split]:
         found, spec = {}, self.suite.corruptions
@@ -137,19 +150,29 @@ class Run:
             for kind in self.suite.corruptions.types:
                 for severity in self.suite.corruptions.severities:
                     found.append(Shift(f"{kind}@{severity}", kind, CORRUPTIONS[kind], "corruption", severity))
-        return found
+        return [shift for shift in found if shift.name in present]
 
     def bench(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Bench:
         """A network, loaded or trained, before the splits that `splits` gave."""
         network = self._network(spec, seed, splits)
+        possible = kinds(network.input.channels)
+        for kind in sorted({s.corruption[0] for s in splits.values() if s.corruption} - set(possible)):
+            self._leave_out(kind, f"it needs colour, and {spec.name} sees grey images")
+        splits = {name: s for name, s in splits.items() if not s.corruption or s.corruption[0] in possible}
         return Bench(
             network, Extractor(network, self.store, splits["train"], self._pixels), splits, self._shifts(splits), seed
         )
 
-    def _run_network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> None:
-        bench = self.bench(spec, seed, splits)
+    def _run_network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split], alone: bool) -> None:
+        try:
+            bench = self.bench(spec, seed, splits)
+        except Exception as error:
+            if alone:
+                raise
+            self._note_lost(spec.name, seed, _reason(error))
+            return
         network = bench.network
-        refusals = {name: refusal(method, network) for name, method in self.methods.items()}
+        refusals = {name: self._refusal(method, network) for name, method in self.methods.items()}
         able = {name: method for name, method in self.methods.items() if not refusals[name]}
         started = time.perf_counter()
         self._extract_what_can_be(bench, able)
@@ -164,6 +187,14 @@ class Run:
         self.folder.write_errors(spec.name, seed, errors)
         self._run_cells(bench, spec.name, refusals, errors)
         self._time(bench, able)
+
+    def _refusal(self, method: Method, network: Network) -> tuple[State, str] | None:
+        """Why a method does not run on a network, and whether that is a failure of its own."""
+        try:
+            why = refusal(method, network)
+        except Exception as error:
+            return "failed", _reason(error)
+        return ("skipped", why) if why else None
 
     def _network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Network:
         with self._bar(0, f"{spec.name}: training", "epoch") as bar:
@@ -188,10 +219,12 @@ class Run:
     def _extract_what_can_be(self, bench: Bench, methods: dict[str, Method]) -> None:
         """The shared passes; where they fail, those that need no gradients. Cells compute for themselves what is
         missing then, so that only those fail that need what cannot be had."""
-        plain = {name: m for name, m in methods.items() if not any(rep.losses() for rep in union([m.needs]))}
         try:
             self._extract(bench, methods)
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, NoGradients):
+                raise
+            plain = {name: m for name, m in methods.items() if not any(rep.losses() for rep in union([m.needs]))}
             print(f"howsure: {bench.network.name}: {_reason(error)}; methods without this need go on", file=sys.stderr)
             with suppress(Exception):
                 self._extract(bench, plain)
@@ -224,7 +257,7 @@ class Run:
     def _fits_on_train(self) -> bool:
         return bool({"pseudo-unknown", "synthetic"} & set(self.suite.chosen_protocols()))
 
-    def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, str | None], errors: np.ndarray) -> None:
+    def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, Refusal], errors: np.ndarray) -> None:
         protocols = applicable(self.suite.chosen_protocols(), bench.shifts)
         with self._bar(len(self.methods) * len(protocols), f"{backbone}: cells", "cell") as bar:
             for name, method in self.methods.items():
@@ -236,17 +269,17 @@ class Run:
                     bar.update(1)
 
     def _run_cell(
-        self, scorer: Scorer, protocol: Protocol, name: CellName, refused: str | None, errors: np.ndarray
+        self, scorer: Scorer, protocol: Protocol, name: CellName, refused: Refusal, errors: np.ndarray
     ) -> Cell:
+        if refused:
+            cell = Cell(name, refused[0], "", refused[1], parameters=repr(scorer.method))
+            self.folder.write_cell(cell)
+            return cell
         key = self._key(scorer, protocol)
         kept = None if self.fresh else self.folder.read_cell(name)
         if kept and kept.key == key and kept.state == "done":
             return kept
         cell = Cell(name, "done", key, parameters=repr(scorer.method))
-        if refused:
-            cell.state, cell.why = "skipped", refused
-            self.folder.write_cell(cell)
-            return cell
         started, scores = time.perf_counter(), {}
         try:
             scores = self._score(scorer, protocol, cell, errors)
@@ -287,9 +320,18 @@ class Run:
         bench = scorer.bench
         splits = [f"{name} {split.fingerprint}" for name, split in bench.splits.items()]
         method = scorer.method
-        code = [source_of(cls) for cls in (type(method), *map(type, method.needs))] + [code_of(*PASS, *CELL)]
+        code = (*sources_of(method), room())
         grid = (self.suite.name, protocol, bench.seed, *bench.shifts, *splits)
         return make_key(bench.network.digest, method, *code, *grid)
+
+    def _note_lost(self, backbone: str, seed: int, why: str) -> None:
+        """All cells of a network that is not to be had fail."""
+        for name, method in self.methods.items():
+            for protocol in self.suite.chosen_protocols():
+                if protocol != "none" or method.supervision != "outliers":
+                    cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
+                    self.folder.write_cell(cell)
+                    self._note(cell)
 
     def _note(self, cell: Cell) -> None:
         self.record["cells"].append({
@@ -303,7 +345,8 @@ class Run:
         backbone = bench.network.name
         states = {(c["method"], c["state"]) for c in self.record["cells"] if c["backbone"] == backbone}
         worked = [name for name in methods if (name, "done") in states and (name, "failed") not in states]
-        todo = [name for name in worked if self.fresh or not self.folder.read_timing(backbone, name)]
+        keys = {name: self._timing_key(bench, methods[name]) for name in worked}
+        todo = [n for n in worked if self.fresh or (self.folder.read_timing(backbone, n) or {}).get("key") != keys[n]]
         if not todo:
             return
         images = bench.splits["test"].images
@@ -311,11 +354,16 @@ class Run:
         loaded = list(batches(sample, bench.network))
         with self._bar(len(todo), f"{backbone}: timing", "method") as bar:
             for name in todo:
-                row = time_method(
-                    methods[name], self._fit(bench, name, methods[name]), bench.network, loaded, bench.extractor
-                )
-                self.folder.write_timing(backbone, name, {**row, "method": name})
+                fit = self._fit(bench, name, methods[name])
+                try:
+                    row = time_method(methods[name], fit, bench.network, loaded, bench.extractor)
+                    self.folder.write_timing(backbone, name, {**row, "method": name, "key": keys[name]})
+                except Exception as error:
+                    print(f"howsure: {name} on {backbone} was not timed: {_reason(error)}", file=sys.stderr)
                 bar.update(1)
+
+    def _timing_key(self, bench: Bench, method: Method) -> str:
+        return make_key(bench.network.digest, bench.network.device, method, *sources_of(method), room())
 
     def _fit(self, bench: Bench, name: str, method: Method) -> Callable[[], Any]:
         scorer = Scorer(bench, name, method)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
+import marshal
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from torch import nn
-
-PASS = ("extract", "rows", "network", "layers", "losses", "gaussian", "corruptions", "synthetic", "representations")
-CELL = ("cells", "detector", "metrics", "protocol")
+ROOM = Path(__file__).parent
+SHOWING = {"__main__", "answer", "check", "cli", "plots", "scaffold", "tables", "timing"}
+"""Files of the engine room that no stored number hangs on."""
+PLUGINS = ("howsure.methods", "howsure.datasets", "howsure.backbones")
+BELOW = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
+INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 def make_key(*parts: object) -> str:
@@ -19,28 +27,67 @@ def make_key(*parts: object) -> str:
 
 
 @cache
-def source_of(cls: type) -> str:
-    """A hash of the file that defines a class and of the shared files beside it (`_*.py`): editing one makes what was
-    stored under it miss."""
-    file = _file_of(cls)
-    if file is None:
-        return cls.__qualname__
-    return make_key(*map(hash_file, [file, *sorted(map(str, Path(file).parent.glob("_*.py")))]))
+def room() -> str:
+    """A hash of the engine room and of the versions of the libraries below it."""
+    files = [*ROOM.glob("*.py"), *(ROOM / "gradients").glob("*.py")]
+    return make_key(*(hash_file(f) for f in sorted(files) if f.stem not in SHOWING), *map(version, BELOW))
 
 
-@cache
-def code_of(*names: str) -> str:
-    """A hash of engine-room files by stem, and of the gradient engine."""
-    room = Path(__file__).parent
-    files = [room / f"{name}.py" for name in names] + sorted((room / "gradients").glob("*.py"))
-    return make_key(*map(hash_file, files))
+def _source_of(cls: Any) -> str:
+    """A hash of the files behind a class: those of itself and its ancestors, and those that their modules take from,
+    but for the engine room's and installed libraries'. Editing one makes what was stored under it miss. A class that no
+    file defines, in a notebook, is hashed by its code.
+    """
+    found: dict[str, ModuleType | None] = {}
+    for ancestor in cls.__mro__:
+        module = sys.modules.get(ancestor.__module__)
+        if ancestor is cls or _is_own(module, cls.__module__):
+            _follow(module, cls.__module__, found)
+    files = [file for file in sorted(found) if Path(file).is_file()]
+    return make_key(cls.__qualname__, *map(hash_file, files), "" if files else _code(cls))
 
 
-def layers_of(model: nn.Module) -> str:
-    """A hash of a network's layers as they print, and of the files that define them, torch's own left out."""
+source_of: Callable[[Any], str] = cache(_source_of)
+
+
+def _follow(module: ModuleType | None, home: str, found: dict[str, ModuleType | None]) -> None:
+    file = getattr(module, "__file__", None)
+    if file is None or file in found:
+        return
+    found[file] = module
+    for value in list(vars(module).values()):
+        other = value if isinstance(value, ModuleType) else sys.modules.get(str(getattr(value, "__module__", None)))
+        if _is_own(other, home):
+            _follow(other, home, found)
+
+
+def _is_own(module: ModuleType | None, home: str) -> bool:
+    """Whether a module's text may change under us: a plugin's, one of the same package, or the user's own."""
+    name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None) or ""
+    if name.partition(".")[0] == "howsure":
+        return name.startswith(PLUGINS)
+    top = name.partition(".")[0]
+    return file.endswith(".py") and (not file.startswith(INSTALLED) or (top not in BELOW and top == home.split(".")[0]))
+
+
+def _code(cls: type) -> str:
+    functions = [f for f in vars(cls).values() if hasattr(f, "__code__")]
+    values = [(k, repr(v)) for k, v in vars(cls).items() if not k.startswith("__") and not callable(v)]
+    return make_key(*values, *(hashlib.sha256(marshal.dumps(f.__code__)).hexdigest() for f in functions))
+
+
+def sources_of(*things: Any) -> Iterator[str]:
+    """The sources of methods and representations, of the representations that they need, and of losses."""
+    for thing in things:
+        yield source_of(type(thing))
+        yield from sources_of(*getattr(thing, "needs", ()))
+        yield from map(source_of, map(type, thing.losses() if hasattr(thing, "losses") else ()))
+
+
+def layers_of(model: Any) -> str:
+    """A hash of a network's layers as they print, and of the files behind those that are not torch's."""
     classes = {type(layer) for layer in model.modules() if not type(layer).__module__.startswith("torch.")}
-    files = {_file_of(cls) for cls in classes}
-    return make_key(model, *(hash_file(file) for file in sorted(file for file in files if file)))
+    return make_key(model, *sorted(map(source_of, classes)))
 
 
 def hash_file(file: str | Path) -> str:
@@ -48,8 +95,8 @@ def hash_file(file: str | Path) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def _file_of(cls: type) -> str | None:
-    try:
-        return inspect.getsourcefile(cls)
-    except (TypeError, OSError):
-        return None
+def hash_module(module: ModuleType) -> str:
+    """A hash of a module's file and of those of the user's that it takes from."""
+    found: dict[str, ModuleType | None] = {}
+    _follow(module, module.__name__, found)
+    return make_key(*map(hash_file, sorted(found)))

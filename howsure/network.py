@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .backbone import InputSpec
+from .data import eight_bits
 from .keys import layers_of
 from .layers import find_head, stages
 
@@ -57,12 +58,18 @@ class Network:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the weights, their names, the code of the layers, and the input transform."""
+        """A hash of the weights, their names, the code of the layers, the input transform, and in three digits of what
+        the network says of made-up images: for whatever else may change it, in helpers that no layer names."""
         digest = hashlib.sha256(f"{layers_of(self.model)} {self.origin} {self.input}".encode())
         for model in (self.model, *self.members):
             for name, value in model.state_dict().items():
                 raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 digest.update(name.encode() + raw.numpy().tobytes())
+            with torch.no_grad():
+                logits = model(self.example()).double().cpu()
+            ramp = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+            said = (logits.std(), (logits * ramp).sum(), (logits * ramp.square()).sum())
+            digest.update(" ".join(f"{float(value):.2e}" for value in said).encode())
         return digest.hexdigest()
 
     def lay_channels_last(self) -> None:
@@ -87,7 +94,7 @@ class Network:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An image as uint8 `[H, W, channels]` at the network's size."""
-        image = image.convert("L" if self.input.channels == 1 else "RGB")
+        image = eight_bits(image).convert("L" if self.input.channels == 1 else "RGB")
         height, width = self.input.size
         if self.input.crop < 1 or (image.height, image.width) != (height, width):
             image = _resize(image, height, width, self.input.crop, RESAMPLING[self.input.interpolation])

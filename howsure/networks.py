@@ -26,7 +26,7 @@ from . import training
 from .backbone import Backbone, InputSpec
 from .data import Images, cache_root
 from .errors import UserError, unknown
-from .keys import hash_file
+from .keys import hash_file, hash_module, layers_of, source_of
 from .network import Network
 from .plugins import BACKBONES
 from .registry import import_file
@@ -105,9 +105,11 @@ def load_network(
 
 
 def _origin(use: str, base: Path) -> str:
-    """The name, and the code of a user's own file."""
+    """The name, and the code of the file that builds it."""
     file, colon, _ = use.rpartition(":")
-    return f"{use} {hash_file(base / Path(file).expanduser())}" if colon and file.endswith(".py") else use
+    if colon and file.endswith(".py"):
+        return f"{use} {hash_module(import_file(base / Path(file).expanduser()))}"
+    return f"{use} {source_of(BACKBONES[use])}" if use in BACKBONES else use
 
 
 def load_checkpoint(network: Network, file: Path) -> None:
@@ -285,6 +287,9 @@ def _override(own: InputSpec, asked: dict[str, Any], use: str) -> InputSpec:
     return spec
 
 
+TRAINED_WITH = ("torch", "timm", "numpy")
+
+
 @dataclass
 class _Trainer:
     """Trains a registered backbone, or reads what was trained before under the same key."""
@@ -329,7 +334,7 @@ class _Trainer:
             "input": asdict(self.input),
             "train_images": self.images.fingerprint,
             "train_accuracy": training.accuracy(network, self.images),
-            "versions": {package: version(package) for package in ("torch", "timm", "numpy")},
+            "versions": {package: version(package) for package in TRAINED_WITH},
         }
         if self.test_images is not None:
             record["test_accuracy"] = training.accuracy(network, self.test_images)
@@ -338,8 +343,8 @@ class _Trainer:
     def key(self, seed: int) -> str:
         """Changes with whatever changes the weights: code of the network and of its training, recipe, data, seed."""
         assert self.images is not None
-        sources = (inspect.getsourcefile(type(self.backbone)), inspect.getsourcefile(training))
-        code = [hash_file(file) for file in sources if file]
+        layers = layers_of(self.backbone.build(self.num_classes))
+        code = [source_of(type(self.backbone)), layers, hash_file(training.__file__), *map(version, TRAINED_WITH)]
         parts = (self.use, code, self.backbone.recipe, self.input, self.num_classes, self.images.fingerprint, seed)
         return f"{self.use}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
 

@@ -73,23 +73,24 @@ def seen_outliers(protocol: Protocol, target: Shift, shifts: Sequence[Shift]) ->
 def gather(indices: Mapping[str, Tensor], seed: int, at_most: int) -> list[tuple[str, Tensor]]:
     """Images of several sets, as many of each as of the others and `at_most` in all (at least one a set)."""
     share = max(1, at_most // len(indices))
-    return [(name, _spread(index, share, seed)) for name, index in indices.items()]
+    return [(name, spread(index, share, seed)) for name, index in indices.items()]
 
 
-def pseudo_unknowns(labels: Tensor, seed: int, at_most: int) -> tuple[Tensor, Tensor]:
-    """Indices of the images of the classes kept, and of those held back as unknowns (30 % of the classes, by the seed).
+def pseudo_unknowns(labels: Tensor, index: Tensor, seed: int, at_most: int) -> tuple[Tensor, Tensor]:
+    """Of the images at `index` those of the classes kept, and those of the classes held back as unknowns.
 
-    `labels` are class indices `[N]`; at most as many images are taken of one kind as there are of the other.
+    `labels` are class indices `[N]` of the whole split: 30 % of its classes are held back, by the seed, whichever
+    images are asked for. At most as many images are taken of one kind as there are of the other.
     """
     classes = labels.unique()
     order = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))]
-    held = torch.isin(labels, order[: max(1, round(HELD_BACK * len(classes)))])
-    known, unknown = (mask.nonzero().squeeze(1) for mask in (~held, held))
+    held = torch.isin(labels[index], order[: max(1, round(HELD_BACK * len(classes)))])
+    known, unknown = index[~held], index[held]
     n = min(at_most, len(known), len(unknown))
-    return _spread(known, n, seed), _spread(unknown, n, seed)
+    return spread(known, n, seed), spread(unknown, n, seed)
 
 
-def _spread(index: Tensor, n: int, seed: int) -> Tensor:
+def spread(index: Tensor, n: int, seed: int) -> Tensor:
     """`n` of the indices at random, in order; all where there are fewer."""
     chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n]
     return index[chosen.sort().values]

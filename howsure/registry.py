@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar, cast
+from zlib import crc32
 
 from .errors import UserError, unknown
 
@@ -99,7 +100,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         """Register the plugins that a module defines; returns their names."""
         found = inspect.getmembers(module, inspect.isclass)
         classes = [cast("type[T]", c) for _, c in found if self._is_plugin(c, module)]
-        stem = module.__name__.rpartition(".")[2]
+        stem = Path(str(module.__file__)).stem
         names = [str(vars(c).get("name") or (stem if len(classes) == 1 else c.__name__.lower())) for c in classes]
         for name, cls in zip(names, classes, strict=True):
             self.add(name, cls)
@@ -116,7 +117,10 @@ def import_file(path: str | Path) -> ModuleType:
         raise UserError(f"{path}: no such plugin file")
     name = f"howsure_plugins.{file.stem}"
     loaded = sys.modules.get(name)
-    if loaded is not None and loaded.__file__ == str(file):
+    if loaded is not None and loaded.__file__ != str(file):  # another file of this name
+        name = f"{name}_{crc32(str(file).encode()):08x}"
+        loaded = sys.modules.get(name)
+    if loaded is not None:
         return loaded
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -125,7 +129,7 @@ def import_file(path: str | Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"{_raised_at(error, str(file))}: {type(error).__name__}: {error}") from error
     return module
@@ -149,7 +153,7 @@ def _place(cls: type) -> str:
         return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _raised_at(error: Exception, file: str | None) -> str:
+def _raised_at(error: BaseException, file: str | None) -> str:
     """The plugin's own file and the line in it that led to the error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"

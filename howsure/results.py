@@ -26,6 +26,9 @@ TIMING_COLUMNS = [
 ]  # fmt: skip
 
 
+State = Literal["done", "failed", "skipped"]
+
+
 @dataclass(frozen=True)
 class CellName:
     """Which cell of the grid: a method on a backbone (of a seed) under a protocol."""
@@ -45,7 +48,7 @@ class Cell:
     """What became of a cell: its state and why, the key it was computed under, its rows, the values chosen for it."""
 
     name: CellName
-    state: Literal["done", "failed", "skipped"]
+    state: State
     key: str
     why: str = ""
     seconds: float = 0.0
@@ -79,9 +82,10 @@ class RunFolder:
         """The record of a cell, None where it has none."""
         try:
             values = json.loads(self._record(name).read_text())
-        except (OSError, ValueError):
+            cell = Cell(**{**values, "name": CellName(**values["name"])})
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return Cell(**{**values, "name": CellName(**values["name"])})
+        return cell if cell.name == name else None
 
     def cells(self) -> Iterator[Cell]:
         """All records, in order of backbone, seed, protocol, method."""

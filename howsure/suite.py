@@ -99,7 +99,14 @@ class CorruptionSpec(_Table):
         for name in chosen:
             if name not in CORRUPTIONS:
                 raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"a corruption stands there twice: {', '.join(chosen)}")
         return chosen
+
+    @field_validator("severities", mode="after")
+    @classmethod
+    def _each_once(cls, severities: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(severities))
 
 
 class Suite(_Table):
@@ -108,9 +115,9 @@ class Suite(_Table):
     name: str
     base: Path
     id: InDistribution
-    methods: tuple[str, ...] = ("*",)
-    protocols: tuple[Protocol, ...] | None = None
-    seeds: tuple[int, ...] = (0,)
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (0,)
     max_images: Annotated[int, Field(ge=10)] | None = None
     backbone: Annotated[tuple[BackboneSpec, ...], Field(min_length=1)]
     shift: tuple[ShiftSpec, ...] = ()
@@ -128,6 +135,9 @@ class Suite(_Table):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"two {kind}s are called '{twice[0]}'; give one of them another name")
+        for name in self.method:
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"a method cannot be called '{name}'; use letters, digits and _ . + -")
         for name in (s.name for s in self.shift):
             if name in RESERVED:
                 raise ValueError(f"a shift cannot be called '{name}', which is taken; give it another `name`")
@@ -168,7 +178,11 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
     for key in parameters:
         if key not in known:
             raise unknown(f"hyper-parameter of {used}", key, known)
-    return cls(**{key: _value(value) for key, value in parameters.items()})
+    values = {key: _value(value) for key, value in parameters.items()}
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"method {used}: {error}") from error
 
 
 def _value(value: Any) -> Any:

@@ -7,8 +7,9 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from .data import Images
+from .data import Images, eight_bits
 
+GREY = ("1", "L", "LA", "La")
 KINDS = ("patch_shuffle", "mixture", "inversion", "low_contrast", "noise", "blur", "pixel_shuffle")
 
 
@@ -30,16 +31,21 @@ class Synthetic(Images):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         rng = np.random.default_rng((self.seed, index))
-        image, label = self.images[index]
+        image, label = self._image(index)
         pixels = np.asarray(image).astype(np.float64)
         kind = KINDS[index % len(KINDS)]
         if kind == "mixture":
             partner = 2 * int(rng.integers((len(self.images) + 1 - index % 2) // 2)) + index % 2
-            other = self.images[partner][0].convert(image.mode).resize(image.size)
+            other = self._image(partner)[0].convert(image.mode).resize(image.size)
             altered = (pixels + np.asarray(other)) / 2
         else:
             altered = _alter(pixels, kind, rng)
         return Image.fromarray(np.clip(altered, 0, 255).astype(np.uint8)), label
+
+    def _image(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.images[index]
+        image = eight_bits(image)
+        return (image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in GREY else "RGB")), label
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]

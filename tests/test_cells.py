@@ -84,12 +84,25 @@ def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_wh
     next(Scorer(bench, "witness", Witness()).run("same-shift"))
     ids = {name: reps[ImageIds()] for name, reps in bench.ids.items()}
     parts = {(name, p): own[bench.part(name, p)].tolist() for name, own in ids.items() for p in (FIT, VAL)}
-    tuned = set(parts["test", VAL][:6] + parts["other", VAL][:3] + parts["other@2", VAL][:3])
+    few = {(name, p): ids[name][bench.indices(name, p, tuning=True)].tolist() for name, p in parts}
+    assert [len(few[name, VAL]) for name in ("test", "other", "other@2")] == [6, 3, 3]
+    assert all(set(some) <= set(parts[key]) for key, some in few.items() if key[0] != "synthetic")
+    tuned = set(few["test", VAL] + few["other", VAL] + few["other@2", VAL])
     everything = {*ids["test"].tolist(), *ids["other"].tolist()}
     assert SEEN["scored"] == everything | tuned
     assert SEEN["fit inside"] == set(parts["test", FIT])
-    assert SEEN["fit outside"] <= set(parts["other", FIT] + parts["other@2", FIT][:6])
+    assert SEEN["fit outside"] <= set(parts["other", FIT] + few["other@2", FIT])
     assert len(SEEN["fit outside"] & set(parts["other", FIT])) >= min(len(parts["other", FIT]), len(parts["test", FIT]))
+
+
+def test_images_to_tune_on_are_of_all_classes_though_the_set_is_in_their_order(bench, monkeypatch):
+    monkeypatch.setattr("howsure.cells.MOST_TO_TUNE_ON", {FIT: 30, VAL: 20})
+    labels = np.sort(np.arange(300) % 10)
+    x = np.random.default_rng(0).integers(0, 255, (300, 4, 4, 3), dtype=np.uint8)
+    bench.splits["test"] = Split("test", ArrayImages(x, labels))
+    seen = torch.from_numpy(labels)[bench.indices("test", FIT, tuning=True)]
+    assert len(seen) == 30
+    assert len(seen.unique()) > 6
 
 
 def test_scoring_looks_at_no_image_again_for_what_a_representation_was_fitted_on(bench):
@@ -205,10 +218,10 @@ def test_a_tuned_detector_learns_from_training_images_what_whole_splits_give(ben
         name: fresh(bench)(bench.splits[name], (*method.needs, Labels())) for name in ("train", "synthetic", "test")
     }
     fit = bench.part("train", FIT)
-    kept, held = pseudo_unknowns(reps["train"][Labels()][fit], bench.seed, 8000)
+    kept, held = pseudo_unknowns(reps["train"][Labels()], fit, bench.seed, 8000)
     if protocol == "synthetic":
         pair = reps["train"].take(fit[fit % 2 == 0]), reps["synthetic"].take(fit[fit % 2 == 1])
     else:
-        pair = reps["train"].take(fit[kept]), reps["train"].take(fit[held])
+        pair = reps["train"].take(kept), reps["train"].take(held)
     expected = method.score(reps["test"], **method.fit(*pair))[bench.part("test", TEST)]
     np.testing.assert_allclose(inside, expected, rtol=1e-6)

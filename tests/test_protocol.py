@@ -75,11 +75,16 @@ def test_gather_takes_the_same_number_of_each():
 @pytest.mark.parametrize("seed", range(5))
 def test_pseudo_unknowns_hold_whole_classes_back(seed):
     labels = torch.arange(500) % 10
-    known, unknown = pseudo_unknowns(labels, seed, 8000)
+    known, unknown = pseudo_unknowns(labels, torch.arange(500), seed, 8000)
     held = set(labels[unknown].tolist())
     assert len(held) == 3
     assert not held & set(labels[known].tolist())
     assert len(known) == len(unknown) == 150
+    some = (labels < 8).nonzero().squeeze(1)[::3]  # the same classes are held back of any part
+    known, unknown = pseudo_unknowns(labels, some, seed, 8000)
+    assert set(labels[unknown].tolist()) <= held
+    assert not held & set(labels[known].tolist())
+    assert set(known.tolist() + unknown.tolist()) <= set(some.tolist())
 
 
 def test_members_are_indices_in_order():
