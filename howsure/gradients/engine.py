@@ -182,8 +182,10 @@ def _restarting(
         try:
             first = x[: min(_PROBE, limit or _PROBE)]
             if look and len(first) > 1:
-                off, look = _off_in_company(model, first), False
-                plan.compared = not off
+                off = _off_in_company(model, first)
+                while not plan.settled:  # so that a first call gives, to the last bit, what later ones give
+                    _run(model, first, losses, wanted, small, limit, plan, probe)
+                plan.compared, look = not off, False
                 if on_restart is not None:
                     on_restart()
             result = _run(model, x, losses, wanted, small, limit, plan, probe)
