@@ -121,7 +121,7 @@ def mean_table(rows: pd.DataFrame) -> str:
 
 
 def network_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
-    """A row a network and protocol: means of near, far and corruptions, ± over the networks trained from other seeds."""
+    """A row a network and protocol: means of near, far and corruptions, ± over networks trained from other seeds."""
     rows = rows.assign(group=rows["group"].where(rows["task"] == "ood", "corruption"))
     by_group = rows.groupby(["backbone", "protocol", "seed", "method", "group"], sort=False)["value"].mean()
     means = by_group.groupby(["backbone", "protocol", "seed", "method"], sort=False).mean().unstack("method")

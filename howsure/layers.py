@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -45,13 +46,15 @@ def norm_layers(model: nn.Module) -> list[str]:
 def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> list[str]:
     """Names of the modules whose outputs are the feature maps at the ends of the network's stages, in running order.
 
-    The rule: of all modules that give a map `[N, C, H, W]` or tokens `[N, L, C]` and are no inner part of a module that
-    lowers the resolution, the last to finish at each resolution. Where the resolution changes too seldom (transformers,
-    mixers), the outputs of the repeated block, `at_most` of them evenly spaced.
+    The rule: of all modules that run once in a pass, give a map `[N, C, H, W]` or tokens `[N, L, C]` and are no inner
+    part of a module that lowers the resolution, the last to finish at each resolution. Where the resolution changes too
+    seldom (transformers, mixers), the outputs of the repeated block, `at_most` of them evenly spaced.
     """
     maps: list[tuple[str, str, int]] = []
+    calls: Counter[str] = Counter()
 
     def note(name: str, module: nn.Module, out: object) -> None:
+        calls[name] += 1
         if (
             name
             and not isinstance(module, IDLE)
@@ -64,6 +67,7 @@ def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> 
                 maps.append((name, type(module).__name__, area))
 
     _run(model, x, note)
+    maps = [m for m in maps if calls[m[0]] == 1]
     blocks = {name for name, m in model.named_modules() if not isinstance(m, nn.Sequential)}
     areas = {name: area for name, _, area in maps if name in blocks}
     maps = [m for m in maps if all(areas.get(parent, m[2]) >= m[2] for parent in _parents(m[0]))]
@@ -83,11 +87,15 @@ def by_channel(out: Tensor, module: nn.Module | None = None) -> Tensor:
     """
     if out.dim() == 2:
         return out.unsqueeze(2)
-    last = out.dim() == 3 or out.shape[1] == out.shape[2] != out.shape[3]
+    return out.flatten(1, -2).transpose(1, 2) if channels_come_last(out, module) else out.flatten(2)
+
+
+def channels_come_last(out: Tensor, module: nn.Module | None = None) -> bool:
+    """Whether a map or tokens have their channels last, as `by_channel` tells."""
     width = _width(module)
     if width is not None and (out.shape[1] == width) != (out.shape[-1] == width):
-        last = out.shape[-1] == width
-    return out.flatten(1, -2).transpose(1, 2) if last else out.flatten(2)
+        return bool(out.shape[-1] == width)
+    return out.dim() == 3 or bool(out.shape[1] == out.shape[2] != out.shape[3])
 
 
 def _width(module: nn.Module | None) -> int | None:

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .values import check_values
+
 
 @dataclass(frozen=True)
 class Loss:
-    """A function of the logits alone: no true label is ever seen."""
+    """A function of the logits alone: no true label is ever seen. In double precision: residuals like p - 1 cancel."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def __call__(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
@@ -34,12 +39,14 @@ class Confound(Loss):
     output: Literal["sigmoid", "softmax"] = "sigmoid"
 
     def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits.double()
         target = torch.zeros_like(logits)
         target[:, : self.hot] = 1
         if self.output == "sigmoid":
             return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
-        log_p = F.log_softmax(logits, 1)
-        log_not_p = torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(logits.dtype).eps)))
+        log_p, (top, others) = F.log_softmax(logits, 1), _top_and_others(logits)
+        not_top = torch.log1p(-log_p.exp().masked_fill(top, 0))
+        log_not_p = torch.where(top, (others - logits.logsumexp(1))[:, None], not_top)
         return -(target * log_p + (1 - target) * log_not_p).sum(1)
 
 
@@ -50,7 +57,7 @@ class Uniform(Loss):
     temperature: float = 1.0
 
     def __call__(self, logits: Tensor) -> Tensor:
-        return -F.log_softmax(logits / self.temperature, 1).mean(1)
+        return -F.log_softmax(logits.double() / self.temperature, 1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,16 @@ class Predicted(Loss):
     """Cross-entropy to the predicted class. Oberdiek et al., 2018, arXiv:1805.08440."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        return -F.log_softmax(logits, 1).amax(1)
+        logits = logits.double()
+        top, others = _top_and_others(logits)
+        return F.softplus(others - logits[top])
+
+
+def _top_and_others(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the largest logit is, bool `[N, C]`, and the logsumexp of the others, `[N]`: one minus the largest
+    probability would cancel."""
+    top = F.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    return top, logits.masked_fill(top, -torch.inf).logsumexp(1)
 
 
 LOSSES: dict[str, type[Loss]] = {"confound": Confound, "uniform": Uniform, "predicted": Predicted}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from .values import check_values
+
 if TYPE_CHECKING:
     from .network import Network
 
@@ -33,6 +35,9 @@ class Method:
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     test_params: ClassVar[Mapping[str, Any]] = {}
     needs: ClassVar[Any] = ()
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def skip(self, network: Network) -> str | None:
         """A reason why this method cannot score this network, or None."""

@@ -15,8 +15,8 @@ from ._rows import by_rows
 class ComboOD(Method):
     """Nearest neighbours and Mahalanobis combined. Rajasekaran et al., 2024, arXiv:2602.07042.
 
-    score = sqrt(D) log d_k^2 + m^2: d_k the distance of h / |h| to its k-th nearest training feature, m that of the
-    standardised h to their mean under covariance + `ridge` times the identity; shape [N], higher means more uncertain.
+    score = sqrt(D) log d_k^2 + m^2, of v = h / |h|: d_k its distance to the k-th nearest of training, m that of the
+    standardised v to their mean under covariance + `ridge` times the identity; shape [N], higher means more uncertain.
 
     The variant on penultimate features alone. The authors' code also makes each feature more normal (Yeo-Johnson)
     before m, and has variants with the extremes of every layer. Distances below 1e-6 count as 1e-6.
@@ -31,23 +31,23 @@ class ComboOD(Method):
     test_params = {"k": 3}
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
-        h = train[Features()].double()
-        mean, std = h.mean(0), h.std(0, correction=0)
+        v = unit(train[Features()].double())
+        mean, std = v.mean(0), v.std(0, correction=0)
         scale = torch.where(std > 0, 1 / std, 1.0)
-        x = (h - mean) * scale
+        x = (v - mean) * scale
         covariance = x.T @ x / len(x) + self.ridge * torch.eye(x.shape[1], dtype=x.dtype)
         return {
-            "bank": unit(h),
+            "bank": v,
             "mean": mean,
             "scale": scale,
             "precision": torch.linalg.pinv(covariance, hermitian=True),
         }
 
     def score(self, reps: Reps, bank: Tensor, mean: Tensor, scale: Tensor, precision: Tensor) -> Tensor:
-        def sq_mahalanobis(h: Tensor) -> Tensor:
-            x = (h.double() - mean) * scale
+        def sq_mahalanobis(v: Tensor) -> Tensor:
+            x = (v - mean) * scale
             return (x @ precision * x).sum(1)
 
-        h = reps[Features()]
-        near = 2 * kth_distance(unit(h), bank, self.k).clamp_min(1e-6).log()
-        return len(mean) ** 0.5 * near + by_rows(sq_mahalanobis, h)
+        v = unit(reps[Features()].double())
+        near = 2 * kth_distance(v, bank, self.k).clamp_min(1e-6).log()
+        return len(mean) ** 0.5 * near + by_rows(sq_mahalanobis, v)

@@ -53,8 +53,9 @@ class Gram(Method):
     to the nearer end. score = Σ_l δ_l / E[δ_l]; shape [N], higher means more uncertain. One forward pass.
 
     Row sums, as in the authors' code, where the paper's text takes the upper triangle (a thousand times the memory).
-    The expectation is over every tenth training image, which the ranges leave out (the paper: a validation split).
-    Layers are the ends of the network's stages; the paper takes every convolution and activation.
+    That code, not the paper's formula, also divides by the softmax confidence. The expectation is over every tenth
+    training image, which the ranges leave out (the paper: a validation split). Layers are the ends of the network's
+    stages; the paper takes every convolution and activation.
     """
 
     power: int = POWERS

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from howsure import Batch, Features, Labels, LayerMeans, Logits, Method, Network, Representation, Reps
 from howsure.gaussian import class_means
-from howsure.layers import by_channel
+from howsure.layers import by_channel, channels_come_last
 
 from ._passes import changed
 
@@ -41,7 +41,7 @@ class MixedFeatures(Representation[Tensor]):
 
         def mix(output: Tensor) -> Tensor:
             mean = other.unsqueeze(2).expand_as(by_channel(output))
-            if (output.dim() == 4 and by_channel(output[:1])[0, :, 1].equal(output[0, 0, 1])) or output.dim() == 3:
+            if channels_come_last(output):
                 mean = mean.transpose(1, 2)
             return self.lam * output + (1 - self.lam) * mean.reshape(output.shape)
 
@@ -66,7 +66,9 @@ class Grood(Method):
     higher means more uncertain. No backward pass: g has a closed form. One more forward pass, for the outliers.
 
     An outlier is a training image whose first feature map is mixed with the mean of the second most likely class. The
-    paper mixes with the mean map, here its channels' means (maps of all training images would not fit in memory).
+    paper mixes with the mean map, here its channels' means (maps of all training images would not fit in memory). The
+    authors' code in OpenOOD mixes with 0.5 and by default takes validation outliers instead. Classes without a training
+    image have no prototype.
     """
 
     lam: float = 0.8
@@ -81,7 +83,7 @@ class Grood(Method):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         labels = train[Labels()]
-        classes = class_means(train[Features()], labels, train[Logits()].shape[1])
+        classes = class_means(train[Features()], labels, train[Logits()].shape[1])[labels.unique()]
         prototypes = torch.cat([classes, train[MixedFeatures(self.lam)].double().mean(0, keepdim=True)])
         right = train[Logits()].argmax(1) == labels
         bank = self._gradients(train, prototypes)

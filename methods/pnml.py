@@ -23,7 +23,8 @@ class PNML(Method):
     g = q / (1 + q), q = v' (V'V)^-1 v for training features V of unit rows; shape [N], higher means more uncertain.
 
     A ridge of 1e-7 makes V'V invertible, so that g goes to 1 for v outside the span of V and rounding is not magnified.
-    The authors' code and pytorch-ood take the pseudo-inverse, which ignores the part of v outside the span.
+    pytorch-ood takes the pseudo-inverse, which ignores the part of v outside the span; so does the authors' code, which
+    takes the squared length of that part for g where it is larger, and puts a constant 1 before v.
     """
 
     needs = (Features(), Head())

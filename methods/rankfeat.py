@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from howsure import Batch, Method, Network, Representation, Reps
+from howsure.layers import channels_come_last
 
 from ._passes import changed
 
 
 def without_first_rank(output: Tensor) -> Tensor:
     """Each image's map, as a matrix, without its rank-1 part: `A - A v vᵀ`, v the first right singular vector."""
-    channels_last = output.dim() == 4 and output.shape[1] == output.shape[2] != output.shape[3]
-    matrix = output.flatten(1, 2) if channels_last else output.flatten(2)
+    matrix = output.flatten(1, 2) if output.dim() == 4 and channels_come_last(output) else output.flatten(2)
     tall = matrix if matrix.shape[1] >= matrix.shape[2] else matrix.transpose(1, 2)
     gram = tall.double().transpose(1, 2) @ tall.double()
     v = torch.linalg.eigh(gram)[1][:, :, -1:].to(tall.dtype)

@@ -376,12 +376,12 @@ def test_cfood(bank: float, rho: float) -> None:
 
 def test_combood() -> None:
     train, test = data(18)
-    mean, std = train.h.mean(0), train.h.std(0)
-    x = (train.h - mean) / std
-    covariance = np.cov(x.T, bias=True) + 0.5 * np.eye(D)
+    v = np.array([unit(h) for h in train.h])
+    mean, std = v.mean(0), v.std(0)
+    covariance = np.cov(((v - mean) / std).T, bias=True) + 0.5 * np.eye(D)
     expected = []
-    for h in test.h:
-        near = sorted(np.linalg.norm(unit(h) - unit(t)) for t in train.h)[6]
+    for h in map(unit, test.h):
+        near = sorted(np.linalg.norm(h - t) for t in v)[6]
         expected.append(math.sqrt(D) * math.log(near**2) + distance((h - mean) / std, np.zeros(D), covariance))
     np.testing.assert_allclose(scores("combood", train, test, k=7, ridge=0.5), expected, rtol=1e-4)
 

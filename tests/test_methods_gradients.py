@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -566,3 +567,20 @@ def test_detector_bends_where_a_line_cannot() -> None:
     state = fit_detector(inside[:300], far[:300])
     inner, outer = score_detector(inside[300:], **state), score_detector(far[300:], **state)
     assert (outer[:, None] > inner[None]).double().mean() > 0.85
+
+
+@pytest.mark.parametrize("gap", [5, 20, 60])
+@pytest.mark.parametrize("loss", [Predicted(), Confound(hot=0, output="softmax")])
+def test_the_gradient_of_a_confident_image_does_not_cancel(loss, gap):
+    z = (torch.arange(10) == 3).float()[None].mul(gap).requires_grad_()
+    (got,) = torch.autograd.grad(loss(z).sum(), z)
+    with localcontext() as context:
+        context.prec = 60
+        powers = [Decimal(int(v)).exp() for v in z[0].tolist()]
+        p = [v / sum(powers) for v in powers]
+        odds = [v / (1 - v) for v in p]
+        if isinstance(loss, Predicted):
+            want = [float(v - (c == 3)) for c, v in enumerate(p)]
+        else:
+            want = [float(o - v * sum(odds)) for v, o in zip(p, odds, strict=True)]
+    np.testing.assert_allclose(got[0].numpy(), want, rtol=1e-5)

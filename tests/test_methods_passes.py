@@ -396,3 +396,18 @@ def test_every_loss_and_representation_can_be_told_apart() -> None:
     reps: list[Representation] = [METHODS["odin"](epsilon=e).needs[0] for e in (0.001, 0.002)]
     assert len({*reps, *(METHODS["predgrad"](layers=(x,)).needs[0] for x in ("a", "b"))}) == 4
     assert len({Confound(), Confound(2), Uniform(), Uniform(2.0), Predicted()}) == 5
+
+
+def test_a_layer_that_runs_more_than_once_is_no_end_of_a_stage():
+    class Reused(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = torch.nn.ModuleList(torch.nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(3))
+            self.relu, self.pool, self.head = torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Linear(8, 4)
+
+        def forward(self, x):
+            for conv in self.convs:
+                x = self.pool(self.relu(conv(x)))
+            return self.head(x.mean((2, 3)))
+
+    assert stages(Reused(), torch.rand(2, 3, 16, 16)) == ["convs.0", "convs.1", "convs.2"]

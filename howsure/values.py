@@ -1,0 +1,53 @@
+"""Checks hyper-parameters of methods and losses against their annotations; a name has the same range everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import UserError
+
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("k", "m", "r", "tail", "samples", "hidden", "blocks"), ("at least 1", lambda v: v >= 1)),
+    **dict.fromkeys(("temperature", "tau"), ("above 0", lambda v: v > 0)),
+    **dict.fromkeys(("shrinkage", "shift_shrinkage"), ("from 0 to 1", lambda v: 0 <= v <= 1)),
+    **dict.fromkeys(("ridge", "epsilon", "weight_decay", "hot"), ("at least 0", lambda v: v >= 0)),
+}
+
+
+def check_values(owner: Any) -> None:
+    """Raise UserError for a field of a dataclass that is not of its type, no choice of its Literal, or out of range."""
+    for name, options in _annotations(type(owner)).items():
+        value = getattr(owner, name)
+        if value is None and type(None) in options:
+            continue
+        choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
+        numbers = [option for option in options if option in (int, float)]
+        if choices and value not in choices:
+            raise UserError(f"{type(owner).__name__}: {name} = {value!r}; choose {' or '.join(map(repr, choices))}")
+        if numbers and len(options) == len(numbers) + (type(None) in options):
+            what, kind = ("a number", Real) if float in numbers else ("an integer", Integral)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {what}")
+            words, fine = RANGES.get(name, ("", lambda _: True))
+            if not fine(value):
+                raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {words}")
+
+
+def _read(cls: Any) -> dict[str, tuple[Any, ...]]:
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # a class within a function, whose annotations name what only that function knows
+        return {}
+    return {f.name: _options(hints[f.name]) for f in fields(cls)}
+
+
+_annotations: Callable[[Any], dict[str, tuple[Any, ...]]] = cache(_read)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
