@@ -11,7 +11,7 @@ from howsure.plugins import METHODS
     ("name", "values", "says"),
     [
         ("confound", {"mode": "normalized"}, "choose 'sum' or 'normalised' or 'log'"),
-        ("confound_detector", {"kind": "linear"}, "choose 'logistic' or 'mlp'"),
+        ("confound_detector", {"kind": "linear"}, "choose 'mlp' or 'logistic'"),
         ("knn", {"k": "five"}, "must be an integer"),
         ("knn", {"k": (1, 2)}, "must be an integer"),
         ("knn", {"k": True}, "must be an integer"),
