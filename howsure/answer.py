@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,10 +21,16 @@ from .suite import make_method
 
 
 def score_folder(
-    backbone: str, method: str, train: str, images: Path, checkpoint: str | None, device: torch.device
+    backbone: str,
+    method: str,
+    train: str,
+    images: Path,
+    checkpoint: str | None,
+    device: torch.device,
+    inputs: Mapping[str, Any],
 ) -> pd.DataFrame:
     """One row an image, most uncertain first: `file`, `class` (predicted), `score`, and `percentile`, the share of
-    training images that score lower, in percent.
+    training images that score lower, in percent. `inputs`: mean, std and size, None where the network says them.
 
     Raises:
         UserError: a method that needs outliers, one that cannot score this network, or anything wrong with the inputs.
@@ -44,6 +52,7 @@ def score_folder(
         checkpoint=checkpoint,
         device=device,
         train_images=known,
+        **inputs,
     )
     refused = refusal(scorer, network)
     if refused:

@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _stop(str(error), 2)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except click.ClickException as error:
         _stop(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
@@ -93,16 +96,16 @@ def run(
     plugin: Any,
 ) -> None:
     """Run SUITE (a name or a TOML file): every method on every shift and backbone."""
-    from .harness import Run, failures
+    from .harness import Run, failures, skips
     from .plots import write_plots
     from .results import RunFolder
     from .tables import write_tables
 
     chosen = load_suite(suite)
-    if methods:
-        chosen = chosen.model_copy(update={"methods": tuple(m for m in methods.split(",") if m)})
-    if backbones:
-        chosen = chosen.model_copy(update={"backbone": _pick(chosen.backbone, backbones.split(","))})
+    if methods is not None:
+        chosen = chosen.model_copy(update={"methods": _names(methods, "--methods")})
+    if backbones is not None:
+        chosen = chosen.model_copy(update={"backbone": _pick(chosen.backbone, _names(backbones, "--backbones"))})
     if seed is not None:
         chosen = chosen.model_copy(update={"seeds": (seed,)})
     folder = RunFolder(out or Path("results") / chosen.name)
@@ -113,6 +116,8 @@ def run(
         write_tables(folder.folder)
         write_plots(folder.folder)
         _summary(results, folder.folder)
+    for line in skips(job.record):
+        click.echo(f"howsure: skipped: {line}", err=True)
     for line in failed:
         click.echo(f"howsure: failed: {line}", err=True)
     sys.exit(1 if failed else 0)
@@ -126,6 +131,13 @@ def _summary(results: Any, folder: Path) -> None:
             click.echo(f"\nMean AUROC, protocol {protocol}\n")
             click.echo(leaderboard(results, protocol).to_markdown(index=False, floatfmt=".3f"))
     click.echo(f"\n{folder}: results.csv, timing.csv, run.json, scores/, tables/, plots/")
+
+
+def _names(text: str, option: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UserError(f"{option} names nothing; give names with commas between them")
+    return names
 
 
 def _pick(specs: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
@@ -155,9 +167,12 @@ def pick_device(name: str) -> Any:
 def list_(kind: str, plugin: Any) -> None:
     """List what there is, one line each."""
     if kind == "suites":
+        width = max(map(len, suite_names())) + 2
         for name in suite_names():
             suite = load_suite(name)
-            click.echo(f"{name:<18} {suite.id.test} against {', '.join(s.name for s in suite.shift)}")
+            shifts = [s.name for s in suite.shift]
+            shifts += [f"{len(suite.corruptions.types)} corruptions"] if suite.corruptions else []
+            click.echo(f"{name:<{width}}{suite.id.test} against {', '.join(shifts)}")
         return
     registry = REGISTRIES[kind]
     width = max((len(name) for name in registry), default=0) + 2
@@ -214,11 +229,12 @@ def check(names: tuple[str, ...], plugin: tuple[str, ...]) -> None:
         for contract, problem in check_method(name, METHODS[name]):
             failed += problem is not None
             if problem or names:
-                click.echo(f"{name:<24}{contract:<30}{'FAILED: ' + problem if problem else 'ok'}")
+                click.echo(f"{name:<26}{contract:<50}{'FAILED: ' + problem if problem else 'ok'}")
     for broken in METHODS.broken.values():
         click.echo(f"broken plugin: {broken}")
     failed += len(METHODS.broken)
-    click.echo(f"{len(names or METHODS)} methods checked, {failed} problem{'s' * (failed != 1)}")
+    count = len(names or METHODS)
+    click.echo(f"{count} method{'s' * (count != 1)} checked, {failed} problem{'s' * (failed != 1)}")
     sys.exit(1 if failed else 0)
 
 
@@ -278,6 +294,9 @@ def fetch(name: str) -> None:
     help="The network's training images: a data set, imagefolder:PATH or npz:PATH.",
 )
 @click.option("--checkpoint", help="Weights: a state dict or .safetensors.")
+@click.option("--mean", metavar="R,G,B", help="Of inputs in [0, 1], where the network does not say.")
+@click.option("--std", metavar="R,G,B", help="Their deviation, where the network does not say.")
+@click.option("--size", metavar="H,W", help="Of inputs in pixels, where the network does not say.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV file. [default: standard output]")
 @click.argument("images", type=click.Path(file_okay=False, path_type=Path))
 @device_option
@@ -287,6 +306,9 @@ def score(
     method: str,
     train: str,
     checkpoint: str | None,
+    mean: str | None,
+    std: str | None,
+    size: str | None,
     out: Path | None,
     images: Path,
     device: str,
@@ -295,9 +317,19 @@ def score(
     """Score each image of the folder IMAGES: a CSV with its class and how unsure the network is."""
     from .answer import score_folder
 
-    table = score_folder(backbone, method, train, images, checkpoint, pick_device(device))
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}; make it first")
+    inputs = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "size": _numbers(size, "--size", int)}
+    table = score_folder(backbone, method, train, images, checkpoint, pick_device(device), inputs)
     if out is None:
         click.echo(table.to_csv(index=False), nl=False)
     else:
         table.to_csv(out, index=False)
         click.echo(f"{out}: {len(table)} images")
+
+
+def _numbers(text: str | None, option: str, kind: type = float) -> list[Any] | None:
+    try:
+        return None if text is None else [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: give numbers with commas between them") from error

@@ -35,7 +35,9 @@ def download(name: str, fetch: Callable[[], object]) -> None:
         fetch()
     except (OSError, RuntimeError, EOFError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{name}: download failed ({why}); try again, or put the files into {data_root()}") from error
+        raise UserError(
+            f"{name}: download failed ({why}); try again, or put the files where `howsure data status {name}` says"
+        ) from error
 
 
 class Images(TorchDataset[tuple[Image.Image, int]]):
@@ -281,4 +283,4 @@ class Dataset:
 
     def fetch(self) -> None:
         """Download into `data_root()`. Raises UserError where that cannot be done by a program."""
-        raise UserError(f"{self.name}: nothing to fetch ({self.source})")
+        raise UserError(self.missing() or f"{self.name}: nothing to fetch ({self.source})")

@@ -47,6 +47,8 @@ class Split:
     images: Images
     corruption: tuple[str, int] | None = None
     seed: int = 0
+    clean: Images | None = None
+    """The same images before somebody else corrupted them: theirs are the ids, and so the parts."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,7 +56,8 @@ class Split:
     @cached_property
     def fingerprint(self) -> str:
         """Changes whenever an image, a label or the corruption does."""
-        return f"{self.images.fingerprint} {self.corruption} {self.seed if self.corruption else ''}"
+        clean = f" beside {self.clean.fingerprint}" if self.clean else ""
+        return f"{self.images.fingerprint} {self.corruption} {self.seed if self.corruption else ''}{clean}"
 
 
 class Prepared(TorchDataset[Item]):
@@ -79,7 +82,8 @@ class Prepared(TorchDataset[Item]):
     def _prepare(self, index: int) -> Item:
         image, label = self.split.images[index]
         pixels = self.network.prepare(image)
-        identity = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1
+        known = pixels if self.split.clean is None else self.network.prepare(self.split.clean[index][0])
+        identity = int.from_bytes(hashlib.blake2b(known.tobytes(), digest_size=8).digest(), "big") >> 1
         if self.split.corruption:
             kind, severity = self.split.corruption
             pixels = corrupt(pixels, kind, severity, (identity + self.split.seed) % 2**32)

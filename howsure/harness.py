@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -33,9 +33,9 @@ from .networks import load_network
 from .protocol import Shift, applicable
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
-from .sources import num_classes, resolve
+from .sources import Part, num_classes, resolve
 from .store import Store
-from .suite import BackboneSpec, Protocol, Suite
+from .suite import BackboneSpec, Protocol, ShiftSpec, Suite
 from .synthetic import Synthetic
 from .timing import time_method
 
@@ -61,6 +61,7 @@ class Run:
     store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
     record: dict[str, Any] = field(default_factory=dict)
     _classes: int = 0
+    _published: dict[str, tuple[str, int]] = field(default_factory=dict)
     _pixels: Pixels = field(default_factory=Pixels)
 
     def __call__(self) -> pd.DataFrame:
@@ -101,6 +102,11 @@ class Run:
         test = resolve(suite.id.test, base, train.classes)
         found = {name: self._split(name, source.split(name)) for name, source in (("train", train), ("test", test))}
         self._classes = num_classes(train, found["train"].images)
+        largest = int(found["test"].images.y.max())
+        if largest >= self._classes:
+            raise UserError(
+                f"id: test has the label {largest}, but training {self._classes} classes; give matching sets"
+            )
         val = resolve(suite.id.val, base, train.classes) if suite.id.val else None
         if val is not None and "val" in val.splits:
             found["val"] = self._split("val", val.split("val"))
@@ -109,7 +115,8 @@ class Run:
             found["synthetic"] = Split("synthetic", Synthetic(images))
         for spec in suite.shift:
             try:
-                found[spec.name] = self._split(spec.name, resolve(spec.data, base).split("test"))
+                source = resolve(spec.data, base)
+                found[spec.name] = self._beside(found["test"], self._split(spec.name, source.split("test")), source)
             except UserError as error:
                 if not isinstance(error, MissingData):
                     raise
@@ -117,6 +124,14 @@ class Run:
             except Exception as error:
                 self._leave_out(spec.name, _reason(error))
         return {**found, **self._corrupted(found["test"].images)}
+
+    def _beside(self, test: Split, split: Split, source: Any) -> Split:
+        """A published corrupted set, image by image beside the clean ones where it has as many, of the same classes."""
+        if isinstance(source, Part):
+            self._published[split.name] = source.kind, source.severity
+            if len(split) == len(test) and np.array_equal(split.images.y, test.images.y):
+                return replace(split, clean=test.images)
+        return split
 
     def _leave_out(self, shift: str, why: str) -> None:
         self.record["missing"][shift] = why
@@ -145,12 +160,21 @@ class Run:
         return Split(name, images)
 
     def _shifts(self, present: dict[str, Split]) -> list[Shift]:
-        found = [Shift(s.name, s.name, s.group, s.task) for s in self.suite.shift if s.name in present]
+        found = [self._shift(spec) for spec in self.suite.shift if spec.name in present]
         if self.suite.corruptions:
             for kind in self.suite.corruptions.types:
                 for severity in self.suite.corruptions.severities:
                     found.append(Shift(f"{kind}@{severity}", kind, CORRUPTIONS[kind], "corruption", severity))
         return [shift for shift in found if shift.name in present]
+
+    def _shift(self, spec: ShiftSpec) -> Shift:
+        """All severities of a published corruption are one kind, and a corruption unless the suite says otherwise."""
+        if spec.name not in self._published:
+            return Shift(spec.name, spec.name, spec.group, spec.task)
+        kind, severity = self._published[spec.name]
+        given = spec.model_fields_set
+        group = spec.group if "group" in given else CORRUPTIONS.get(kind, "corruption")
+        return Shift(spec.name, kind, group, spec.task if "task" in given else "corruption", severity)
 
     def bench(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Bench:
         """A network, loaded or trained, before the splits that `splits` gave."""
@@ -388,6 +412,12 @@ def failures(record: dict[str, Any]) -> Iterator[str]:
     for cell in record["cells"]:
         if cell["state"] == "failed":
             yield f"{cell['method']} on {cell['backbone']} ({cell['protocol']}, seed {cell['seed']}): {cell['why']}"
+
+
+def skips(record: dict[str, Any]) -> Iterator[str]:
+    """One line for each method and network that do not go together."""
+    skipped = [cell for cell in record["cells"] if cell["state"] == "skipped"]
+    yield from dict.fromkeys(f"{cell['method']} on {cell['backbone']}: {cell['why']}" for cell in skipped)
 
 
 def _rows(row: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import marshal
 import sys
@@ -9,6 +10,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
+from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,8 +45,7 @@ def _source_of(cls: Any) -> str:
         module = sys.modules.get(ancestor.__module__)
         if ancestor is cls or _is_own(module, cls.__module__):
             _follow(module, cls.__module__, found)
-    files = [file for file in sorted(found) if Path(file).is_file()]
-    return make_key(cls.__qualname__, *map(hash_file, files), "" if files else _code(cls))
+    return make_key(cls.__qualname__, *map(hash_file, sorted(found)), "" if found else _code(cls))
 
 
 source_of: Callable[[Any], str] = cache(_source_of)
@@ -52,13 +53,31 @@ source_of: Callable[[Any], str] = cache(_source_of)
 
 def _follow(module: ModuleType | None, home: str, found: dict[str, ModuleType | None]) -> None:
     file = getattr(module, "__file__", None)
-    if file is None or file in found:
+    if file is None or file in found or not Path(file).is_file():
         return
     found[file] = module
-    for value in list(vars(module).values()):
-        other = value if isinstance(value, ModuleType) else sys.modules.get(str(getattr(value, "__module__", None)))
+    changed = Path(file).stat().st_mtime_ns
+    for other in map(sys.modules.get, _imports(file, changed, getattr(module, "__package__", None) or "")):
         if _is_own(other, home):
             _follow(other, home, found)
+
+
+@cache
+def _imports(file: str, _changed: int, package: str) -> list[str]:
+    """Names of the modules that a file imports from, anywhere in it."""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (SyntaxError, ValueError):  # no source
+        return []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            place = "." * node.level + (node.module or "")
+            base = resolve_name(place, package) if node.level and package else place
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def _is_own(module: ModuleType | None, home: str) -> bool:

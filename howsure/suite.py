@@ -62,6 +62,12 @@ class BackboneSpec(_Table):
         return values
 
 
+def _short(data: str) -> str:
+    """A data set's own name, or the stem of a path: `cifar10-c:fog:3`, `npz:some/where/dtd.npz` to `dtd`."""
+    scheme, _, path = data.partition(":")
+    return Path(path).stem if scheme in ("npz", "imagefolder") else data
+
+
 class ShiftSpec(_Table):
     """A set of shifted images."""
 
@@ -76,9 +82,18 @@ class ShiftSpec(_Table):
         if isinstance(values, dict) and "data" in values and "name" not in values:
             return {
                 **values,
-                "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", Path(str(values["data"]).rpartition(":")[2]).stem).strip("-"),
+                "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", _short(str(values["data"]))).strip("-"),
             }
         return values
+
+    @field_validator("group")
+    @classmethod
+    def _free(cls, group: str) -> str:
+        if group in ("corruption", "misclassification", "mean"):
+            raise ValueError(
+                f"a group cannot be called '{group}', which is a column of the tables; give it another name"
+            )
+        return group
 
 
 class CorruptionSpec(_Table):
@@ -95,7 +110,7 @@ class CorruptionSpec(_Table):
     @field_validator("types", mode="before")
     @classmethod
     def _known(cls, types: Any) -> Any:
-        chosen = tuple(CORRUPTIONS) if types == "all" else tuple(types)
+        chosen = tuple(CORRUPTIONS) if types == "all" else (types,) if isinstance(types, str) else tuple(types)
         for name in chosen:
             if name not in CORRUPTIONS:
                 raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))

@@ -72,7 +72,7 @@ def test_list_with_a_plugin(tmp_path, capsys):
         assert stop("list", "methods", "--plugin", tmp_path / "brand_new.py") == 0
         assert "brand_new" in capsys.readouterr().out
         assert stop("check", "--plugin", tmp_path / "brand_new.py") == 0
-        assert "1 methods checked, 0 problems" in capsys.readouterr().out
+        assert "1 method checked, 0 problems" in capsys.readouterr().out
     finally:
         METHODS._classes.pop("brand_new", None)
 
@@ -162,6 +162,37 @@ def test_a_checkpoint_that_does_not_fit(suite, capsys, tmp_path):
     err = capsys.readouterr().err
     assert "w.pt" in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"], ["new"]])
+def test_no_arguments_show_the_help_as_it_is(arguments, capsys):
+    assert stop(*arguments) == 2
+    assert len(capsys.readouterr().err.splitlines()) > 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--size", "16,16"], "give mean, std"),
+        (["--mean", "a,b"], "give numbers"),
+        (["--out", "no/where.csv"], "there is no folder no"),
+    ],
+)
+def test_score_says_what_is_wrong_before_it_works(folder, tmp_path, capsys, arguments, says):
+    (tmp_path / "net.py").write_text("from torch import nn\n\ndef make():\n    return nn.Flatten()\n")
+    use = f"{tmp_path / 'net.py'}:make"
+    assert stop("score", "--backbone", use, "--method", "msp", "--train", "digits", folder, *arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_score_a_network_of_a_file_that_imports_its_neighbour(folder, tmp_path, capsys):
+    (tmp_path / "beside_it.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8))\n"
+    )
+    (tmp_path / "net_of_two.py").write_text("from beside_it import build\n")
+    use, inputs = f"{tmp_path / 'net_of_two.py'}:build", ["--mean", "0.5", "--std", "0.5", "--size", "8,8"]
+    assert stop("score", "--backbone", use, "--method", "msp", "--train", "digits", folder, *inputs) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_score_a_folder(folder, tmp_path, capsys):

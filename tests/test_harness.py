@@ -19,7 +19,8 @@ from howsure.check import split as made_up
 from howsure.cli import main
 from howsure.harness import Run
 from howsure.plugins import DATASETS, METHODS
-from howsure.protocol import TEST, parts
+from howsure.protocol import TEST, parts, seen_outliers
+from howsure.representations import ImageIds
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
 from howsure.suite import load_suite
 
@@ -357,6 +358,72 @@ def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatc
     assert run("run", write_suite(material, "own", ["energy", "msp"], ["none"]), "--out", tmp_path) == 1
     assert "k must be positive" in capsys.readouterr().err
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
+
+
+def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOWSURE_DATA", str(tmp_path))
+    (tmp_path / "CIFAR-10-C").mkdir()
+    known = np.load(material / "known.npz")
+    for kind in ("fog", "snow"):
+        noisy = [np.clip(known["x"].astype(int) + 9 * severity, 0, 255).astype(np.uint8) for severity in range(1, 6)]
+        np.save(tmp_path / "CIFAR-10-C" / f"{kind}.npy", np.concatenate(noisy))
+    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile(known["y"], 5))
+    shifts = "".join(f'[[shift]]\ndata = "cifar10-c:{name}"\n' for name in ("fog:2", "fog:5", "snow:2"))
+    suite = load_suite(write_suite(material, "published", ["msp"], ["leave-one-out"], shifts))
+    job = Run(suite, suite.chosen_methods(), RunFolder(tmp_path / "out"), torch.device("cpu"), quiet=True)
+    bench = job.bench(suite.backbone[0], 0, job.splits())
+    by_name = {shift.name: shift for shift in bench.shifts}
+    fog = by_name["cifar10-c-fog-2"]
+    assert (fog.kind, fog.severity, fog.task, fog.group) == ("fog", 2, "corruption", "weather")
+    assert "cifar10-c-fog-5" not in seen_outliers("leave-one-out", fog, bench.shifts)
+    assert "cifar10-c-snow-2" in seen_outliers("leave-one-out", fog, bench.shifts)
+    assert torch.equal(bench.ids["cifar10-c-fog-2"][ImageIds()], bench.ids["test"][ImageIds()])
+
+
+@pytest.mark.parametrize("function", ["skip", "needs"])
+def test_a_method_that_cannot_say_what_it_needs_fails_alone(function, material, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ZeroDivisionError("no idea")
+
+    monkeypatch.setattr(METHODS["energy"], function, property(broken) if function == "needs" else broken)
+    assert run("run", write_suite(material, "idea", ["energy", "msp"], ["none"]), "--out", tmp_path) == 1
+    assert "no idea" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
+
+
+def test_a_network_that_is_not_to_be_had_stops_no_other(material, tmp_path, capsys):
+    text = '[[backbone]]\nname = "lost"\nuse = "net.py:build"\ncheckpoint = "nothing.pt"\nsize = [16, 16]\n'
+    text += "mean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n"
+    suite = write_suite(material, "lost", ["msp"], ["none"], text)
+    assert run("run", suite, "--out", tmp_path) == 1
+    assert "msp on lost (none, seed 0): " in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "results.csv")["backbone"]) == {"tiny"}
+
+
+def test_a_run_that_cannot_start_leaves_the_results_of_an_earlier_one(material, tmp_path):
+    suite = Path(write_suite(material, "kept", ["msp"], ["none"]))
+    assert run("run", suite, "--out", tmp_path) == 0
+    before = (tmp_path / "results.csv").read_text()
+    suite.write_text(suite.read_text().replace("inverted.npz", "inverted.npy"))
+    suite.write_text(suite.read_text().replace('test = "npz:known.npz"', 'test = "npz:unknown.npz"'))
+    assert run("run", suite, "--out", tmp_path) == 2
+    assert (tmp_path / "results.csv").read_text() == before
+
+
+def test_a_method_is_timed_again_when_it_is_another(material, tmp_path):
+    suite, kept = write_suite(material, "timed", ["energy"], ["none"]), []
+    for temperature in (1.0, 1.0, 2.0):
+        Path(suite).write_text(
+            SUITE.format(methods='["energy"]', protocols='["none"]') + f"[method.energy]\ntemperature = {temperature}\n"
+        )
+        assert run("run", suite, "--out", tmp_path) == 0
+        kept.append((tmp_path / "timing" / "tiny" / "energy.json").stat().st_mtime_ns)
+    assert kept[0] == kept[1] < kept[2]
+
+
+def test_skipped_methods_are_told(material, tmp_path, capsys):
+    assert run("run", write_suite(material, "told", ["ensemble", "msp"], ["none"]), "--out", tmp_path) == 0
+    assert "skipped: ensemble on tiny: " in capsys.readouterr().err
 
 
 def test_each_severity_of_a_corruption_takes_its_own_share_of_the_images(material, tmp_path):

@@ -12,6 +12,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 from howsure import ArrayImages, Backbone, UserError
@@ -292,6 +293,14 @@ def negated():
     return net
 """
 LAYER = HEADER + "class Layer(nn.Module):\n    def forward(self, x):\n        return {}\n"
+
+
+def test_sixteen_bits_are_seen_as_eight_and_numbers_of_no_range_are_an_error(images):
+    network = tiny(train_images=images)
+    ramp = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    assert network.prepare(Image.fromarray(ramp)).ravel().tolist() == [16 * i for i in range(16)]
+    with pytest.raises(UserError, match="mode F"):
+        network.prepare(Image.fromarray(ramp.astype(np.float32)))
 
 
 def test_other_code_around_the_same_weights_is_another_network(tmp_path, monkeypatch):

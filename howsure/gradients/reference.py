@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from .caches import caches_aside
 from .engine import grad_sq_norms
 
+Loss = Callable[[Tensor], Tensor]
 
-def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+
+def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss) -> Tensor:
     """``[K, N, P]`` squared gradient norms, as ``grad_sq_norms`` returns, from K N forward and backward passes.
 
     Each image goes in twice and the loss of the first is taken: torch 2.14's batch norm in eval mode gives a wrong
     gradient for a single image where the map's gradient arrives from a flattened one (seen with timm's LeViT).
     """
+    losses = [losses] if callable(losses) else losses
     parameters = [p for _, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
     before = [p.requires_grad for p in parameters]
     try:
@@ -29,9 +32,7 @@ def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], 
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def verify(
-    model: nn.Module, x: Tensor, losses: Sequence[Callable[[Tensor], Tensor]], rtol: float | None = None
-) -> float:
+def verify(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss, rtol: float | None = None) -> float:
     """Compare the engine with ``one_by_one`` on these inputs: the largest relative error of a squared norm.
 
     Norms below a machine epsilon of the image's largest count as rounding noise. Raises ``RuntimeError`` naming the

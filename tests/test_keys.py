@@ -1,0 +1,60 @@
+"""What is stored under a class changes its name with whatever code stands behind the class."""
+
+import sys
+
+import pytest
+
+from howsure.keys import source_of, sources_of
+from howsure.plugins import METHODS
+from howsure.registry import import_file
+
+PLUGIN = "from formula import sign\nfrom parent import Parent\n\nclass Child(Parent):\n    pass\n"
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(formula="sign = 1\n", parent="class Parent:\n    pass\n", own=PLUGIN):
+        for name, text in (("formula", formula), ("parent", parent), ("child", own)):
+            (tmp_path / f"{name}.py").write_text(text)
+        for name in ("formula", "parent", "howsure_plugins.child"):
+            sys.modules.pop(name, None)
+        return source_of(import_file(tmp_path / "child.py").Child)
+
+    return write
+
+
+def test_a_class_its_ancestors_and_what_they_take_from(source):
+    formula, parent = "sign = -1\n", "class Parent:\n    negated = True\n"
+    assert source() == source()
+    assert len({source(), source(formula=formula), source(parent=parent), source(own=PLUGIN + "# edited\n")}) == 4
+
+
+def test_classes_of_no_file():
+    def make(text):
+        space = {"__name__": "nowhere"}
+        exec(text, space)
+        return source_of(space["A"])
+
+    first = "class A:\n    def f(self):\n        return {}\n"
+    assert make(first.format("1")) == make(first.format("1")) != make(first.format("-1"))
+
+
+def test_two_files_of_one_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twin.py").write_text(f"class {folder.upper()}:\n    pass\n")
+    a, b = (import_file(tmp_path / folder / "twin.py") for folder in ("a", "b"))
+    before = source_of.__wrapped__(a.A)
+    (tmp_path / "a" / "twin.py").write_text("class A:\n    edited = True\n")
+    assert source_of.__wrapped__(a.A) != before
+    assert b.B.__name__ == "B"
+
+
+def test_files_shared_by_methods_are_behind_them(monkeypatch):
+    assert len(list(sources_of(METHODS["combood"]()))) == 2
+    seen = []
+    monkeypatch.setattr("howsure.keys.hash_file", lambda file: seen.append(str(file)) or "")
+    source_of.__wrapped__(METHODS["combood"])
+    assert {file.rpartition("/")[2] for file in seen} >= {"combood.py", "_neighbours.py", "_rows.py"}
