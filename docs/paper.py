@@ -250,6 +250,9 @@ def plot_learning(file: Path, path: Path) -> None:
         line = part.groupby("outliers")["auroc"].mean()
         _line(axis, i, line.index, line.to_numpy(), str(method))
     axis.set(xscale="log", xlabel="outliers seen", ylabel="AUROC, mean over shifts")
+    counts = sorted(table["outliers"].unique())
+    axis.set_xticks(counts, [str(n) for n in counts])
+    axis.minorticks_off()
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 

@@ -191,10 +191,12 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
         of = (points["supervision"] == kind).to_numpy()
         axes.plot(ratio[of], value[of], **_marker(kind), zorder=3)
     _supervision_legend(figure, _kinds(points["supervision"]))
-    missing = "* mean over fewer shifts or backbones" if any("*" in name for name in names) else ""
-    figure.text(0.972, 0.015, missing, fontsize=8, ha="right")
     first = [*front, *(i for i, m in enumerate(points.index) if m in BASELINES)]
-    _labels(figure, axes, ratio, value, names, list(dict.fromkeys([*first, *range(len(points))])))
+    left_out = _labels(figure, axes, ratio, value, names, list(dict.fromkeys([*first, *range(len(points))])))
+    notes = ["* mean over fewer shifts or backbones"] if any("*" in name for name in names) else []
+    notes += [f"{left_out} names left out, where they would cover others"] if left_out else []
+    notes += ["below 0.5 drawn at 0.5"] if (points["value"] < 0.5).any() else []
+    figure.text(0.972, 0.015, "; ".join(notes), fontsize=8, ha="right")
     return figure
 
 
@@ -279,7 +281,13 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     handles += [Line2D([], [], color=_set_colour(k, kinds), linewidth=1.5, label=k) for k in kinds]
     figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False)
     at_top = 1 - (0.3 if columns < 4 else 0.09) / figure.get_figheight()
-    figure.text(0.15 / figure.get_figwidth(), at_top, f"Scores (asinh scale), {title}", fontsize=9, va="top")
+    figure.text(
+        0.15 / figure.get_figwidth(),
+        at_top,
+        f"Scores, more uncertain to the right (asinh scale), {title}",
+        fontsize=9,
+        va="top",
+    )
     return figure
 
 
@@ -389,13 +397,14 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 def _share_limits(panels: Sequence[Axes]) -> None:
     low = min(axes.get_ylim()[0] for axes in panels)
     for axes in panels:
-        axes.set_ylim(low, 1.01)
+        axes.set_ylim(low, 1.02)
 
 
 def _labels(
     figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], order: Sequence[int]
-) -> None:
-    """Names beside points, in that order, each where it covers no point and no other name; else it is left out."""
+) -> int:
+    """Names beside points, in that order, each where it covers no point and no other name; how many had no place."""
+    left_out = 0
     canvas = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()
     points = axes.transData.transform(np.column_stack([x, y]))
@@ -418,6 +427,7 @@ def _labels(
         )
         if place is None:
             text.remove()
+            left_out += 1
             continue
         left, bottom, near = place
         text.set_position(((left - points[i, 0]) / scale, (bottom + box.height / 2 - points[i, 1]) / scale))
@@ -426,6 +436,7 @@ def _labels(
             end = np.clip(points[i], [left, bottom], [left + box.width, bottom + box.height])
             line = axes.transData.inverted().transform([points[i], end])
             axes.plot(*line.T, color="#B0B0B0", linewidth=0.5, zorder=2)
+    return left_out
 
 
 def _free_place(
