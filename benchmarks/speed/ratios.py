@@ -10,6 +10,7 @@ the peak of what a pass allocates in tensors, parameter gradients included.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -102,20 +103,23 @@ def seconds(action: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, device: str, repeats: int, batch: int | None) -> tuple[float, float, float]:
-    """Ratios to the ordinary pass and to its best split, and the ordinary pass in seconds."""
+def compare(name: str, device: str, repeats: int, batch: int | None) -> tuple[float, float, float, float]:
+    """Ratios to the ordinary pass, to its best split and to it in channels-last format, and the first in seconds."""
     model, x = prepare(name, device, batch)
     splits = sorted({len(x), -(-len(x) // 2), -(-len(x) // 4)})
     actions: dict[str, Callable[[], None]] = {"engine": lambda: engine(model, x)}
     actions |= {f"split {s}": lambda s=s: ordinary(model, x, s) for s in splits}  # type: ignore[misc]
     actions["ordinary"] = lambda: ordinary(model, x)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    actions["channels last"] = lambda: ordinary(*last)
     times: dict[str, list[float]] = {key: [] for key in actions}
     for _ in range(repeats + 2):
         for key, action in actions.items():
             times[key].append(seconds(action, device))
     median = {key: statistics.median(values[2:]) for key, values in times.items()}
-    best = min(value for key, value in median.items() if key != "engine")
-    return median["engine"] / median["ordinary"], median["engine"] / best, median["ordinary"]
+    best = min(value for key, value in median.items() if key not in ("engine", "channels last"))
+    mine = median["engine"]
+    return mine / median["ordinary"], mine / best, mine / median["channels last"], median["ordinary"]
 
 
 def peak(name: str, device: str, action: Callable[[nn.Module, Tensor], None], batch: int | None) -> int:
@@ -151,12 +155,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
-        "| network | engine / ordinary | / its best split | ordinary, ms | peak memory ratio |\n|---|---|---|---|---|"
+        "| network | engine / ordinary | / its best split | / it channels-last | ordinary, ms | peak memory ratio |\n"
+        "|---|---|---|---|---|---|"
     )
     for name in [options.network] if options.network else NETWORKS:
-        ratio, best, base = compare(name, options.device, options.repeats, options.batch)
+        ratio, best, last, base = compare(name, options.device, options.repeats, options.batch)
         memory = "" if options.no_memory else f"{memory_ratio(name, options.device, options.batch):.2f}"
-        print(f"| {name} | {ratio:.2f} | {best:.2f} | {1000 * base:.0f} | {memory} |", flush=True)
+        print(f"| {name} | {ratio:.2f} | {best:.2f} | {last:.2f} | {1000 * base:.0f} | {memory} |", flush=True)
 
 
 if __name__ == "__main__":
