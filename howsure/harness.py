@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -134,7 +135,10 @@ class Run:
         return split
 
     def _leave_out(self, shift: str, why: str) -> None:
-        self.record["missing"][shift] = why
+        missing = self.record.setdefault("missing", {})
+        if missing.get(shift) == why:
+            return
+        missing[shift] = why
         print(f"howsure: shift '{shift}' left out: {why}", file=sys.stderr)
 
     def _corrupted(self, images: Images) -> dict[str, Split]:
@@ -193,7 +197,7 @@ class Run:
         except Exception as error:
             if alone:
                 raise
-            self._note_lost(spec.name, seed, _reason(error))
+            self._note_lost(spec.name, seed, splits, _reason(error))
             return
         network = bench.network
         refusals = {name: self._refusal(method, network) for name, method in self.methods.items()}
@@ -348,14 +352,13 @@ class Run:
         grid = (self.suite.name, protocol, bench.seed, *bench.shifts, *splits)
         return make_key(bench.network.digest, method, *code, *grid)
 
-    def _note_lost(self, backbone: str, seed: int, why: str) -> None:
+    def _note_lost(self, backbone: str, seed: int, splits: dict[str, Split], why: str) -> None:
         """All cells of a network that is not to be had fail."""
-        for name, method in self.methods.items():
-            for protocol in self.suite.chosen_protocols():
-                if protocol != "none" or method.supervision != "outliers":
-                    cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
-                    self.folder.write_cell(cell)
-                    self._note(cell)
+        for name, protocol in product(self.methods, applicable(self.suite.chosen_protocols(), self._shifts(splits))):
+            if protocol != "none" or self.methods[name].supervision != "outliers":
+                cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
+                self.folder.write_cell(cell)
+                self._note(cell)
 
     def _note(self, cell: Cell) -> None:
         self.record["cells"].append({

@@ -333,31 +333,27 @@ def test_what_a_forward_pass_leaves_on_a_module_is_put_back():
     assert torch.autograd.grad(weight.sum(), net[0].weight_v)[0].abs().sum() > 0
 
 
-def test_a_sparse_embedding():
-    class Words(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table, self.last = nn.Embedding(10, 4, sparse=True), nn.Linear(4, 3)
+class Words(nn.Module):
+    """Pixels as words; `table` is an embedding of single words or of bags of them."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.table((x.abs() * 3).long().clamp(max=9)).mean(1))
+    def __init__(self, table: nn.Module):
+        super().__init__()
+        self.table, self.last = table, nn.Linear(4, 3)
 
-    net, x = Words().double(), images(5, 6)
-    want = torch.stack(
-        [
-            torch.cat(
-                [
-                    g.to_dense().square().sum()[None]
-                    for g in torch.autograd.grad(spread(net(x[i : i + 1])).sum(), list(net.parameters()))
-                ]
-            )
-            for i in range(5)
-        ]
-    )
-    torch.testing.assert_close(grad_sq_norms(net, x, spread).norms[0], want, rtol=1e-9, atol=0)
-    net.table = nn.Embedding(10, 4, scale_grad_by_freq=True).double()
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.table((x.abs() * 3).long().clamp(max=9))
+        return self.last(found.mean(1) if found.dim() == 3 else found)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_embeddings_and_those_that_count_words(kind):
+    net, x = Words(kind(10, 4, sparse=True)).double(), images(5, 6)
+    got = grad_sq_norms(net, x, spread).norms[0]
+    dense = Words(kind(10, 4)).double()
+    dense.load_state_dict(net.state_dict())
+    torch.testing.assert_close(got, plainly(dense, x), rtol=1e-9, atol=0)
     with pytest.raises(RuntimeError, match="frequency"):
-        grad_sq_norms(net, x, spread)
+        grad_sq_norms(Words(kind(10, 4, scale_grad_by_freq=True)).double(), x, spread)
 
 
 def test_an_exit_that_no_image_takes():

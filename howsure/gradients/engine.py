@@ -162,33 +162,36 @@ def grad_sq_norms(
         raise ValueError(f"max_batch must be at least 1, not {max_batch}")
     with torch.inference_mode(False):
         x = x.clone() if x.is_inference() else x
-        return _restarting(model, x, losses, wanted, small_names, max_batch, on_restart)
+        plan = _plan_for(model, x, wanted)
+
+        def run(part: Tensor, limit: int | None, probe: bool) -> GradResult:
+            return _run(model, part, losses, wanted, small_names, limit, plan, probe)
+
+        return _restarting(run, model, x, plan, max_batch, on_restart)
 
 
 def _restarting(
+    run: Callable[[Tensor, int | None, bool], GradResult],
     model: nn.Module,
     x: Tensor,
-    losses: list[Loss],
-    wanted: dict[str, nn.Parameter],
-    small: list[str],
+    plan: _Plan,
     limit: int | None,
     on_restart: Callable[[], None] | None,
 ) -> GradResult:
-    """The result, from as many tries as it takes to learn what a pass must know of the network."""
-    plan, probe, off = _plan_for(model, x, wanted), False, 0.0
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    look = not plan.compared and (on_restart is not None or not hooked)
+    """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
+    probe, off = False, 0.0
+    look = not plan.compared and (on_restart is not None or not _hooked(model))
     while True:
         try:
             first = x[: min(_PROBE, limit or _PROBE)]
             if look and len(first) > 1:
                 off = _off_in_company(model, first)
                 while not plan.settled:  # so that a first call gives, to the last bit, what later ones give
-                    _run(model, first, losses, wanted, small, limit, plan, probe)
+                    run(first, limit, probe)
                 plan.compared, look = not off, False
                 if on_restart is not None:
                     on_restart()
-            result = _run(model, x, losses, wanted, small, limit, plan, probe)
+            result = run(x, limit, probe)
             break
         except torch.OutOfMemoryError:
             size = min(limit or len(x), len(x))
@@ -543,6 +546,10 @@ def _seed(loss: Loss, logits: Tensor) -> Tensor:
     if len(z) > 1 and seed.isfinite().all() and not explains(Layout(), seed, coded, len(z)):
         raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
     return seed.detach()
+
+
+def _hooked(model: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def _off_in_company(model: nn.Module, x: Tensor) -> float:

@@ -48,6 +48,10 @@ def pull_back(outputs: list[Tensor], inputs: list[Tensor], rows: list[Tensor]) -
         ]
 
 
+_SPARSE = {"embedding": 4, "embedding_bag": 5}
+"""Calls whose fourth argument scales gradients by frequency, and where they are asked for sparse ones."""
+
+
 class General(Rule):
     """Any call. Weights are keyed by their position among its flattened arguments."""
 
@@ -70,10 +74,11 @@ class General(Rule):
         strip: Callable[[Tensor], Tensor],
         overwrites: bool = False,
     ) -> tuple[General, dict[int, Tensor]]:
-        if getattr(func, "__name__", "") == "embedding" and any(args[3:5]):
-            if args[3]:
-                raise RuntimeError("an embedding that scales its gradient by frequency counts those of the whole batch")
-            args = (*args[:4], False)  # a dense gradient of the same entries
+        sparse = _SPARSE.get(getattr(func, "__name__", ""))
+        if sparse is not None and any(args[3:4]):
+            raise RuntimeError("an embedding that scales its gradient by frequency counts those of the whole batch")
+        if sparse is not None and any(args[sparse : sparse + 1]):
+            args = (*args[:sparse], False, *args[sparse + 1 :])  # a dense gradient of the same entries
         leaves, spec = pytree.tree_flatten((args, kwargs))
         weights = {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor) and is_weight(t)}
         plain = [strip(t) if isinstance(t, Tensor) else t for t in leaves]

@@ -227,7 +227,7 @@ class Tracer(TorchFunctionMode):
             elif t.requires_grad or key in self.data:
                 data = True
         if data:
-            self._notice(name, args)
+            self._notice(name, args, kwargs)
         if not weight:
             if data and _in_place(func, args, kwargs):
                 self._before_overwrite(_first(args, kwargs))
@@ -242,11 +242,11 @@ class Tracer(TorchFunctionMode):
 
     # -- data ---------------------------------------------------------------------------------------------------
 
-    def _notice(self, name: str, args: tuple) -> None:
+    def _notice(self, name: str, args: tuple, kwargs: dict) -> None:
         """Note calls that order or choose by the data, and those that read strides."""
         if name in _STRIDED:
             self.reads_memory = True
-        elif name in _CHOOSING or (name in _INDEXING and any(id(t) in self.data for t in tensors(args[1:]))):
+        elif name in _CHOOSING or (name in _INDEXING and any(id(t) in self.data for t in tensors((args[1:], kwargs)))):
             self.depends = True
 
     def _mark(self, out: Any) -> None:
