@@ -17,6 +17,7 @@ from torch import nn
 
 from howsure import ArrayImages, Backbone, UserError
 from howsure.backbone import InputSpec, Recipe
+from howsure.network import Network
 from howsure.networks import load_network
 from howsure.plugins import BACKBONES
 from howsure.training import accuracy
@@ -317,6 +318,26 @@ def test_other_code_around_the_same_weights_is_another_network(tmp_path, monkeyp
 
     assert digest() == digest()
     assert len({digest(), digest("negated"), digest(line="-x"), digest(more="# edited\n")}) == 4
+
+
+class Scaled(nn.Flatten):
+    """A number that neither its text nor its weights show."""
+
+    factor = 1.0
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
+def test_what_no_code_shows_changes_the_digest_by_what_the_network_says():
+    digests = []
+    for factor in (1.0, 1.0, 2.0):
+        model = nn.Sequential(Scaled(), nn.Linear(16, 4))
+        model[0].factor = factor
+        nn.init.ones_(model[1].weight)
+        nn.init.ones_(model[1].bias)
+        digests.append(Network("n", model, Tiny.input, 4).digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_function_whose_network_says_what_its_inputs_look_like(tmp_path):
