@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import isqrt
 
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from howsure import Batch, Features, Logits, Method, Network, Representation, Reps, Tap
@@ -16,6 +18,7 @@ from ._neighbours import kth_distance, unit
 from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
 
 SHRINKAGE = 0.1
+RIDGE = 0.1
 
 
 def channel_statistics(value: Tensor, layer: nn.Module) -> Tensor:
@@ -53,36 +56,45 @@ class ChannelStatistics(Representation[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class StatisticDistances(Representation[Tensor]):
-    """Log squared Mahalanobis distance to the mean of the predicted class at each layer, `[N, L]`.
+    """How much further the statistics of each layer lie from what the features say they are than usual, `[N, L]`.
 
-    Of the channel means and the logs of their three spreads; fitted on one half of the training images.
+    The channel means and the logs of their three spreads are predicted from the unit features by ridge regression. The
+    log squared Mahalanobis length of what is left, less its own prediction from the features, is the layer's entry.
+    Fitted on one half of the training images.
     """
 
     shrinkage: float = 0.01
 
-    needs = (ChannelStatistics(), Logits(), ImageIds())
+    needs = (ChannelStatistics(), Features(), ImageIds())
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        return ChannelStatistics().taps(network)
+        return (*ChannelStatistics().taps(network), *Features().taps(network))
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
-        half, logits = first_half(train[ImageIds()]), train[Logits()]
+        half = first_half(train[ImageIds()])
+        features = unit(train[Features()][half]).double()
         state: dict[str, Tensor] = {}
+        distances = []
         for name, x in train[ChannelStatistics()].items():
             floor = 1e-3 * x[half, 1].double().square().mean().sqrt().clamp_min(1e-30)
-            gaussian = fit_around(_logs(x[half], floor), logits[half].argmax(1), logits.shape[1], self.shrinkage)
-            state |= {f"floor {name}": floor, f"means {name}": gaussian["means"], f"whiten {name}": gaussian["whiten"]}
-        return state
+            statistics = _logs(x[half], floor)
+            slope, offset = ridge(features, statistics)
+            rest = statistics - offset - features @ slope
+            whiten = fit_around(rest, torch.zeros(len(rest), dtype=torch.long), 1, self.shrinkage)["whiten"]
+            distances.append(log_distance((rest @ whiten).square().sum(1)))
+            parts = {"floor": floor, "slope": slope, "offset": offset, "whiten": whiten}
+            state |= {f"{part} {name}": value for part, value in parts.items()}
+        slope, offset = ridge(features, torch.stack(distances, 1))
+        return {**state, "slope": slope, "offset": offset}
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
-        predicted, columns = batch.logits.argmax(1), []
-        for tap in self.taps(batch.network):
-            parts = (state[f"{part} {tap.layer}"].to(batch.logits.device) for part in ("floor", "means", "whiten"))
-            floor, means, whiten = parts
-            columns.append(
-                log_distance(distance_around(_logs(batch.readings[tap], floor), predicted, means, whiten)).double()
-            )
-        return torch.stack(columns, 1)
+        state = {name: value.to(batch.logits.device) for name, value in state.items()}
+        features, columns = unit(Features().compute(batch)).double(), []
+        for name, x in ChannelStatistics().compute(batch).items():
+            floor, slope, offset, whiten = (state[f"{part} {name}"] for part in ("floor", "slope", "offset", "whiten"))
+            rest = _logs(x, floor) - offset - features @ slope
+            columns.append(log_distance((rest @ whiten).square().sum(1)))
+        return torch.stack(columns, 1) - state["offset"] - features @ state["slope"]
 
 
 @dataclass(frozen=True)
@@ -90,17 +102,18 @@ class LayerPrint(Method):
     """Layerprint: statistics of the first layers' channels, and energy and neighbours at the last. This project.
 
     At up to four layers, evenly spaced over the first half (of the normalisation layers; where all normalise by layer,
-    of the linear layers but the last): of each channel the mean over positions and the logs of its deviation and of the
-    root mean square difference of neighbours, along and across; d_l = log squared Mahalanobis distance to the mean of
-    the predicted class. D = Mahalanobis distance of (d_1, …, d_L). With s(·) for standardising,
-    score = s(s(Σ_l d_l) + ½ s(D)) + s(s(-logsumexp(z)) + s(knn)), knn = distance to the k-th nearest feature of unit
-    norm; shape [N], higher means more uncertain. No outlier is seen. One forward pass.
+    of the linear layers but the last): x_l = of each channel the mean over positions and the logs of its deviation and
+    of the root mean square difference of neighbours, along and across. With u the unit features and E[· | u] linear
+    in them, m_l = log squared Mahalanobis length of x_l - E[x_l | u], d_l = m_l - E[m_l | u], and D = Mahalanobis
+    length of (d_1, …, d_L). With s(·) for standardising,
+    score = max(0, s(s(Σ_l d_l) + ½ s(D))) + s(s(-logsumexp(z)) + s(knn)), knn = distance to the k-th nearest feature of
+    unit norm; shape [N], higher means more uncertain. No outlier is seen. One forward pass.
 
-    The Gaussians of d_l and the neighbours are one half of the training images; D and s are fitted on the other half.
+    All up to d_l and the neighbours are fitted on one half of the training images; D and s on the other half.
     `shrinkage` is the weight of the covariances' own diagonals.
     """
 
-    k: int = 50
+    k: int = 10
     shrinkage: float = 0.01
 
     supervision = "id-train"
@@ -121,7 +134,8 @@ class LayerPrint(Method):
         return {**state, "mean": mean, "std": std, "pair_mean": pair_mean, "pair_std": pair_std}
 
     def score(self, reps: Reps, mean: Tensor, std: Tensor, pair_mean: Tensor, pair_std: Tensor, **state) -> Tensor:
-        return ((_pairs(self._terms(reps, **state), mean, std) - pair_mean) / pair_std).sum(1)
+        layers, output = ((_pairs(self._terms(reps, **state), mean, std) - pair_mean) / pair_std).unbind(1)
+        return layers.clamp_min(0) + output
 
     def _terms(self, reps: Reps, means: Tensor, whiten: Tensor, bank: Tensor) -> Tensor:
         profile, logits = reps[self.needs[0]], reps[Logits()].double()
@@ -139,3 +153,11 @@ def _logs(statistics: Tensor, floor: Tensor) -> Tensor:
     """The means and the logs of the spreads as rows `[n, 4 C]`, float64."""
     x = statistics.double()
     return torch.cat([x[:, :1], (x[:, 1:] + floor).log()], 1).flatten(1)
+
+
+def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope `[D, T]` and offset `[T]` of a linear prediction of rows `[N, T]` from rows `[N, D]`, float64."""
+    scaler = StandardScaler().fit(x.cpu().numpy())
+    model = Ridge(RIDGE * len(x)).fit(scaler.transform(x.cpu().numpy()), y.cpu().numpy())
+    slope = (model.coef_.reshape(y.shape[1], -1) / scaler.scale_).T
+    return torch.from_numpy(slope.copy()), torch.from_numpy(model.intercept_ - scaler.mean_ @ slope)

@@ -325,49 +325,54 @@ def test_layerprint(network: Network) -> None:
     from howsure.methods.layerprint import ChannelStatistics, first_layers
 
     method = METHODS["layerprint"](k=3)
-    inner = read(network, pixels(50, 1), (ChannelStatistics(), Logits(), ImageIds()))
+    inner = read(network, pixels(50, 1), (ChannelStatistics(), Features(), ImageIds()))
     fit, reps = (read(network, p, method.needs, fitted=inner) for p in (pixels(50, 1), pixels()))
     scores = method.score(reps, **method.fit(fit))
     new = read(network, pixels(), (ChannelStatistics(),))[ChannelStatistics()]
     first = np.arange(50) % 2 == 0
-    group, mine = inner[Logits()].argmax(1).numpy(), reps[Logits()].argmax(1).numpy()
+    known, mine = (r[Features()].double().numpy() for r in (fit, reps))
+    known, mine = (h / np.linalg.norm(h, axis=1, keepdims=True) for h in (known, mine))
 
-    def distance(v: np.ndarray, group: np.ndarray, q: np.ndarray, of: np.ndarray, shrinkage: float) -> np.ndarray:
-        means = np.stack([v[group == c].mean(0) if (group == c).any() else v.mean(0) for c in range(4)])
-        centred = v - means[group]
-        varies = centred.std(0) > 1e-6 * np.sqrt((v**2).mean(0))
-        covariance = np.cov(centred[:, varies].T, bias=True)
-        covariance = (1 - shrinkage) * covariance + shrinkage * np.diag(np.diag(covariance))
-        z = (q - means[of])[:, varies]
+    def distance(v: np.ndarray, q: np.ndarray, shrinkage: float) -> np.ndarray:
+        centred = v - v.mean(0)
+        covariance = (1 - shrinkage) * np.cov(centred.T, bias=True) + shrinkage * np.diag(centred.var(0))
+        z = q - v.mean(0)
         return np.einsum("ni,ij,nj->n", z, np.linalg.inv(covariance), z)
 
-    profiles: list[list[np.ndarray]] = [[], []]
+    def left(y: np.ndarray, q: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """What is left of rows q of images with features `of`, by a ridge regression on the first half."""
+        x = known[first]
+        z, z_of = ((h - x.mean(0)) / x.std(0) for h in (x, of))
+        weights = np.linalg.solve(z.T @ z + 0.1 * len(z) * np.eye(z.shape[1]), z.T @ (y - y.mean(0)))
+        return q - y.mean(0) - z_of @ weights
+
+    profiles: list[list[np.ndarray]] = [[], [], []]
     for name in first_layers(network):
         v, q = (x[name].double().numpy() for x in (inner[ChannelStatistics()], new))
         floor = 1e-3 * np.sqrt((v[first, 1] ** 2).mean())
         v, q = (np.concatenate([x[:, 0], *np.log(x[:, 1:] + floor).transpose(1, 0, 2)], 1) for x in (v, q))
-        for profile, x, of in zip(profiles, (v[~first], q), (group[~first], mine), strict=True):
-            profile.append(np.log(distance(v[first], group[first], x, of, 0.01)))
-    known, found = (np.stack(p, 1) for p in profiles)
-    zeros, unit = np.zeros(len(known), int), [r[Features()].double().numpy() for r in (fit, reps)]
-    unit = [h / np.linalg.norm(h, axis=1, keepdims=True) for h in unit]
+        rest = left(v[first], v[first], known[first])
+        for profile, x, of in zip(profiles, (v[first], v[~first], q), (known[first], known[~first], mine), strict=True):
+            profile.append(np.log(distance(rest, left(v[first], x, of), 0.01)))
+    usual, other, found = (np.stack(p, 1) for p in profiles)
+    other, found = left(usual, other, known[~first]), left(usual, found, mine)
     logits = [fit[Logits()].double().numpy()[~first], reps[Logits()].double().numpy()]
     terms = [
         np.stack(
             [
                 p.sum(1),
-                np.sqrt(distance(known, zeros, p, np.zeros(len(p), int), 0.1)),
+                np.sqrt(distance(other, p, 0.1)),
                 -np.log(np.exp(z).sum(1)),
-                np.sort(np.linalg.norm(h[:, None] - unit[0][first], axis=2), 1)[:, 2],
+                np.sort(np.linalg.norm(h[:, None] - known[first], axis=2), 1)[:, 2],
             ],
             1,
         )
-        for p, z, h in zip((known, found), logits, (unit[0][~first], unit[1]), strict=True)
+        for p, z, h in zip((other, found), logits, (known[~first], mine), strict=True)
     ]
-    known, found = ((t - terms[0].mean(0)) / terms[0].std(0) for t in terms)
-    known, found = (np.stack([t[:, 0] + t[:, 1] / 2, t[:, 2] + t[:, 3]], 1) for t in (known, found))
-    expected = ((found - known.mean(0)) / known.std(0)).sum(1)
-    np.testing.assert_allclose(scores, expected, rtol=0.01, atol=0.02)
+    before, after = ((t - terms[0].mean(0)) / terms[0].std(0) for t in terms)
+    before, after = (np.stack([t[:, 0] + t[:, 1] / 2, t[:, 2] + t[:, 3]], 1) for t in (before, after))
+    layers, output = ((after - before.mean(0)) / before.std(0)).T
+    np.testing.assert_allclose(scores, np.maximum(layers, 0) + output, rtol=0.01, atol=0.02)
 
 
 def test_channel_statistics_of_a_map_and_of_vectors() -> None:
@@ -394,7 +399,7 @@ def test_layerprint_with_few_images(conv: Network) -> None:
 
     method = METHODS["layerprint"]()
     for n in (1, 2, 5):
-        inner = read(conv, pixels(n, 1), (ChannelStatistics(), Logits(), ImageIds()))
+        inner = read(conv, pixels(n, 1), (ChannelStatistics(), Features(), ImageIds()))
         fit, reps = (read(conv, p, method.needs, fitted=inner) for p in (pixels(n, 1), pixels()))
         assert method.score(reps, **method.fit(fit)).isfinite().all()
 

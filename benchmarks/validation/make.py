@@ -1,0 +1,176 @@
+"""Suites to choose a method on without a look at any reported shift: `python benchmarks/validation/make.py FOLDER`.
+
+Made of training splits alone. Of each data set some classes are held back from the networks: they are the near shift.
+The others are split into images to train on and images to alter; no alteration is one of the reported corruptions,
+though some are relatives. Writes `digits.toml`, `fashion.toml` and `cifar.toml` with their images; then
+`howsure run FOLDER/digits.toml --plugin benchmarks/validation/networks.py`. Each has two sets of held-back classes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+from torchvision.transforms import functional as F
+
+from howsure.data import Images
+from howsure.sources import resolve
+from howsure.synthetic import _alter
+
+HELD_BACK = {"digits": ((1, 6), (3, 4)), "fashion": ((4, 8), (5, 6)), "cifar": ((2, 5, 9), (1, 3, 7))}
+DATA = {"digits": "digits", "fashion": "fashion-mnist", "cifar": "cifar10-jpeg"}
+NETWORKS = {
+    "digits": ("small-cnn", "small-resnet", "small-vit"),
+    "fashion": ("fashion-cnn", "fashion-resnet", "fashion-vit"),
+    "cifar": ("colour-vgg", "colour-vit"),
+}
+HELD_OUT, MOST = 0.2, 1000
+
+Rng = np.random.Generator
+Change = Callable[[Image.Image, Rng], Image.Image]
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in DATA:
+        for which, held_back in enumerate(HELD_BACK[name]):
+            write(folder, f"{name}-{which}", name, held_back)
+
+
+def write(folder: Path, suite: str, name: str, held_back: tuple[int, ...]) -> None:
+    """A suite file and its images."""
+    images = resolve(DATA[name], folder).split("train")
+    rng = np.random.default_rng(0)
+    rest = rng.permutation(np.flatnonzero(~np.isin(images.y, held_back)))
+    out, train = np.split(rest, [round(HELD_OUT * len(rest))])
+    near = rng.permutation(np.flatnonzero(np.isin(images.y, held_back)))[:MOST]
+    classes = {label: i for i, label in enumerate(np.unique(images.y[rest]))}
+    sets = {"train": pictures(images, train), "test": pictures(images, out[:MOST]), "near": pictures(images, near)}
+    known = {"train": train, "test": out[:MOST]}
+    labels = {split: np.array([classes[y] for y in images.y[index]]) for split, index in known.items()}
+    for change, alter in changes(sets["test"]):
+        sets[change] = [alter(image, np.random.default_rng((1, i))) for i, image in enumerate(sets["test"])]
+    (folder / suite).mkdir(exist_ok=True)
+    for split, pics in sets.items():
+        x = np.stack([np.asarray(p) for p in pics])
+        np.savez(folder / suite / f"{split}.npz", x=x, y=labels.get(split, np.zeros(len(x), np.int64)))
+    (folder / f"{suite}.toml").write_text(toml(suite, name, list(sets)[2:]))
+    print(folder / f"{suite}.toml", len(train), len(sets["test"]), len(near), len(sets) - 3)
+
+
+def toml(suite: str, name: str, shifts: list[str]) -> str:
+    lines = [f'id = {{ train = "npz:{suite}/train.npz", test = "npz:{suite}/test.npz" }}', 'protocols = ["none"]']
+    lines += [f'\n[[backbone]]\nname = "{use}"\nuse = "{use}"' for use in NETWORKS[name]]
+    lines += [
+        f'\n[[shift]]\ndata = "npz:{suite}/{s}.npz"\nname = "{s}"\ngroup = "{"near" if s == "near" else "altered"}"'
+        for s in shifts
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def pictures(images: Images, index: np.ndarray) -> list[Image.Image]:
+    return [images[int(i)][0] for i in index]
+
+
+def changes(images: list[Image.Image]) -> Iterator[tuple[str, Change]]:
+    """The alterations of these images, by name; some are for images in colour alone."""
+    for kind in ("patch_shuffle", "pixel_shuffle", "inversion"):
+        yield kind, lambda im, rng, kind=kind: as_image(_alter(np.asarray(im, np.float64), kind, rng))
+    yield "mixture", lambda im, rng: Image.blend(im, images[int(rng.integers(len(images)))], 0.5)
+    yield "gamma", lambda im, rng: F.adjust_gamma(im, float(rng.choice([0.4, 2.5])))
+    yield "posterize", lambda im, rng: F.posterize(im, int(rng.integers(1, 4)))
+    yield "solarize", lambda im, rng: F.solarize(im, int(rng.integers(96, 192)))
+    yield "equalize", lambda im, rng: F.equalize(im)
+    yield "rotation", lambda im, rng: F.rotate(im, float(rng.uniform(30, 60)), F.InterpolationMode.BILINEAR)
+    yield "upside_down", lambda im, rng: F.vflip(im)
+    yield "sharpness", lambda im, rng: F.adjust_sharpness(im, float(rng.uniform(3, 6)))
+    yield "median", lambda im, rng: im.filter(ImageFilter.MedianFilter(3))
+    yield "smaller", lambda im, rng: affine(im, rng, scale=0.6)
+    yield "shear", lambda im, rng: affine(im, rng, shear=float(rng.uniform(20, 35)))
+    yield "crop", crop
+    yield "cutout", cutout
+    yield "grating", grating
+    yield "clouds", clouds
+    yield "row_jitter", row_jitter
+    yield "vignette", vignette
+    yield "scan_lines", scan_lines
+    yield "phase", phase
+    if images[0].mode == "RGB":
+        yield "channels", lambda im, rng: Image.merge("RGB", [im.split()[i] for i in (1, 2, 0)])
+        yield "hue", lambda im, rng: F.adjust_hue(im, float(rng.uniform(0.2, 0.5)))
+        yield "grey", lambda im, rng: F.to_grayscale(im, 3)
+        yield "cast", lambda im, rng: as_image(np.asarray(im, float) + rng.uniform(-40, 40, 3))
+
+
+def as_image(x: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(x, 0, 255).astype(np.uint8))
+
+
+def affine(im: Image.Image, rng: Rng, scale: float = 1.0, shear: float = 0.0) -> Image.Image:
+    return F.affine(im, 0.0, [0, 0], scale, [shear, 0.0], F.InterpolationMode.BILINEAR)
+
+
+def crop(im: Image.Image, rng: Rng) -> Image.Image:
+    side = round(0.6 * im.width)
+    left, top = (int(rng.integers(im.width - side + 1)) for _ in range(2))
+    return im.crop((left, top, left + side, top + side)).resize(im.size, Image.Resampling.BILINEAR)
+
+
+def cutout(im: Image.Image, rng: Rng) -> Image.Image:
+    x, side = np.array(im), round(0.4 * im.width)
+    left, top = (int(rng.integers(im.width - side + 1)) for _ in range(2))
+    x[top : top + side, left : left + side] = 128
+    return Image.fromarray(x)
+
+
+def grating(im: Image.Image, rng: Rng) -> Image.Image:
+    rows, columns = grid(im)
+    angle, waves = rng.uniform(0, np.pi), rng.uniform(3, 8)
+    wave = np.sin(2 * np.pi * waves * (rows * np.sin(angle) + columns * np.cos(angle)) + rng.uniform(0, 6))
+    return as_image(np.asarray(im, float) + 30 * like(wave, im))
+
+
+def clouds(im: Image.Image, rng: Rng) -> Image.Image:
+    coarse = as_image(rng.uniform(0, 255, (4, 4))).resize(im.size, Image.Resampling.BICUBIC)
+    return as_image(0.6 * np.asarray(im, float) + 0.4 * like(np.asarray(coarse, float), im))
+
+
+def row_jitter(im: Image.Image, rng: Rng) -> Image.Image:
+    x = np.asarray(im)
+    most = max(1, im.width // 12)
+    return Image.fromarray(np.stack([np.roll(row, int(rng.integers(-most, most + 1)), 0) for row in x]))
+
+
+def vignette(im: Image.Image, rng: Rng) -> Image.Image:
+    rows, columns = grid(im)
+    fall = 1 - 1.6 * ((rows - 0.5) ** 2 + (columns - 0.5) ** 2)
+    return as_image(np.asarray(im, float) * like(fall, im))
+
+
+def scan_lines(im: Image.Image, rng: Rng) -> Image.Image:
+    x = np.asarray(im, float).copy()
+    x[int(rng.integers(2)) :: 2] *= 0.6
+    return as_image(x)
+
+
+def phase(im: Image.Image, rng: Rng) -> Image.Image:
+    """Its spectrum's phases moved at random, by a quarter of a turn or so."""
+    x = np.asarray(im, float)
+    noise = np.angle(np.fft.rfft2(rng.normal(size=x.shape[:2])))
+    turn = np.exp(0.4j * noise).reshape(*noise.shape, *[1] * (x.ndim - 2))
+    return as_image(np.fft.irfft2(np.fft.rfft2(x, axes=(0, 1)) * turn, s=x.shape[:2], axes=(0, 1)))
+
+
+def grid(im: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    return np.linspace(0, 1, im.height)[:, None], np.linspace(0, 1, im.width)[None, :]
+
+
+def like(plane: np.ndarray, im: Image.Image) -> np.ndarray:
+    return plane if im.mode == "L" else plane[..., None]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
