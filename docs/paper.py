@@ -287,7 +287,7 @@ def put(page: str, name: str, text: str) -> str:
     """The page with the text between the marks of `name`."""
     found, n = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.S)
     if not n:
-        raise SystemExit(f"docs/paper.md has no place for '{name}'")
+        raise SystemExit(f"the page has no place for '{name}'")
     return found
 
 

@@ -1,6 +1,7 @@
 """Keep a finished run in small form under results/reference/: `python docs/reference.py digits results/digits`.
 
-Several runs on the same splits, each with some of the methods or seeds, are put together as one.
+Several runs on the same splits, each with some of the methods or seeds, are put together as one; what a later one holds
+takes the place of what an earlier one holds, which may be a kept run itself.
 
 AUROC and FPR@95TPR of every cell, to four digits, in the schema of a run's folder, so that `howsure table` and `howsure
 plot` read it; the timing; the run's record without its list of cells but what tuning chose and what failed.
@@ -20,21 +21,29 @@ from howsure.results import read_results
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 METRICS = ("auroc", "fpr95")
+CELL = ["backbone", "method", "protocol", "seed"]
 
 
 def keep(runs: Sequence[Path], target: Path) -> None:
     """Write the small form of runs on the same splits to `target`."""
     target.mkdir(parents=True, exist_ok=True)
-    results = pd.concat([read_results(run) for run in runs])
-    small = results[results["metric"].isin(METRICS)]
+    small = newest([read_results(run) for run in runs], CELL)
+    small = small[small["metric"].isin(METRICS)]
     small.round({"value": 4, "ci_low": 4, "ci_high": 4}).to_parquet(target / "results.parquet", index=False)
-    timing = pd.concat([pd.read_csv(run / "timing.csv") for run in runs])
-    timing.drop_duplicates(["backbone", "device", "method"]).to_csv(target / "timing.csv", index=False)
+    timing = newest([pd.read_csv(run / "timing.csv") for run in runs], ["backbone", "device", "method"])
+    timing.to_csv(target / "timing.csv", index=False)
     records = [json.loads((run / "run.json").read_text()) for run in runs]
+    records = [part for record in records for part in (record if isinstance(record, list) else [record])]
     for record in records:
         record["cells"] = [cell for cell in record["cells"] if cell["chosen"] or cell["state"] != "done"]
     text = json.dumps(records, indent=1).replace(str(data_root()), "$HOWSURE_DATA")
     (target / "run.json").write_text(text + "\n")
+
+
+def newest(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:
+    """The tables as one, without the rows of an earlier one whose key a later one has."""
+    table = pd.concat([t.assign(run=i) for i, t in enumerate(tables)], ignore_index=True)
+    return table[table["run"] == table.groupby(key, dropna=False)["run"].transform("max")].drop(columns="run")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Synthetic(Images):
             other = self._image(partner)[0].convert(image.mode).resize(image.size)
             altered = (pixels + np.asarray(other)) / 2
         else:
-            altered = _alter(pixels, kind, rng)
+            altered = alter(pixels, kind, rng)
         return Image.fromarray(np.clip(altered, 0, 255).astype(np.uint8)), label
 
     def _image(self, index: int) -> tuple[Image.Image, int]:
@@ -52,7 +52,8 @@ class Synthetic(Images):
         return f"synthetic {self.seed} {self.images.fingerprint}"
 
 
-def _alter(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+def alter(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Pixels `[H, W]` or `[H, W, C]`, 0 to 255, altered in one of `KINDS` ways but `mixture`; may leave the range."""
     if kind == "patch_shuffle":
         return _shuffle_patches(x, 4, rng)
     if kind == "inversion":

@@ -1,15 +1,16 @@
 """Suites to choose a method on without a look at any reported shift: `python benchmarks/validation/make.py FOLDER`.
 
-Made of training splits alone. Of each data set some classes are held back from the networks: they are the near shift.
-The others are split into images to train on and images to alter; no alteration is one of the reported corruptions,
-though some are relatives. Writes `digits.toml`, `fashion.toml` and `cifar.toml` with their images; then
-`howsure run FOLDER/digits.toml --plugin benchmarks/validation/networks.py`. Each has two sets of held-back classes.
+Made of training splits alone. Some classes are held back from networks: they are the near shift. The images of the
+others are split into those to train on and those to alter; no alteration is one of the reported corruptions, though
+some are relatives. Writes suite files and their images; then, for each,
+`howsure run FOLDER/NAME.toml --plugin benchmarks/validation/networks.py`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,55 +19,79 @@ from torchvision.transforms import functional as F
 
 from howsure.data import Images
 from howsure.sources import resolve
-from howsure.synthetic import _alter
+from howsure.synthetic import alter
 
-HELD_BACK = {"digits": ((1, 6), (3, 4)), "fashion": ((4, 8), (5, 6)), "cifar": ((2, 5, 9), (1, 3, 7))}
-DATA = {"digits": "digits", "fashion": "fashion-mnist", "cifar": "cifar10-jpeg"}
-NETWORKS = {
-    "digits": ("small-cnn", "small-resnet", "small-vit"),
-    "fashion": ("fashion-cnn", "fashion-resnet", "fashion-vit"),
-    "cifar": ("colour-vgg", "colour-vit"),
-}
 HELD_OUT, MOST = 0.2, 1000
 
 Rng = np.random.Generator
 Change = Callable[[Image.Image, Rng], Image.Image]
 
 
+@dataclass(frozen=True)
+class Study:
+    """A data set, the classes held back, and the networks: trained on the spot, or one that exists."""
+
+    data: str
+    held_back: tuple[int, ...]
+    networks: tuple[str, ...]
+    more: str = ""
+
+
+RESNET20 = 'checkpoint = "resnet20-cifar10-jpeg.pt"\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n'
+SMALL, FASHION = (tuple(f"{size}-{kind}" for kind in ("cnn", "resnet", "vit")) for size in ("small", "fashion"))
+STUDIES = {
+    "digits-a": Study("digits", (1, 6), SMALL),
+    "digits-b": Study("digits", (3, 4), SMALL),
+    "fashion-a": Study("fashion-mnist", (4, 8), FASHION),
+    "fashion-b": Study("fashion-mnist", (5, 6), FASHION),
+    "cifar": Study("cifar10-jpeg", (2, 5, 9), ("colour-vgg", "colour-vit")),
+    "cifar-seen": Study("cifar10-jpeg", (), ("cifar-resnet20",), RESNET20),
+}
+"""`cifar-seen`: a network that was trained on all images, those to alter among them."""
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in DATA:
-        for which, held_back in enumerate(HELD_BACK[name]):
-            write(folder, f"{name}-{which}", name, held_back)
+    for name, study in STUDIES.items():
+        sets = images_of(study, folder)
+        (folder / name).mkdir(exist_ok=True)
+        for split, (x, y) in sets.items():
+            np.savez(folder / name / f"{split}.npz", x=x, y=y)
+        (folder / f"{name}.toml").write_text(toml(name, study, list(sets)[2:]))
+        print(folder / f"{name}.toml", {split: len(x) for split, (x, _) in sets.items()})
 
 
-def write(folder: Path, suite: str, name: str, held_back: tuple[int, ...]) -> None:
-    """A suite file and its images."""
-    images = resolve(DATA[name], folder).split("train")
-    rng = np.random.default_rng(0)
-    rest = rng.permutation(np.flatnonzero(~np.isin(images.y, held_back)))
-    out, train = np.split(rest, [round(HELD_OUT * len(rest))])
-    near = rng.permutation(np.flatnonzero(np.isin(images.y, held_back)))[:MOST]
-    classes = {label: i for i, label in enumerate(np.unique(images.y[rest]))}
-    sets = {"train": pictures(images, train), "test": pictures(images, out[:MOST]), "near": pictures(images, near)}
-    known = {"train": train, "test": out[:MOST]}
-    labels = {split: np.array([classes[y] for y in images.y[index]]) for split, index in known.items()}
-    for change, alter in changes(sets["test"]):
-        sets[change] = [alter(image, np.random.default_rng((1, i))) for i, image in enumerate(sets["test"])]
-    (folder / suite).mkdir(exist_ok=True)
-    for split, pics in sets.items():
-        x = np.stack([np.asarray(p) for p in pics])
-        np.savez(folder / suite / f"{split}.npz", x=x, y=labels.get(split, np.zeros(len(x), np.int64)))
-    (folder / f"{suite}.toml").write_text(toml(suite, name, list(sets)[2:]))
-    print(folder / f"{suite}.toml", len(train), len(sets["test"]), len(near), len(sets) - 3)
+def images_of(study: Study, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`train`, `test`, and the shifts: `near` where classes are held back, and one an alteration."""
+    images, rng = resolve(study.data, folder).split("train"), np.random.default_rng(0)
+    shown = rng.permutation(np.flatnonzero(~np.isin(images.y, study.held_back)))
+    out, train = np.split(shown, [round(HELD_OUT * len(shown))])
+    test = out[:MOST]
+    near = rng.permutation(np.flatnonzero(np.isin(images.y, study.held_back)))[:MOST]
+    sets = {"train": pictures(images, train), "test": pictures(images, test)}
+    if study.held_back:
+        sets["near"] = pictures(images, near)
+    for name, change in changes(sets["test"]):
+        sets[name] = [change(image, np.random.default_rng((1, i))) for i, image in enumerate(sets["test"])]
+    classes = np.unique(images.y[shown])
+    labels = {"train": images.y[train], "test": images.y[test]}
+    zeros = np.zeros(MOST, np.int64)
+    return {
+        split: (
+            np.stack([np.asarray(picture) for picture in these]),
+            np.searchsorted(classes, labels[split]) if split in labels else zeros[: len(these)],
+        )
+        for split, these in sets.items()
+    }
 
 
-def toml(suite: str, name: str, shifts: list[str]) -> str:
-    lines = [f'id = {{ train = "npz:{suite}/train.npz", test = "npz:{suite}/test.npz" }}', 'protocols = ["none"]']
-    lines += [f'\n[[backbone]]\nname = "{use}"\nuse = "{use}"' for use in NETWORKS[name]]
+def toml(name: str, study: Study, shifts: list[str]) -> str:
+    lines = [f'id = {{ train = "npz:{name}/train.npz", test = "npz:{name}/test.npz" }}', 'protocols = ["none"]']
+    lines += [f'\n[[backbone]]\nname = "{name}.{use}"\nuse = "{use}"\n{study.more}' for use in study.networks]
+    groups = {shift: "near" if shift == "near" else "altered" for shift in shifts}
     lines += [
-        f'\n[[shift]]\ndata = "npz:{suite}/{s}.npz"\nname = "{s}"\ngroup = "{"near" if s == "near" else "altered"}"'
-        for s in shifts
+        f'\n[[shift]]\ndata = "npz:{name}/{shift}.npz"\nname = "{shift}"\ngroup = "{group}"'
+        for shift, group in groups.items()
     ]
     return "\n".join(lines) + "\n"
 
@@ -78,7 +103,7 @@ def pictures(images: Images, index: np.ndarray) -> list[Image.Image]:
 def changes(images: list[Image.Image]) -> Iterator[tuple[str, Change]]:
     """The alterations of these images, by name; some are for images in colour alone."""
     for kind in ("patch_shuffle", "pixel_shuffle", "inversion"):
-        yield kind, lambda im, rng, kind=kind: as_image(_alter(np.asarray(im, np.float64), kind, rng))
+        yield kind, lambda im, rng, kind=kind: as_image(alter(np.asarray(im, np.float64), kind, rng))
     yield "mixture", lambda im, rng: Image.blend(im, images[int(rng.integers(len(images)))], 0.5)
     yield "gamma", lambda im, rng: F.adjust_gamma(im, float(rng.choice([0.4, 2.5])))
     yield "posterize", lambda im, rng: F.posterize(im, int(rng.integers(1, 4)))
