@@ -14,6 +14,7 @@ from howsure.layers import Normalisation, norm_layers
 from ._passes import recorded
 
 FLOOR = 1e-12
+ROUNDING = 1e-6
 _LAYERS: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
 
 
@@ -51,7 +52,7 @@ def fit_around(x: Tensor, group: Tensor, groups: int, shrinkage: float) -> dict[
     means = class_means(x, group, groups)
     centred = x - means[group]
     std = centred.square().mean(0).sqrt()
-    varies = std > 1e-6 * x.square().mean(0).sqrt()
+    varies = std > ROUNDING * x.square().mean(0).sqrt()
     gain = torch.where(varies, 1 / std.clamp_min(torch.finfo(std.dtype).tiny), 0.0)
     return {"means": means, "whiten": gain[:, None] * _decorrelate(centred * gain, shrinkage)}
 
@@ -67,9 +68,9 @@ def log_distance(sq_distance: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over rows; 1 for what does not vary."""
+    """Mean and deviation over rows; the deviation of what varies by rounding only is infinite: it counts for nothing."""
     std = x.std(0, correction=0)
-    return x.mean(0), torch.where(std > FLOOR, std, 1.0)
+    return x.mean(0), torch.where(std > ROUNDING * x.square().mean(0).sqrt(), std, torch.inf)
 
 
 def _decorrelate(z: Tensor, shrinkage: float) -> Tensor:

@@ -7,7 +7,6 @@ from math import isqrt
 
 import torch
 from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from howsure import Batch, Features, Logits, Method, Network, Representation, Reps, Tap
@@ -157,7 +156,7 @@ def _logs(statistics: Tensor, floor: Tensor) -> Tensor:
 
 def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Slope `[D, T]` and offset `[T]` of a linear prediction of rows `[N, T]` from rows `[N, D]`, float64."""
-    scaler = StandardScaler().fit(x.cpu().numpy())
-    model = Ridge(RIDGE * len(x)).fit(scaler.transform(x.cpu().numpy()), y.cpu().numpy())
-    slope = (model.coef_.reshape(y.shape[1], -1) / scaler.scale_).T
-    return torch.from_numpy(slope.copy()), torch.from_numpy(model.intercept_ - scaler.mean_ @ slope)
+    mean, std = moments(x)
+    model = Ridge(RIDGE * len(x)).fit(((x - mean) / std).numpy(), y.numpy())
+    slope = torch.from_numpy(model.coef_).reshape(y.shape[1], -1).T / std[:, None]
+    return slope, torch.from_numpy(model.intercept_) - mean @ slope
