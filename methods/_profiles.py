@@ -68,7 +68,7 @@ def log_distance(sq_distance: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over rows; the deviation of what varies by rounding only is infinite: it counts for nothing."""
+    """Mean and deviation over rows; infinite for what varies by rounding only, which then counts for nothing."""
     std = x.std(0, correction=0)
     return x.mean(0), torch.where(std > ROUNDING * x.square().mean(0).sqrt(), std, torch.inf)
 
