@@ -8,6 +8,7 @@ some are relatives. Writes suite files and their images; then, for each,
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from howsure.sources import resolve
 from howsure.synthetic import alter
 
 HELD_OUT, MOST = 0.2, 1000
+METHODS = """
+msp maxlogit energy entropy gen fdbd knn vim pnml mahalanobis rmd ssd react dice scale nnguide she relation nci residual
+gram gmm combood layerprint actprint
+""".split()
 
 Rng = np.random.Generator
 Change = Callable[[Image.Image, Rng], Image.Image]
@@ -86,7 +91,11 @@ def images_of(study: Study, folder: Path) -> dict[str, tuple[np.ndarray, np.ndar
 
 
 def toml(name: str, study: Study, shifts: list[str]) -> str:
-    lines = [f'id = {{ train = "npz:{name}/train.npz", test = "npz:{name}/test.npz" }}', 'protocols = ["none"]']
+    lines = [
+        f'id = {{ train = "npz:{name}/train.npz", test = "npz:{name}/test.npz" }}',
+        f"methods = {json.dumps(METHODS)}",
+        'protocols = ["none"]',
+    ]
     lines += [f'\n[[backbone]]\nname = "{name}.{use}"\nuse = "{use}"\n{study.more}' for use in study.networks]
     groups = {shift: "near" if shift == "near" else "altered" for shift in shifts}
     lines += [
