@@ -34,10 +34,21 @@ def keep(runs: Sequence[Path], target: Path) -> None:
     timing.to_csv(target / "timing.csv", index=False)
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     records = [part for record in records for part in (record if isinstance(record, list) else [record])]
-    for record in records:
-        record["cells"] = [cell for cell in record["cells"] if cell["chosen"] or cell["state"] != "done"]
+    replaced: set[tuple[str, ...]] = set()
+    for record in reversed(records):
+        held = {cell_of(cell) for cell in record["cells"]}
+        record["cells"] = [
+            cell
+            for cell in record["cells"]
+            if (cell["chosen"] or cell["state"] != "done") and cell_of(cell) not in replaced
+        ]
+        replaced |= held
     text = json.dumps(records, indent=1).replace(str(data_root()), "$HOWSURE_DATA")
     (target / "run.json").write_text(text + "\n")
+
+
+def cell_of(cell: dict[str, str]) -> tuple[str, ...]:
+    return tuple(cell[key] for key in CELL)
 
 
 def newest(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:

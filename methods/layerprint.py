@@ -77,13 +77,13 @@ class StatisticDistances(Representation[Tensor]):
         for name, x in train[ChannelStatistics()].items():
             floor = 1e-3 * x[half, 1].double().square().mean().sqrt().clamp_min(1e-30)
             statistics = _logs(x[half], floor)
-            slope, offset = ridge(features, statistics)
+            slope, offset = _ridge(features, statistics)
             rest = statistics - offset - features @ slope
             whiten = fit_around(rest, torch.zeros(len(rest), dtype=torch.long), 1, self.shrinkage)["whiten"]
             distances.append(log_distance((rest @ whiten).square().sum(1)))
             parts = {"floor": floor, "slope": slope, "offset": offset, "whiten": whiten}
             state |= {f"{part} {name}": value for part, value in parts.items()}
-        slope, offset = ridge(features, torch.stack(distances, 1))
+        slope, offset = _ridge(features, torch.stack(distances, 1))
         return {**state, "slope": slope, "offset": offset}
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _logs(statistics: Tensor, floor: Tensor) -> Tensor:
     return torch.cat([x[:, :1], (x[:, 1:] + floor).log()], 1).flatten(1)
 
 
-def ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Slope `[D, T]` and offset `[T]` of a linear prediction of rows `[N, T]` from rows `[N, D]`, float64."""
     mean, std = moments(x)
     model = Ridge(RIDGE * len(x)).fit(((x - mean) / std).numpy(), y.numpy())

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
+import pytest
+
 from howsure.plugins import METHODS
+from howsure.results import RESULT_COLUMNS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -35,3 +40,29 @@ def test_the_tables_of_the_paper_are_those_of_the_kept_runs():
     page = (DOCS / "paper.md").read_text()
     for table, text in script("paper").tables().items():
         assert f"<!-- {table} -->\n{text}\n<!-- end -->" in page, f"'{table}' is stale: run `python docs/paper.py`"
+
+
+def test_a_kept_run_takes_newer_methods_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = script("reference")
+    monkeypatch.setenv("HOWSURE_DATA", str(tmp_path / "data"))
+
+    def run(name: str, values: dict[str, float]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        cell = {"backbone": "net", "protocol": "none", "seed": 0}
+        rows = [{**cell, "method": m, "metric": "auroc", "value": v} for m, v in values.items()]
+        pd.DataFrame(rows, columns=RESULT_COLUMNS).to_csv(folder / "results.csv", index=False)
+        times = [{"backbone": "net", "device": "cpu", "method": m, "fit_s": v} for m, v in values.items()]
+        pd.DataFrame(times).to_csv(folder / "timing.csv", index=False)
+        cells = [{**cell, "method": m, "state": "done", "chosen": {"k": v}} for m, v in values.items()]
+        (folder / "run.json").write_text(json.dumps({"cells": cells}))
+        return folder
+
+    target = tmp_path / "kept"
+    reference.keep([run("old", {"knn": 0.1, "vim": 0.2})], target)
+    reference.keep([target, run("new", {"vim": 0.9})], target)
+    expected = {"knn": 0.1, "vim": 0.9}
+    assert pd.read_parquet(target / "results.parquet").set_index("method")["value"].to_dict() == expected
+    assert pd.read_csv(target / "timing.csv").set_index("method")["fit_s"].to_dict() == expected
+    records = json.loads((target / "run.json").read_text())
+    assert [{c["method"]: c["chosen"]["k"] for c in r["cells"]} for r in records] == [{"knn": 0.1}, {"vim": 0.9}]

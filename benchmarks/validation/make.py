@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
 from howsure.data import Images
+from howsure.errors import UserError
 from howsure.sources import resolve
 from howsure.synthetic import alter
 
@@ -58,7 +59,11 @@ STUDIES = {
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, study in STUDIES.items():
-        sets = images_of(study, folder)
+        try:
+            sets = images_of(study, folder)
+        except UserError as error:
+            print(f"{name}: left out: {error}")
+            continue
         (folder / name).mkdir(exist_ok=True)
         for split, (x, y) in sets.items():
             np.savez(folder / name / f"{split}.npz", x=x, y=y)
@@ -207,4 +212,6 @@ def like(plane: np.ndarray, im: Image.Image) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("give one folder to write to: python benchmarks/validation/make.py FOLDER")
     main(Path(sys.argv[1]))
