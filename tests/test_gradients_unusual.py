@@ -381,3 +381,31 @@ def test_nothing_to_do_is_an_error(options, says):
 def test_one_small_parameter_by_its_name():
     result = grad_sq_norms(nn.Linear(4, 3).double(), images(3, 4), spread, small="bias")
     assert result.small_names == ("bias",)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("bad", [0, 5])
+@pytest.mark.parametrize(
+    "net", [lambda: nn.ConvTranspose2d(3, 4, 2, 2), lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))]
+)
+def test_an_image_that_overflows_leaves_the_others_theirs(net, bad, value):
+    net = nn.Sequential(net(), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)).double().eval()
+    x = images(7, 3, 4, 4)
+    net(x)
+    want = plainly(net, x)
+    others = [i for i in range(len(x)) if i != bad]
+    x[bad] = value
+    seen: list[Tensor] = []
+    for _ in range(2):
+        seen.clear()
+        with net[1].register_forward_hook(lambda module, args, out: seen.append(out)):
+            result = grad_sq_norms(net, x, spread, on_restart=seen.clear)
+        torch.testing.assert_close(result.norms[0, others], want[others], rtol=1e-9, atol=1e-18)
+        assert not result.norms[0, bad].isfinite().all()
+        torch.testing.assert_close(torch.cat(seen), net[1](net[0](x)), rtol=1e-9, atol=0, equal_nan=True)
+
+
+def test_images_of_a_first_look_that_all_overflow():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    with pytest.raises(RuntimeError, match="values overflow"):
+        grad_sq_norms(net, images(5, 4) * float("nan"), spread)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -126,9 +126,10 @@ def grad_sq_norms(
         normalisation) too.
     on_restart
         Called before the whole call starts again: with half the batch because a GPU ran out of memory, in another
-        memory format because the network needs it, or because a gradient that was zero so far no longer is; and after
-        a look at the first few images of a new network. Forward hooks of the caller see each image exactly once, in
-        order, chunk by chunk, but for such a restart: clear what they captured.
+        memory format because the network needs it, because a gradient that was zero so far no longer is, or to set
+        images apart whose values overflow; and after a look at the first few images of a new network. Forward hooks of
+        the caller see each image exactly once, in order, chunk by chunk, but for such a restart: clear what they
+        captured.
 
     Returns
     -------
@@ -164,14 +165,14 @@ def grad_sq_norms(
         x = x.clone() if x.is_inference() else x
         plan = _plan_for(model, x, wanted)
 
-        def run(part: Tensor, limit: int | None, probe: bool) -> GradResult:
-            return _run(model, part, losses, wanted, small_names, limit, plan, probe)
+        def run(part: Tensor, limit: int | None, probe: bool, alone: Collection[int] = ()) -> GradResult:
+            return _run(model, part, losses, wanted, small_names, limit, plan, probe, alone)
 
         return _restarting(run, model, x, plan, max_batch, on_restart)
 
 
 def _restarting(
-    run: Callable[[Tensor, int | None, bool], GradResult],
+    run: Callable[..., GradResult],
     model: nn.Module,
     x: Tensor,
     plan: _Plan,
@@ -179,7 +180,7 @@ def _restarting(
     on_restart: Callable[[], None] | None,
 ) -> GradResult:
     """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
-    probe, off = False, 0.0
+    probe, off, alone = False, 0.0, set[int]()
     look = not plan.compared and (on_restart is not None or not _hooked(model))
     while True:
         try:
@@ -191,8 +192,9 @@ def _restarting(
                 plan.compared, look = not off, False
                 if on_restart is not None:
                     on_restart()
-            result = run(x, limit, probe)
-            break
+            result = run(x, limit, probe, alone)
+            if alone or not (alone := _spoilt(result)):
+                break
         except torch.OutOfMemoryError:
             size = min(limit or len(x), len(x))
             if size <= 1:
@@ -228,6 +230,7 @@ def _run(
     limit: int | None,
     plan: _Plan,
     probe: bool,
+    alone: Collection[int],
 ) -> GradResult:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     folds = refreshed(plan.folds or {})
@@ -236,6 +239,7 @@ def _run(
         size = plan.chunk(len(x) - start, x.device) if limit is None else limit
         if not plan.settled:
             size = min(size, _PROBE)
+        size = 1 if start in alone else min([size, *(i - start for i in alone if i > start)])
         part = _Pass(model, x[start : start + size], losses, wanted, small, plan, folds, probe)
         try:
             parts.append(part.result())
@@ -253,6 +257,15 @@ def _run(
         tuple(small),
         tuple(wanted[name].numel() for name in small),
     )
+
+
+def _spoilt(result: GradResult) -> set[int]:
+    """Images with gradients that are not finite, if logits of some of them are: an overflow spoils, on the general
+    path, the others of its chunk (0 · inf)."""
+    bad = ~result.norms.isfinite().all(dim=2).all(dim=0)
+    if not (bad & result.logits.isfinite().all(dim=1)).any():
+        return set()
+    return set(bad.nonzero().flatten().tolist())
 
 
 def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
