@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import pandas as pd
@@ -71,14 +72,23 @@ def cifar() -> pd.DataFrame:
     return rows[rows["method"].isin(both)]
 
 
+def tables() -> dict[str, str]:
+    """The tables by name."""
+    return {
+        "validation": against_best(alone("validation")),
+        "cifar": methods_table(cifar()),
+        "digits": against_best(alone("digits")),
+        "fifteen": over_seeds(alone("paper-digits", "same-shift")),
+    }
+
+
 def main() -> None:
     page = (DOCS / "outlier-free.md").read_text()
-    page = put(page, "validation", against_best(alone("validation")))
-    page = put(page, "cifar", methods_table(cifar()))
-    page = put(page, "digits", against_best(alone("digits")))
-    page = put(page, "fifteen", over_seeds(alone("paper-digits", "same-shift")))
+    for name, text in tables().items():
+        page = put(page, name, text)
     (DOCS / "outlier-free.md").write_text(page)
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

@@ -5,6 +5,7 @@ What stands between `<!-- NAME -->` and `<!-- end -->` is replaced; the prose ar
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,8 +116,7 @@ def mean_table(rows: pd.DataFrame) -> str:
     stats = by_seed.groupby(["method", "protocol"]).agg(["mean", "std"])
     text = stats.apply(lambda s: f"{s['mean']:.3f} ± {s['std']:.3f}", axis=1).unstack().reindex(columns=_present(rows))
     order = stats["mean"].unstack().mean(axis=1).sort_values(ascending=False).index
-    sees = {m: _supervision(m) for m in order}
-    text.insert(0, "may see", pd.Series(sees))
+    text.insert(0, "may see", rows.groupby("method")["supervision"].agg(_seen))
     return text.loc[order].fillna("").reset_index().to_markdown(index=False, disable_numparse=True)
 
 
@@ -135,6 +135,12 @@ def network_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
             line[f"lead over the {name}"] = f"{lead.mean():+.1f} ± {lead.std():.1f}"
         lines.append({**line, "layerprint": f"{values['layerprint'].mean():.3f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def _seen(supervision: pd.Series) -> str:
+    """What a method saw, with the tuning that only some protocols allow in brackets."""
+    kinds = set(supervision)
+    return next(iter(kinds)) if len(kinds) == 1 else f"{min(kinds, key=len)} (+tuned)"
 
 
 def _supervision(method: str) -> str:
@@ -327,4 +333,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

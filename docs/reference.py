@@ -9,8 +9,8 @@ plot` read it; the timing; the run's record without its list of cells but what t
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +58,9 @@ def newest(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    name, *folders = sys.argv[1:]
-    keep([Path(folder) for folder in folders], REFERENCE / name)
-    print(REFERENCE / name)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", help="of the folder under results/reference/")
+    parser.add_argument("run", nargs="+", type=Path, help="folder of a run, the oldest first")
+    chosen = parser.parse_args()
+    keep(chosen.run, REFERENCE / chosen.name)
+    print(REFERENCE / chosen.name)

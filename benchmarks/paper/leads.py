@@ -7,7 +7,7 @@ shift, severity and seed the lead of the detector over each method, in AUROC, wi
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,7 +45,10 @@ def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    target, *runs = sys.argv[1:]
-    table = pd.DataFrame(leads([Path(run) for run in runs]))
-    table.round({"lead": 4, "low": 4, "high": 4}).to_parquet(REFERENCE / target / "leads.parquet", index=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", help="of the folder under results/reference/")
+    parser.add_argument("run", nargs="+", type=Path, help="folder of a run of one suite")
+    chosen = parser.parse_args()
+    table = pd.DataFrame(leads(chosen.run))
+    table.round({"lead": 4, "low": 4, "high": 4}).to_parquet(REFERENCE / chosen.name / "leads.parquet", index=False)
     print(f"{len(table)} leads")

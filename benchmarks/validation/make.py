@@ -8,8 +8,8 @@ some are relatives. Writes suite files and their images; then, for each,
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +212,6 @@ def like(plane: np.ndarray, im: Image.Image) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("give one folder to write to: python benchmarks/validation/make.py FOLDER")
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where suites and images go")
+    main(parser.parse_args().folder)
