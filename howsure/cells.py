@@ -9,13 +9,14 @@ from itertools import chain, product
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .extract import Extractor, Split, seeded
 from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
-from .protocol import FIT, TEST, VAL, Shift, gather, members, pseudo_unknowns, seen_outliers, spread
+from .protocol import FIT, TEST, VAL, Shift, gather, held_back, members, pseudo_unknowns, seen_outliers, spread
 from .representations import ImageIds, Labels, Reps
 from .suite import Protocol
 
@@ -173,11 +174,11 @@ class Scorer:
 
     def _validate(self, option: Method, pool: tuple[str, ...]) -> float:
         """AUROC of an option on validation images alone."""
-        known = pool if self.method.supervision == "outliers" else None
         if pool[0] in MADE_OF_TRAINING:
-            state = self._state(option, known, tuning=True)
+            state = self._state(option, pool, tuning=True)
             pair = self._pair(option, pool, VAL, tuning=True)
             return auroc(*(_checked(option.score(reps, **state), pool[0]) for reps in pair))
+        known = pool if self.method.supervision == "outliers" else None
         inside, *outside = (self._score(option, split, known, VAL, tuning=True) for split in ("test", *pool))
         return auroc(inside, np.concatenate(outside))
 
@@ -210,8 +211,17 @@ class Scorer:
             return {}
         if method.supervision == "id-train":
             split = method.fit_split if method.fit_split in self.bench.splits else "train"
-            return method.fit(self.bench.reps(split, method.needs, self.name))
+            index = self._not_validated_on(known) if known and split == "train" else None
+            return method.fit(self.bench.reps(split, method.needs, self.name, index))
         return method.fit(*self._pair(method, known, FIT, tuning))
+
+    def _not_validated_on(self, pool: tuple[str, ...]) -> Tensor:
+        """Training images for a method that learns from them while it is tuned on others of them."""
+        bench, labels = self.bench, self.bench.ids["train"][Labels()]
+        apart = torch.isin(torch.arange(len(labels)), bench.part("train", VAL))
+        if pool[0] == "pseudo-unknown":
+            apart |= torch.isin(labels, held_back(labels, bench.seed))
+        return (~apart).nonzero().squeeze(1)
 
     def _pair(self, method: Method, known: tuple[str, ...], part: int, tuning: bool) -> tuple[Reps, Reps]:
         """What a method needs of the in-distribution images and of the outliers of one part."""

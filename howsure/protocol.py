@@ -76,15 +76,20 @@ def gather(indices: Mapping[str, Tensor], seed: int, at_most: int) -> list[tuple
     return [(name, spread(index, share, seed)) for name, index in indices.items()]
 
 
+def held_back(labels: Tensor, seed: int) -> Tensor:
+    """The classes, 30 % of those that `labels [N]` hold, that stand for unknown ones."""
+    classes = labels.unique()
+    order = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))]
+    return order[: max(1, round(HELD_BACK * len(classes)))]
+
+
 def pseudo_unknowns(labels: Tensor, index: Tensor, seed: int, at_most: int) -> tuple[Tensor, Tensor]:
     """Of the images at `index` those of the classes kept, and those of the classes held back as unknowns.
 
-    `labels` are class indices `[N]` of the whole split: 30 % of its classes are held back, by the seed, whichever
-    images are asked for. At most as many images are taken of one kind as there are of the other.
+    `labels` are class indices `[N]` of the whole split: the same classes are held back, by the seed, whichever images
+    are asked for. At most as many images are taken of one kind as there are of the other.
     """
-    classes = labels.unique()
-    order = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))]
-    held = torch.isin(labels[index], order[: max(1, round(HELD_BACK * len(classes)))])
+    held = torch.isin(labels[index], held_back(labels, seed))
     known, unknown = index[~held], index[held]
     n = min(at_most, len(known), len(unknown))
     return spread(known, n, seed), spread(unknown, n, seed)

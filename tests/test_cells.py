@@ -76,6 +76,47 @@ def test_outliers_made_of_training_images_keep_fitting_tuning_and_scoring_apart(
     assert SEEN["fit inside"].isdisjoint(SEEN["fit outside"])
 
 
+@dataclass(frozen=True)
+class FitWitness(Method):
+    """Notes, for each value of its grid, the training images that it is fitted on, and those that it scores."""
+
+    weight: float = 1.0
+
+    supervision = "id-train"
+    grid = {"weight": (1.0, 2.0)}
+    needs = (Logits(), ImageIds(), Labels())
+
+    def fit(self, train: Reps) -> dict[str, torch.Tensor]:
+        FITS.append((self.weight, set(train[ImageIds()].tolist()), set(train[Labels()].tolist())))
+        return {}
+
+    def score(self, reps: Reps) -> torch.Tensor:
+        SEEN.setdefault("scored", set()).update(reps[ImageIds()].tolist())
+        return self.weight * reps[Logits()].amax(1)
+
+
+FITS: list[tuple[float, set[int], set[int]]] = []
+
+
+@pytest.mark.parametrize("protocol", ["same-shift", "pseudo-unknown", "synthetic"])
+def test_what_is_fitted_on_training_images_is_not_tuned_on_them(bench, protocol):
+    SEEN.clear()
+    FITS.clear()
+    list(Scorer(bench, "witness", FitWitness()).run(protocol))
+    train = set(bench.ids["train"][ImageIds()].tolist())
+    tuned = SEEN["scored"] & train
+    assert {weight for weight, *_ in FITS} == {1.0, 2.0}
+    assert [seen for *_, seen, _ in FITS][-1] == train
+    if protocol == "same-shift":
+        assert all(seen == train for _, seen, _ in FITS)
+        return
+    assert tuned
+    while_tuned = [(seen, classes) for _, seen, classes in FITS if seen != train]
+    assert len(while_tuned) == 2
+    left = 1 if protocol == "pseudo-unknown" else 0
+    assert all(seen.isdisjoint(tuned) and len(classes) == 4 - left for seen, classes in while_tuned)
+
+
 def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_whole_fit_part(bench, monkeypatch):
     monkeypatch.setattr("howsure.cells.MOST_TO_TUNE_ON", {FIT: 12, VAL: 6})
     bench.splits["other@2"] = Split("other@2", made_up(60, 3))
