@@ -47,7 +47,7 @@ class Method:
         """The state: a flat dict of tensors, passed to `score` by name.
 
         `fit(train)` with `train` a `Reps` of in-distribution images; under `supervision = "outliers"`,
-        `fit(train, outliers)` with `train` in-distribution images that the network was not trained on.
+        `fit(train, outliers)` with `train` in-distribution images, held-out ones where the outliers are too.
         """
         return {}
 
