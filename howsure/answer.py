@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .cells import refusal
+from .cells import CellError, checked, refusal
 from .data import FolderImages, as_images, cache_root
 from .errors import UserError
 from .extract import Extractor, Split, seeded, union
@@ -59,16 +59,23 @@ def score_folder(
         raise UserError(f"{method} cannot score this network: {refused}")
     extractor = Extractor(network, Store(cache_root() / "representations"), split)
     needs = union([(Logits(), *scorer.needs)])
-    seen = extractor(split, [rep for rep in needs if not rep.needs])
-    seen = extractor(split, needs).only(tuple(scorer.needs), method) if len(needs) > len(seen) else seen
+    extractor(split, [rep for rep in needs if not rep.needs])
+    seen, found = extractor(split, needs), extractor(folder, needs)
+    classes = found[Logits()].argmax(1).tolist()
+    seen, found = (reps.only(tuple(scorer.needs), method) for reps in (seen, found))
     state = seeded(0, lambda: scorer.fit(seen)) if scorer.supervision == "id-train" else {}
-    found = extractor(folder, needs)
-    scores, usual = (scorer.score(reps, **state).double() for reps in (found, seen))
+    try:
+        scores, usual = (
+            torch.from_numpy(checked(scorer.score(reps, **state), reps, where))
+            for reps, where in ((found, str(images)), (seen, train))
+        )
+    except CellError as error:
+        raise UserError(f"{method}: {error}") from error
     below = torch.searchsorted(usual.sort().values, scores) / len(usual)
     names = list(getattr(source, "classes", ())) or [str(i) for i in range(network.num_classes)]
     table = pd.DataFrame({
         "file": [str(file) for file in files.files],
-        "class": [names[i] for i in found[Logits()].argmax(1).tolist()],
+        "class": [names[i] for i in classes],
         "score": scores.numpy(),
         "percentile": (100 * below).round(decimals=1).numpy(),
     })  # fmt: skip

@@ -63,6 +63,11 @@ class Bench:
         """Indices of the images of a split that belong to a part."""
         return members(self.ids[split], part, self.seed)
 
+    @cached_property
+    def divisible(self) -> list[Shift]:
+        """The shifts with an image in every part; the others are too small for protocols that split."""
+        return [s for s in self.shifts if all(len(self.part(s.name, part)) for part in (FIT, VAL, TEST))]
+
     def indices(self, split: str, part: int, tuning: bool = False) -> Tensor:
         """Those to fit or tune on: the part's, or for tuning a few of them.
 
@@ -108,13 +113,13 @@ class Scorer:
 
     def run(self, protocol: Protocol) -> Iterator[tuple[Shift, np.ndarray, np.ndarray, dict[str, Any]]]:
         """Each shift with the in-distribution scores `[n]`, the shifted ones `[m]`, and the values chosen by tuning."""
-        self._refuse_too_small(protocol)
-        choices = [self._choose(protocol, shift) for shift in self.bench.shifts]
+        shifts = self._shifts(protocol)
+        choices = [self._choose(protocol, shift) for shift in shifts]
         needs = _needs([chosen for chosen, _ in choices])
         apart = protocol != "none" and _makes_passes(needs)
         self.bench.look([("test", self.bench.part("test", TEST) if apart else None)], needs, self.name)
         score = self._score if protocol == "none" else self._score_part
-        for shift, (chosen, known) in zip(self.bench.shifts, choices, strict=True):
+        for shift, (chosen, known) in zip(shifts, choices, strict=True):
             id_scores, shift_scores = (score(chosen, split, known) for split in ("test", shift.name))
             yield shift, id_scores, shift_scores, {k: getattr(chosen, k) for k in self._grid(protocol)}
 
@@ -128,10 +133,14 @@ class Scorer:
         known = (self.bench.shifts[0].name,) if outliers else None
         return self._fit(self.method, known, tuning=bool(self.method.grid))
 
-    def _refuse_too_small(self, protocol: Protocol) -> None:
-        for name in ("test", *(shift.name for shift in self.bench.shifts)):
-            if protocol != "none" and not len(self.bench.part(name, TEST)):
-                raise CellError(f"no image left to score of '{name}': it is too small for protocol {protocol}")
+    def _shifts(self, protocol: Protocol) -> Sequence[Shift]:
+        """Those that the protocol can be run on."""
+        if protocol == "none":
+            return self.bench.shifts
+        for name in ("test", *(() if self.bench.divisible else (s.name for s in self.bench.shifts))):
+            if not all(len(self.bench.part(name, part)) for part in (FIT, VAL, TEST)):
+                raise CellError(f"'{name}' is too small for protocol {protocol}: no image in one of its three parts")
+        return self.bench.divisible
 
     def _grid(self, protocol: Protocol) -> Mapping[str, Any]:
         return {} if protocol == "none" else self.method.grid
@@ -152,12 +161,12 @@ class Scorer:
         """The sets of outliers that a method may be fitted on, or the protocol that makes them."""
         if protocol in MADE_OF_TRAINING:
             return (protocol,)
-        return tuple(seen_outliers(protocol, shift, self.bench.shifts))
+        return tuple(seen_outliers(protocol, shift, self.bench.divisible))
 
     def _pool(self, protocol: Protocol, shift: Shift) -> tuple[str, ...]:
         """The sets that hyper-parameters are chosen on: what is seen, with all severities of a corruption together."""
         if protocol == "same-shift":
-            return tuple(s.name for s in self.bench.shifts if s.kind == shift.kind)
+            return tuple(s.name for s in self.bench.divisible if s.kind == shift.kind)
         return self._seen(protocol, shift)
 
     def _look(self, options: list[Method], pool: tuple[str, ...]) -> None:
@@ -177,7 +186,7 @@ class Scorer:
         if pool[0] in MADE_OF_TRAINING:
             state = self._state(option, pool, tuning=True)
             pair = self._pair(option, pool, VAL, tuning=True)
-            return auroc(*(_checked(option.score(reps, **state), pool[0]) for reps in pair))
+            return auroc(*(checked(option.score(reps, **state), reps, pool[0]) for reps in pair))
         known = pool if self.method.supervision == "outliers" else None
         inside, *outside = (self._score(option, split, known, VAL, tuning=True) for split in ("test", *pool))
         return auroc(inside, np.concatenate(outside))
@@ -197,7 +206,7 @@ class Scorer:
             index = None if part is None else self.bench.indices(split, part, tuning)
             reps = self.bench.reps(split, method.needs, self.name, index)
             scores = method.score(reps, **self._state(method, known, tuning))
-            self._scores[key] = _checked(scores, f"validation images of '{split}'" if tuning else f"'{split}'")
+            self._scores[key] = checked(scores, reps, f"validation images of '{split}'" if tuning else f"'{split}'")
         return self._scores[key]
 
     def _state(self, method: Method, known: Any, tuning: bool = False) -> dict[str, Tensor]:
@@ -259,11 +268,13 @@ def refusal(method: Method, network: Network) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def _checked(scores: Tensor, where: str) -> np.ndarray:
-    """Scores as float64 `[n]`; CellError where they are not one finite number an image."""
+def checked(scores: object, reps: Reps, where: str) -> np.ndarray:
+    """Scores of the images in `reps` as float64 `[n]`; CellError where they are not one finite number an image."""
+    if not isinstance(scores, Tensor):
+        raise CellError(f"score returned a {type(scores).__name__} for {where}; expected a tensor, one number an image")
     values = scores.detach().cpu().double().numpy()
-    if values.ndim != 1:
-        raise CellError(f"scores of {where} have shape {list(values.shape)}; expected one number an image")
+    if values.shape != (reps.images,):
+        raise CellError(f"scores of {where} have shape {list(values.shape)}; expected one number each, [{reps.images}]")
     bad = int((~np.isfinite(values)).sum())
     if bad:
         raise CellError(f"{bad} of {len(values)} scores of {where} are NaN or infinite")

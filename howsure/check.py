@@ -136,12 +136,18 @@ def has_portable_state(trial: Trial) -> None:
 
 
 def changes_no_input(trial: Trial) -> None:
-    """`score` leaves representations and state as they are."""
-    entries = {repr(rep): v for rep in trial.reps for v in rep.pack(trial.reps[rep]).values()} | trial.state
-    before = {k: v.clone() for k, v in entries.items()}
-    trial.method.score(trial.reps, **trial.state)
-    for key, value in entries.items():
-        assert torch.equal(value, before[key]), f"writes into {key}"
+    """`fit` and `score` leave representations and state as they are."""
+    method, reps = trial.method, trial.extractor(trial.split, trial.method.needs)
+    seen = to_fit_on(method, trial.extractor)
+    for what, given, state, work in (
+        ("fit", seen, {}, lambda: seeded(0, lambda: method.fit(*seen)) if seen else {}),
+        ("score", [reps], trial.state, lambda: method.score(reps, **trial.state)),
+    ):
+        arrays = [(repr(rep), v) for some in given for rep in some for v in rep.pack(some[rep]).values()]
+        before = [(key, value, value.clone()) for key, value in (*arrays, *state.items())]
+        work()
+        for key, value, was in before:
+            assert torch.equal(value, was), f"{what} writes into {key}"
 
 
 def scores_images_apart(trial: Trial) -> None:
@@ -205,11 +211,14 @@ def make_trial(method: Method, network: Network) -> Trial:
 
 def fit(method: Method, extractor: Extractor) -> dict[str, Tensor]:
     """The state of a method fitted as its supervision says."""
-    if method.supervision == "none":
-        return {}
-    names = ("known", "outliers") if method.supervision == "outliers" else ("train",)
-    seen = [extractor(split(name), method.needs) for name in names]
-    return seeded(0, lambda: method.fit(*seen))
+    seen = to_fit_on(method, extractor)
+    return seeded(0, lambda: method.fit(*seen)) if seen else {}
+
+
+def to_fit_on(method: Method, extractor: Extractor) -> list[Reps]:
+    """What a method's `fit` is given, by its supervision: nothing, training images, or known ones and outliers."""
+    names = {"none": (), "id-train": ("train",), "outliers": ("known", "outliers")}[method.supervision]
+    return [extractor(split(name), method.needs).only(method.needs, "fit") for name in names]
 
 
 @cache

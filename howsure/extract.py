@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from .losses import Loss
 from .network import Network
 from .representations import Batch, Grads, Logits, Representation, Reps, Tap
 from .rows import Rows, passes
-from .store import Store
+from .store import Memory, Store
 
 GPU_BATCH = 128
 CPU_BATCH = 64 * 32 * 32
@@ -245,7 +246,8 @@ class Extractor:
     """
 
     def __init__(self, network: Network, store: Store | None, fit_split: Split, pixels: Pixels | None = None) -> None:
-        self.network, self.store, self.fit_split = network, store, fit_split
+        self.network, self.fit_split = network, fit_split
+        self.store: Store | Memory | None = store
         self._pixels = pixels or Pixels()
         self._states: dict[Representation[Any], dict[str, Tensor]] = {}
         self._train = Reps({})
@@ -330,9 +332,16 @@ class Extractor:
         return rows
 
     def _keep(self, split: Split, rep: Representation[Any], rows: Rows) -> None:
-        if self.store:
-            self.store.put(self._key(split, rep), rows.to_file())
-            self._read.pop((split.fingerprint, rep), None)
+        if not self.store:
+            return
+        key = self._key(split, rep)
+        try:
+            self.store.put(key, rows.to_file())
+        except OSError as error:
+            print(f"howsure: representations are kept in memory, not on disk: {error}", file=sys.stderr)
+            self.store = Memory()
+            self.store.put(key, rows.to_file())
+        self._read.pop((split.fingerprint, rep), None)
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
         """The state of a fitted representation."""
@@ -377,7 +386,10 @@ def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return {key: v.contiguous() if isinstance(v, Tensor) else v for key, v in work().items()}
+        state = work()
+    if not isinstance(state, dict):
+        raise UserError(f"fit returned a {type(state).__name__}; it must return a dict of tensors")
+    return {key: v.contiguous() if isinstance(v, Tensor) else v for key, v in state.items()}
 
 
 def accuracy(reps: Reps, labels: Tensor) -> float:

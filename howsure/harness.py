@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import product
@@ -83,14 +83,50 @@ class Run:
         }
         try:
             splits = self.splits()
+            self._refuse_nothing_to_do(splits)
+            self._refuse_to_overwrite()
             for spec in self.suite.backbone:
                 for seed in self.suite.seeds:
                     self._run_network(spec, seed, splits, alone=len(self.suite.backbone) == 1)
         except BaseException:
             if self.record["cells"]:
+                self._note_earlier()
                 self._assemble()
             raise
         return self._assemble()
+
+    def _pairs(self, splits: dict[str, Split]) -> list[tuple[str, Protocol]]:
+        """The methods with the protocols that they run under, each on every network."""
+        protocols = applicable(self.suite.chosen_protocols(), self._shifts(splits))
+        pairs = product(self.methods.items(), protocols)
+        return [(name, p) for (name, method), p in pairs if p != "none" or method.supervision != "outliers"]
+
+    def _refuse_nothing_to_do(self, splits: dict[str, Split]) -> None:
+        if not self._pairs(splits):
+            methods, protocols = ", ".join(list(self.methods)[:5]), ", ".join(self.suite.chosen_protocols())
+            raise UserError(
+                f"nothing to run: with the shifts that are here none of {methods} runs under {protocols};"
+                " detectors need a protocol that shows them outliers, protocols but `none` a shift"
+            )
+
+    def _refuse_to_overwrite(self) -> None:
+        """A shift that an earlier run in this folder had, and that is gone, would take its finished cells along."""
+        gone = sorted(set(self.record["missing"]) & self.folder.shifts())
+        if gone and not self.fresh:
+            raise UserError(
+                f"{self.folder.folder}: has results on '{gone[0]}', which is not to be had now"
+                f" ({self.record['missing'][gone[0]]}); bring it back, name another --out, or give them up with --fresh"
+            )
+
+    def _note_earlier(self) -> None:
+        """Cells of this run that an interruption kept it from, and an earlier one has finished."""
+        noted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]}
+        for cell in self.folder.cells():
+            name = cell.name
+            mine = name.backbone in [spec.name for spec in self.suite.backbone] and name.seed in self.suite.seeds
+            mine &= name.protocol in self.suite.chosen_protocols() and name.method in self.methods
+            if mine and cell.state == "done" and astuple(name) not in noted:
+                self._note(cell)
 
     def _assemble(self) -> pd.DataFrame:
         self.record["finished"] = _now()
@@ -213,6 +249,9 @@ class Run:
         })  # fmt: skip
         errors = (test[Logits()].argmax(1) != test[Labels()]).numpy()
         self.folder.write_errors(spec.name, seed, errors)
+        for shift in bench.shifts:
+            if shift not in bench.divisible:
+                self._leave_out(shift.name, "too small for protocols that split it in three; only `none` has it")
         self._run_cells(bench, spec.name, refusals, errors)
         self._time(bench, able)
 
@@ -305,7 +344,7 @@ class Run:
             return cell
         key = self._key(scorer, protocol)
         kept = None if self.fresh else self.folder.read_cell(name)
-        if kept and kept.key == key and kept.state == "done":
+        if kept and kept.key == key and kept.state == "done" and self.folder.has_scores(name):
             return kept
         cell = Cell(name, "done", key, parameters=repr(scorer.method))
         started, scores = time.perf_counter(), {}
@@ -353,12 +392,13 @@ class Run:
         return make_key(bench.network.digest, method, *code, *grid)
 
     def _note_lost(self, backbone: str, seed: int, splits: dict[str, Split], why: str) -> None:
-        """All cells of a network that is not to be had fail."""
-        for name, protocol in product(self.methods, applicable(self.suite.chosen_protocols(), self._shifts(splits))):
-            if protocol != "none" or self.methods[name].supervision != "outliers":
-                cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
+        """All cells of a network that is not to be had fail; what is finished of them waits for it."""
+        for name, protocol in self._pairs(splits):
+            cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
+            kept = self.folder.read_cell(cell.name)
+            if not kept or kept.state != "done":
                 self.folder.write_cell(cell)
-                self._note(cell)
+            self._note(cell)
 
     def _note(self, cell: Cell) -> None:
         self.record["cells"].append({
@@ -404,10 +444,11 @@ class Run:
 
 def _reason(error: Exception) -> str:
     """In one line; with the place for an error that nobody foresaw."""
+    text = " ".join(str(error).split())
     if isinstance(error, CellError | UserError):
-        return str(error)
+        return text
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+    return f"{type(error).__name__}: {text} ({frame.filename}:{frame.lineno})"
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:

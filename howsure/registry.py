@@ -69,6 +69,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
     def add(self, name: str, cls: type[T]) -> None:
         """Register a class; a name that another file has already taken is an error naming both places."""
+        self._find()
         other = self._classes.get(name)
         if other is not None and _place(other) != _place(cls):
             raise UserError(f"two {self.kind}s are called '{name}': {_place(other)} and {_place(cls)}; rename one")

@@ -148,9 +148,15 @@ class Reps(Mapping[Representation[Any], Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    @property
+    def images(self) -> int:
+        """How many images these are of."""
+        packed = next(rep.pack(value) for rep, value in self._values.items() if rep.per_image)
+        return len(next(iter(packed.values())))
+
     def only(self, needs: tuple[Representation[Any], ...], owner: str) -> Reps:
-        """What `needs` declares and nothing else."""
-        return Reps({rep: self._values[rep] for rep in needs}, owner)
+        """What `needs` declares and nothing else, in arrays of its own: whoever writes into them spoils no other."""
+        return Reps({rep: rep.unpack({k: v.clone() for k, v in rep.pack(self[rep]).items()}) for rep in needs}, owner)
 
     def take(self, index: Tensor) -> Reps:
         """The rows of some images, by index or mask."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 
-from .errors import UserError
+from .errors import UserError, why
 from .store import read_arrays, write_arrays
 
 RESULT_COLUMNS = [
@@ -24,7 +26,7 @@ RESULT_COLUMNS = [
 TIMING_COLUMNS = [
     "backbone", "device", "method", "fit_s", "ms_per_image", "ratio_to_forward", "peak_mb", "n_images", "batch_size",
 ]  # fmt: skip
-
+TIMES = ["fit_s", "ms_per_image", "ratio_to_forward"]
 
 State = Literal["done", "failed", "skipped"]
 
@@ -62,43 +64,50 @@ class RunFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
+        with writing(folder, "name another folder with --out"):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder):
                 pass
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot write there ({error.strerror}); name another folder with --out"
-            ) from error
 
     def write_cell(self, cell: Cell, scores: dict[str, np.ndarray] | None = None) -> None:
         """Keep a cell: its scores (`id` or `id/<shift>`, and `<shift>`), then its record."""
         if scores:
             arrays = {k: torch.tensor(v) for k, v in scores.items()}
-            write_arrays(self.folder / "scores" / f"{cell.name.path}.safetensors", arrays)
+            _write_arrays(self.folder / "scores" / f"{cell.name.path}.safetensors", arrays)
         _write_json(self._record(cell.name), asdict(cell))
 
     def read_cell(self, name: CellName) -> Cell | None:
         """The record of a cell, None where it has none."""
-        try:
-            values = json.loads(self._record(name).read_text())
-            cell = Cell(**{**values, "name": CellName(**values["name"])})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return cell if cell.name == name else None
+        return self._read(self._record(name))
 
     def cells(self) -> Iterator[Cell]:
-        """All records, in order of backbone, seed, protocol, method."""
+        """All records, in order of backbone, seed, protocol, method; other files are passed over."""
         for file in sorted((self.folder / "cells").rglob("*.json")):
-            backbone, seed, protocol = file.relative_to(self.folder / "cells").parts[:3]
-            cell = self.read_cell(CellName(backbone, int(seed.removeprefix("seed")), protocol, file.stem))
+            cell = self._read(file)
             if cell:
                 yield cell
+
+    def _read(self, file: Path) -> Cell | None:
+        """A record where its name says it lies, or None."""
+        try:
+            values = json.loads(file.read_text())
+            cell = Cell(**{**values, "name": CellName(**values["name"])})
+            return cell if self._record(cell.name) == file else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def has_scores(self, name: CellName) -> bool:
+        """Whether the file of a cell's scores is there."""
+        return (self.folder / "scores" / f"{name.path}.safetensors").is_file()
+
+    def shifts(self) -> set[str]:
+        """Names of the shifted sets that finished cells have results on."""
+        return {row["shift"] for cell in self.cells() for row in cell.rows if row["shift"]}
 
     def write_errors(self, backbone: str, seed: int, errors: np.ndarray) -> None:
         """Which in-distribution test images the network gets wrong, uint8 `[n_id]`."""
         path = self.folder / "scores" / backbone / f"seed{seed}" / "errors.safetensors"
-        write_arrays(path, {"errors": torch.from_numpy(errors.astype(np.uint8))})
+        _write_arrays(path, {"errors": torch.from_numpy(errors.astype(np.uint8))})
 
     def write_timing(self, backbone: str, method: str, row: dict[str, Any]) -> None:
         _write_json(self.folder / "timing" / backbone / f"{method}.json", row)
@@ -112,9 +121,10 @@ class RunFolder:
     def assemble(self, run: dict[str, Any]) -> pd.DataFrame:
         """Put `results.csv`, `results.parquet`, `timing.csv` and `run.json` together from what is finished.
 
-        Only cells named in `run["cells"]` count: what an earlier run with other methods left behind stays out.
+        Only cells that are done in `run["cells"]` count: what an earlier run with other methods left behind stays out.
         """
-        wanted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in run["cells"]}
+        done = [c for c in run["cells"] if c["state"] == "done"]
+        wanted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in done}
         rows = [r for c in self.cells() if tuple(asdict(c.name).values()) in wanted for r in c.rows]
         results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype({"severity": "Int64"})
         _write_whole(self.folder / "results.csv", lambda p: results.to_csv(p, index=False))
@@ -140,17 +150,25 @@ def read_results(folder: Path) -> pd.DataFrame:
         path = folder / "results.parquet"
     if not path.is_file():
         raise UserError(f"{folder}: no results.csv in it; make one with `howsure run SUITE --out {folder}`")
+    return _read_table(path, RESULT_COLUMNS, ["value"])
+
+
+def read_costs(folder: Path) -> pd.DataFrame:
+    """The rows of `timing.csv`, none where there is no such file. UserError where it is no table of timings."""
+    path = folder / "timing.csv"
+    return _read_table(path, TIMING_COLUMNS, TIMES) if path.is_file() else pd.DataFrame(columns=TIMING_COLUMNS)
+
+
+def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
     try:
-        if path.suffix == ".parquet":
-            results = pd.read_parquet(path)
-        else:
-            results = pd.read_csv(path, dtype={"severity": "Int64"}, keep_default_na=True)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: not a table of results ({error})") from error
-    lacking = [c for c in RESULT_COLUMNS if c not in results]
-    if lacking:
-        raise UserError(f"{path}: column '{lacking[0]}' is missing; run the suite again")
-    return results
+        parquet = path.suffix == ".parquet"
+        table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype={"severity": "Int64"})
+        lacking = [c for c in columns if c not in table]
+        if lacking:
+            raise UserError(f"{path}: column '{lacking[0]}' is missing; run the suite again")
+        return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable table ({why(error)}); run the suite again") from error
 
 
 def read_scores(folder: Path, name: CellName) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -165,14 +183,39 @@ def _write_json(path: Path, values: Any) -> None:
     _write_whole(path, lambda p: p.write_text(json.dumps(values, indent=1, default=str) + "\n"))
 
 
+def _write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+    with writing(path):
+        write_arrays(path, arrays)
+
+
 def _write_whole(path: Path, write: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+        os.close(handle)
+        try:
+            write(Path(temporary))
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(place: Path, do: str = "see to its permissions and to free space") -> Iterator[None]:
+    """What goes wrong with writing there is a UserError, which says what to do."""
     try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{place}: cannot write there ({why(error)}); {do}") from error
+
+
+def cleared(folder: Path, prefixes: tuple[str, ...], suffixes: tuple[str, ...]) -> Path:
+    """A folder to write files of these names into, without those of an earlier call."""
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            if old.suffix in suffixes and old.stem.startswith(prefixes):
+                old.unlink(missing_ok=True)
+    return folder

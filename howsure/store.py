@@ -33,6 +33,19 @@ def read_arrays(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
+class Memory:
+    """Arrays by key for as long as the process lives: what takes the place of a store that cannot be written to."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, dict[str, Tensor]] = {}
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        return self._arrays.get(key)
+
+    def put(self, key: str, arrays: dict[str, Tensor]) -> None:
+        self._arrays[key] = arrays
+
+
 class Store:
     """A folder of arrays by key."""
 

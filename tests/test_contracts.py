@@ -74,6 +74,18 @@ def test_a_bad_method_is_caught(contract):
     assert contract in problems(CASES[contract])
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"score": lambda self, reps: reps[Logits()].mul_(0).amax(1)},
+        {"supervision": "id-train", "fit": lambda self, train: {"z": train[Logits()].mul_(0)},
+         "score": lambda self, reps, z: reps[Logits()].amax(1)},
+    ],
+)  # fmt: skip
+def test_writing_the_same_again_and_writing_in_fit_are_caught(members):
+    assert "changes_no_input" in problems(bad(**members))
+
+
 def test_nan_is_caught():
     assert "scores_every_image_once" in problems(bad(score=lambda self, reps: reps[Logits()].amax(1) * torch.nan))
 

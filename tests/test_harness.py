@@ -410,6 +410,129 @@ def test_a_run_that_cannot_start_leaves_the_results_of_an_earlier_one(material, 
     assert (tmp_path / "results.csv").read_text() == before
 
 
+@pytest.mark.parametrize("plugin", [lambda z: z.mul_(0).amax(1)], indirect=True)
+def test_a_method_that_writes_into_its_arrays_spoils_no_other(plugin, material, tmp_path):
+    suite = write_suite(material, "writing", [plugin, "energy"], ["none"])
+    assert run("run", suite, "--out", tmp_path / "both") == 0
+    assert run("run", suite, "--methods", "energy", "--out", tmp_path / "alone") == 0
+    both, alone = (pd.read_csv(tmp_path / name / "results.csv") for name in ("both", "alone"))
+    assert both[both["method"] == "energy"]["value"].tolist() == alone["value"].tolist()
+
+
+def test_a_finished_network_or_shift_out_of_reach_loses_nothing(material, tmp_path, capsys):
+    text = '[[backbone]]\nname = "other"\nuse = "net.py:build"\ncheckpoint = "other.safetensors"\nsize = [16, 16]\n'
+    text += "mean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n"
+    suite, away = write_suite(material, "reach", ["msp"], ["none"], text), tmp_path / "away"
+    weights = material / "other.safetensors"
+    weights.write_bytes((material / "weights.safetensors").read_bytes())
+    out, record = tmp_path / "out", tmp_path / "out" / "cells" / "other" / "seed0" / "none" / "msp.json"
+    assert run("run", suite, "--out", out) == 0
+    before = record.read_text()
+    weights.rename(away)
+    assert run("run", suite, "--out", out) == 1
+    assert record.read_text() == before
+    assert set(pd.read_csv(out / "results.csv")["backbone"]) == {"tiny"}
+    away.rename(weights)
+    assert run("run", suite, "--out", out) == 0
+    assert record.read_text() == before
+    assert set(pd.read_csv(out / "results.csv")["backbone"]) == {"tiny", "other"}
+
+
+def test_a_data_set_that_is_gone_takes_no_results_along(material, tmp_path, capsys, monkeypatch):
+    extra = '\n[[shift]]\ndata = "svhn"\n'
+    suite, out = write_suite(material, "gone", ["msp"], ["none"], extra), tmp_path / "out"
+    images = made_up("outliers").images
+    monkeypatch.setattr(DATASETS["svhn"], "split", lambda self, name: images)
+    assert run("run", suite, "--out", out) == 0
+    before = (out / "results.csv").read_text()
+    assert "svhn" in before
+    monkeypatch.undo()
+    assert run("run", suite, "--out", out) == 2
+    assert "has results on 'svhn', which is not to be had now" in capsys.readouterr().err
+    assert (out / "results.csv").read_text() == before
+    assert run("run", suite, "--fresh", "--out", out) == 0
+    assert "svhn" not in (out / "results.csv").read_text()
+
+
+def test_an_interrupted_rerun_keeps_what_an_earlier_one_finished(material, tmp_path, monkeypatch):
+    def interrupt(self, reps):
+        raise KeyboardInterrupt
+
+    suite = write_suite(material, "again", ["msp", "energy", "gen"], ["none"])
+    assert run("run", suite, "--out", tmp_path) == 0
+    before = pd.read_csv(tmp_path / "results.csv")
+    monkeypatch.setattr(METHODS["energy"], "score", interrupt)
+    assert run("run", suite, "--fresh", "--out", tmp_path) == 130
+    after = pd.read_csv(tmp_path / "results.csv")
+    assert sorted(after["value"]) == sorted(before["value"])
+
+
+@pytest.mark.parametrize(
+    ("methods", "protocols"), [(["confound_detector"], ["none"]), (["msp", "knn"], ["leave-one-out"])]
+)
+def test_a_run_with_nothing_to_do_says_so_and_leaves_results_alone(methods, protocols, material, tmp_path, capsys):
+    suite = Path(write_suite(material, "idle", ["msp"], ["none"]))
+    assert run("run", suite, "--out", tmp_path) == 0
+    before = (tmp_path / "results.csv").read_text()
+    text = suite.read_text().replace('["msp"]', json.dumps(methods)).replace('["none"]', json.dumps(protocols))
+    if protocols != ["none"]:
+        text = text.partition("[[shift]]")[0]
+    suite.write_text(text)
+    assert run("run", suite, "--out", tmp_path) == 2
+    assert "nothing to run" in capsys.readouterr().err
+    assert (tmp_path / "results.csv").read_text() == before
+
+
+def test_a_cell_whose_scores_are_lost_is_computed_again(material, tmp_path):
+    suite, scores = write_suite(material, "lost_scores", ["msp"], ["none"]), tmp_path / "scores"
+    assert run("run", suite, "--out", tmp_path) == 0
+    file = scores / "tiny" / "seed0" / "none" / "msp.safetensors"
+    before = load_file(file)
+    file.unlink()
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert {k: v.tolist() for k, v in load_file(file).items()} == {k: v.tolist() for k, v in before.items()}
+
+
+def test_a_shift_too_small_to_be_split_is_left_out_of_the_protocols_that_split(material, tmp_path, capsys):
+    np.savez(material / "one.npz", x=made_up("outliers").images.x[:1], y=np.zeros(1, int))
+    extra = '\n[[shift]]\ndata = "npz:one.npz"\n'
+    suite = write_suite(
+        material, "small", ["msp", "knn", "feature_detector"], ["none", "same-shift", "leave-one-out"], extra
+    )
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert "shift 'one' left out: too small" in capsys.readouterr().err
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert set(rows[rows["shift"] == "one"]["protocol"]) == {"none"}
+    assert set(rows[rows["shift"] == "outliers"]["protocol"]) == {"none", "same-shift", "leave-one-out"}
+
+
+def test_a_cache_that_cannot_be_written_stops_no_run(material, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / "file"))
+    assert run("run", write_suite(material, "diskless", ["msp", "knn"], ["none"]), "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().err.count("kept in memory, not on disk") == 1
+
+
+@pytest.mark.parametrize(
+    ("plugin", "why"),
+    [
+        (lambda z: z.amax(1) * torch.inf, "are NaN or infinite"),
+        (lambda z: z.amax(1)[:-1], "expected one number each"),
+        (lambda z: None, "score returned a NoneType"),
+    ],
+    indirect=["plugin"],
+)
+def test_score_refuses_what_is_no_score(plugin, why, material, tmp_path, capsys):
+    for i in range(2):
+        Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    options = {"backbone": material / "net.py:mixing", "checkpoint": material / "weights.safetensors"}
+    options |= {"train": f"npz:{material / 'train.npz'}", "method": plugin}
+    assert run("score", *(x for key, value in options.items() for x in (f"--{key}", value)), tmp_path) == 2
+    told = capsys.readouterr().err
+    assert why in told
+    assert len(told.splitlines()) == 1
+
+
 def test_a_method_is_timed_again_when_it_is_another(material, tmp_path):
     suite, kept = write_suite(material, "timed", ["energy"], ["none"]), []
     for temperature in (1.0, 1.0, 2.0):

@@ -94,3 +94,12 @@ def test_register_keeps_the_class():
         assert METHODS["from_a_notebook"] is Notebook
     finally:
         del METHODS._classes["from_a_notebook"]
+
+
+def test_a_plugin_file_named_like_what_ships_is_an_error_before_anything_was_found(tmp_path: Path) -> None:
+    (tmp_path / "msp.py").write_text(
+        "from howsure import Logits, Method\n\n\nclass MSP(Method):\n    needs = (Logits(),)\n"
+    )
+    registry = Registry("method", Method, "methods")
+    with pytest.raises(UserError, match=r"two methods are called 'msp': .*methods/msp\.py.* and .*rename one"):
+        registry.add_module(import_file(tmp_path / "msp.py"))
