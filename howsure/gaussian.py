@@ -22,9 +22,13 @@ def whitener(centred: Tensor, shrinkage: float = 0.0) -> Tensor:
     """
     centred = centred.double()
     covariance = centred.T @ centred / len(centred)
-    covariance = (1 - shrinkage) * covariance + shrinkage * torch.diag(covariance.diagonal())
+    return inverse_root((1 - shrinkage) * covariance + shrinkage * torch.diag(covariance.diagonal()))
+
+
+def inverse_root(covariance: Tensor) -> Tensor:
+    """`W [D, D]` with `W Wᵀ` the (pseudo-)inverse of a covariance `[D, D]`, float64."""
     values, vectors = torch.linalg.eigh(covariance)
-    floor = values.amax().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+    floor = values[-1:].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
     scale = torch.where(values > floor, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt(), 0.0)
     return vectors * scale
 

@@ -17,6 +17,11 @@ Normalisation = (
     nn.modules.instancenorm._InstanceNorm,
 )
 IDLE = (nn.Identity, nn.Dropout)
+LARGER = 1.5
+"""A map is larger than another if it has more than this many times its positions: class tokens add a few."""
+
+Output = tuple[str, str, int]
+"""A layer's name, the kind of its module, and the positions of its output."""
 
 
 def find_head(model: nn.Module, x: Tensor) -> str | None:
@@ -47,10 +52,11 @@ def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> 
     """Names of the modules whose outputs are the feature maps at the ends of the network's stages, in running order.
 
     The rule: of all modules that run once in a pass, give a map `[N, C, H, W]` or tokens `[N, L, C]` and are no inner
-    part of a module that lowers the resolution, the last to finish at each resolution. Where the resolution changes too
-    seldom (transformers, mixers), the outputs of the repeated block, `at_most` of them evenly spaced.
+    part of a module that lowers the resolution, nor of one whose own output is larger (keys of an attention that
+    reduces them), the last to finish at each resolution. Where the resolution changes too seldom (transformers,
+    mixers), the outputs of the repeated block, `at_most` of them evenly spaced.
     """
-    maps: list[tuple[str, str, int]] = []
+    found: list[Output] = []
     calls: Counter[str] = Counter()
 
     def note(name: str, module: nn.Module, out: object) -> None:
@@ -62,12 +68,10 @@ def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> 
             and out.dim() in (3, 4)
             and out.shape[0] == len(x)
         ):
-            area = by_channel(out).shape[2]
-            if 1 < area <= 1.5 * (maps[-1][2] if maps else area):  # attention maps are larger; class tokens add a few
-                maps.append((name, type(module).__name__, area))
+            found.append((name, type(module).__name__, by_channel(out).shape[2]))
 
     _run(model, x, note)
-    maps = [m for m in maps if calls[m[0]] == 1]
+    maps = _never_growing([output for output in found if calls[output[0]] == 1])
     blocks = {name for name, m in model.named_modules() if not isinstance(m, nn.Sequential)}
     areas = {name: area for name, _, area in maps if name in blocks}
     maps = [m for m in maps if all(areas.get(parent, m[2]) >= m[2] for parent in _parents(m[0]))]
@@ -112,6 +116,17 @@ def module(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError as error:
         raise UserError(f"the network has no layer '{name}'") from error
+
+
+def _never_growing(outputs: list[Output]) -> list[Output]:
+    """Maps in running order without those larger than the one before (attention) or inside one that is larger."""
+    areas = {name: area for name, _, area in outputs}
+    kept: list[Output] = []
+    for name, kind, area in outputs:
+        inside_larger = any(areas.get(parent, area) > LARGER * area for parent in _parents(name))
+        if area > 1 and not inside_larger and area <= LARGER * (kept[-1][2] if kept else area):
+            kept.append((name, kind, area))
+    return kept
 
 
 def _parents(name: str) -> list[str]:

@@ -8,9 +8,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from howsure import Batch, Features, Head, Method, Network, Representation, Reps
+from howsure import Batch, Features, Head, Method, Network, Representation, Reps, UserError
 
 from ._passes import input_gradient
+from ._prune import check
 
 LEVELS = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 99.0)
 
@@ -62,6 +63,11 @@ class _AdaScale(Method):
         return (Features(), PerturbedFeatures(self.o), Head())
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
+        low, high = self.percentile
+        check(low)
+        check(high)
+        if low > high:
+            raise UserError(f"adascale: percentile = ({low}, {high}): give the lower one first, as in ({high}, {low})")
         return {"reference": self._shift(train).sort().values}
 
     def factor(self, reps: Reps, reference: Tensor) -> Tensor:

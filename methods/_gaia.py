@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from howsure import Batch, Network, Representation
-from howsure.layers import norm_layers, stages
+from howsure.layers import by_channel, module, norm_layers, stages
 
 from ._passes import recorded, tracked
 
 _MAPS: WeakKeyDictionary[Network, tuple[tuple[str, ...], str | None]] = WeakKeyDictionary()
-NO_MAPS = "GAIA needs feature maps [N, C, H, W] after normalisation layers; the network has none"
+NO_MAPS = "GAIA needs feature maps [N, C, H, W] or [N, H, W, C] after normalisation layers; the network has none"
 
 
 def feature_maps(network: Network) -> tuple[tuple[str, ...], str | None]:
-    """Names of the normalisation layers that give maps `[N, C, H, W]`, and of the last stage's map."""
+    """Names of the normalisation layers that give maps (`[N, C, H, W]`, `[N, H, W, C]`), and of the last stage's."""
     if network not in _MAPS:
         example = network.example()
         names = tuple(norm_layers(network.model))
@@ -49,7 +49,7 @@ class NonZeroShare(Representation[Tensor]):
         with torch.enable_grad(), recorded(network.model, names) as outputs:
             top = network.model(tracked(images)).amax(1).sum()
             gradients = torch.autograd.grad(top, [outputs[name] for name in names])
-        return torch.cat([(g != 0).float().mean((2, 3)) for g in gradients], 1)
+        return torch.cat([_means(network, n, (g != 0).float()) for n, g in zip(names, gradients, strict=True)], 1)
 
 
 @dataclass(frozen=True)
@@ -72,4 +72,10 @@ class AverageGradients(Representation[dict[str, Tensor]]):
             (output,) = torch.autograd.grad(total, outputs[last], retain_graph=True)
             maps = [outputs[name] for name in inner]
             found = torch.autograd.grad(outputs[last].sum(), maps, allow_unused=True, materialize_grads=True)
-        return {"inner": torch.cat([g.mean((2, 3)) for g in found], 1), "output": output.mean((2, 3))}
+        means = [_means(batch.network, name, g) for name, g in zip(inner, found, strict=True)]
+        return {"inner": torch.cat(means, 1), "output": _means(batch.network, last, output)}
+
+
+def _means(network: Network, name: str, values: Tensor) -> Tensor:
+    """Channel means `[N, C]` over the positions of values in the layout of a layer's map."""
+    return by_channel(values, module(network.model, name)).mean(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from howsure.gaussian import whitener
+from howsure.gaussian import inverse_root, whitener
 
 ROUNDING = torch.finfo(torch.float32).eps
 
@@ -31,3 +31,10 @@ def whiten(centred: Tensor, shrinkage: float = 0.0) -> Tensor:
     if bool(kept.any()):
         kept &= per_sd.square() <= per_sd[kept].amin().square() / ROUNDING
     return columns[:, kept]
+
+
+def whiten_within(centred: Tensor, directions: Tensor, shrinkage: float = 0.0) -> Tensor:
+    """The same within the span of `directions [D, K]`, of which only those without any variance are left out."""
+    x = centred @ directions
+    diagonal = directions.T @ (centred.square().mean(0)[:, None] * directions)
+    return directions @ inverse_root((1 - shrinkage) * (x.T @ x) / len(x) + shrinkage * diagonal)

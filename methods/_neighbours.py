@@ -16,18 +16,19 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features.double(), dim=1).float()
 
 
-def kth_distance(queries: Tensor, bank: Tensor, k: int) -> Tensor:
-    """Euclidean distance `[N]`, float64, of unit rows to their k-th nearest unit row of the bank.
+def kth_distance(queries: Tensor, bank: Tensor, k: int, half_sq: Tensor | float = 0.0) -> Tensor:
+    """Euclidean distance `[N]`, float64, of rows to their k-th nearest row of the bank.
 
-    `k` is capped at the bank's size. The neighbour is found by float32 products; its distance is then taken in float64
-    from the difference, so that near duplicates keep their digits.
+    `half_sq` is half the squared norm of each row of the bank, which unit rows do without. `k` is capped at the bank's
+    size. The neighbour is found by products in the precision of the rows; its distance is then taken in float64 from
+    the difference, so that near duplicates keep their digits.
     """
     if k < 1:
         raise UserError(f"k = {k} neighbours: k must be at least 1")
     k = min(k, len(bank))
 
     def distance(x: Tensor) -> Tensor:
-        nearest = (x @ bank.T).topk(k, dim=1).indices[:, -1]
+        nearest = (x @ bank.T - half_sq).topk(k, dim=1).indices[:, -1]
         return (x.double() - bank[nearest].double()).norm(dim=1)
 
     return by_rows(distance, queries, size=512)

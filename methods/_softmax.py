@@ -23,6 +23,11 @@ def doubt(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     return others / (1 + others)
 
 
+def log_odds(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """`log ((1 - p) / p)`, p = max softmax(z / T), `[N]`, float64; as low as numbers go where there is one class."""
+    return (gaps(logits) / temperature).logsumexp(1).clamp_min(torch.finfo(torch.float64).min)
+
+
 def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
     """`log p` and `log (1 - p)`, each `[N, C]`, float64."""
     z = logits.double()

@@ -22,7 +22,8 @@ class CFOOD(Method):
     shape [N], higher means more uncertain.
 
     `bank` is the share of training images kept, evenly spaced, at most 4,000 (the state grows with their square; the
-    paper samples too). An image is not its own neighbour. Exact in k, which OpenOOD rounds up to 230 values.
+    paper samples too): from 40,000 training images on, all values of the grid keep as many. An image is not its own
+    neighbour. Exact in k, which OpenOOD rounds up to 230 values.
     """
 
     bank: float = 0.1

@@ -17,6 +17,8 @@ class ExGrad(Method):
     score = Σ_c p_c ‖∇ CE_c‖ over the weight and bias of the last layer, CE_c the cross-entropy to class c; shape [N],
     higher means more uncertain.
 
+    The authors' code flips the score wherever its AUC is below 0.5, so that the published numbers do not fix its sign.
+
     The gradient is the outer product of p - e_c and (h, 1), so no backward pass is needed: with the L1 norm of the
     authors' code the score is 2 Σ p_c (1 - p_c) (‖h‖₁ + 1), with the L2 norm Σ p_c ‖p - e_c‖₂ √(‖h‖₂² + 1).
     """

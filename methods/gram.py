@@ -54,8 +54,8 @@ class Gram(Method):
 
     Row sums, as in the authors' code, where the paper's text takes the upper triangle (a thousand times the memory).
     That code, not the paper's formula, also divides by the softmax confidence. The expectation is over every tenth
-    training image, which the ranges leave out (the paper: a validation split). Layers are the ends of the network's
-    stages; the paper takes every convolution and activation.
+    training image of each predicted class, which the ranges leave out (the paper: a validation split). Layers are the
+    ends of the network's stages; the paper takes every convolution and activation.
     """
 
     power: int = POWERS
@@ -70,7 +70,7 @@ class Gram(Method):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         predicted, classes = train[Logits()].argmax(1), train[Logits()].shape[1]
-        held = torch.arange(len(predicted)) % 10 == 9
+        held = _every_tenth(predicted)
         state = {}
         for i, x in enumerate(self._layers(train)):
             low, high = _ranges(x[~held], predicted[~held], classes)
@@ -92,6 +92,14 @@ class Gram(Method):
             below, above = (low - x).relu() / (low.abs() + FLOOR), (x - high).relu() / (high.abs() + FLOOR)
             columns.append((below + above).double().sum(1))
         return torch.stack(columns, 1)
+
+
+def _every_tenth(predicted: Tensor) -> Tensor:
+    """Whether an image's place among those of its class is a tenth, `[N]`."""
+    order, counts = predicted.argsort(stable=True), predicted.bincount()
+    place = torch.empty_like(predicted)
+    place[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[predicted[order]]
+    return place % 10 == 9
 
 
 def _ranges(x: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from howsure import Batch, Features, Labels, LayerMeans, Logits, Method, Network
 from howsure.gaussian import class_means
 from howsure.layers import by_channel, channels_come_last
 
+from ._neighbours import kth_distance
 from ._passes import changed
 
 
@@ -90,11 +91,9 @@ class Grood(Method):
         return {"prototypes": prototypes, "bank": bank[right] if right.any() else bank}
 
     def score(self, reps: Reps, prototypes: Tensor, bank: Tensor) -> Tensor:
-        k = min(self.k, len(bank))
-        parts = self._gradients(reps, prototypes).split(1024)
-        return torch.cat([torch.cdist(part, bank).kthvalue(k, dim=1).values for part in parts])
+        return kth_distance(self._gradients(reps, prototypes), bank, self.k, bank.square().sum(1) / 2)
 
     def _gradients(self, reps: Reps, prototypes: Tensor) -> Tensor:
         h = reps[Features()].double()
         outlier = (-torch.cdist(h, prototypes)).softmax(1)[:, -1:]
-        return (outlier * F.normalize(h - prototypes[-1], dim=1)).float()
+        return outlier * F.normalize(h - prototypes[-1], dim=1)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from howsure import Batch, Labels, LayerMeans, Method, Network, Representation, Reps, Tap
 from howsure.detector import fit_detector, score_detector
-from howsure.gaussian import class_means, sq_distances, whitener
+from howsure.gaussian import class_means, sq_distances
 from howsure.layers import module
 from howsure.representations import channel_means
 
+from ._gaussians import whiten
 from ._passes import output_at, recorded, tracked
 
 
@@ -39,14 +40,14 @@ class LayerDistances(Representation[Tensor]):
         for i, (name, x) in enumerate(train[LayerMeans()].items()):
             means = class_means(x, labels, len(classes))
             state[f"{i:03d} means {name}"] = means
-            state[f"{i:03d} whiten {name}"] = whitener(x.double() - means[labels])
+            state[f"{i:03d} whiten {name}"] = whiten(x.double() - means[labels])
         return state
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         gaussians = {}
         for key in sorted(key for key in state if key[4:].startswith("means ")):
-            name, whiten = key[10:], state[f"{key[:4]}whiten {key[10:]}"]
-            gaussians[name] = state[key].to(batch.images.device), whiten.to(batch.images.device)
+            name, columns = key[10:], state[f"{key[:4]}whiten {key[10:]}"]
+            gaussians[name] = state[key].to(batch.images.device), columns.to(batch.images.device)
         if not self.epsilon:
             readings = LayerMeans().compute(batch)
             return torch.stack([_closest(readings[name], *gaussian) for name, gaussian in gaussians.items()], 1)

@@ -6,17 +6,17 @@ from torch import Tensor
 
 from howsure import Logits, Method, Reps
 
-from ._softmax import doubt
+from ._softmax import log_odds
 
 
 @dataclass(frozen=True)
 class MCM(Method):
     """Maximum concept matching. Ming et al., 2022, arXiv:2211.13445.
 
-    score = 1 - max_c softmax(z / tau)_c; shape [N], higher means more uncertain.
+    score = log((1 - p) / p), p = max_c softmax(z / tau)_c; shape [N], higher means more uncertain.
 
     The paper's z are cosines between an image and class names; here they are the classifier's logits, as in OpenOOD.
-    One minus the paper's confidence ranks the same, without ties at one.
+    The paper's confidence p ranks the same, but ties where it rounds to one, as most images' does at tau = 0.01.
     """
 
     tau: float = 1.0
@@ -25,4 +25,4 @@ class MCM(Method):
     grid = {"tau": (0.01, 1.0, 10.0)}
 
     def score(self, reps: Reps) -> Tensor:
-        return doubt(reps[Logits()], self.tau)
+        return log_odds(reps[Logits()], self.tau)

@@ -10,6 +10,7 @@ from torch import Tensor
 from howsure import Batch, Logits, Method, Representation, Reps
 
 from ._passes import shared_input_gradient
+from ._softmax import doubt
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PerturbedLogits(Representation[Tensor]):
 class Odin(Method):
     """ODIN. Liang et al., 2018, arXiv:1706.02690.
 
-    score = -max softmax(z(x') / T) with x' = x + ε sign(∇ log max softmax(z(x) / T)); shape [N], higher means more
+    score = 1 - max softmax(z(x') / T) with x' = x + ε sign(∇ log max softmax(z(x) / T)); shape [N], higher means more
     uncertain. Two forward passes and one backward pass to the input.
 
     ε is in pixel values of inputs in [0, 1], divided by the transform's standard deviation per channel, as the authors'
@@ -55,4 +56,4 @@ class Odin(Method):
         return (PerturbedLogits(self.temperature, self.epsilon) if self.epsilon else Logits(),)
 
     def score(self, reps: Reps) -> Tensor:
-        return -(reps[self.needs[0]].double() / self.temperature).softmax(1).amax(1)
+        return doubt(reps[self.needs[0]], self.temperature)

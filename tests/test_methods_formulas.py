@@ -87,6 +87,10 @@ def gen(z: Array, gamma: float, m: int) -> float:
     return sum(p**gamma * (1 - p) ** gamma for p in sorted(softmax(z), reverse=True)[:m])
 
 
+def log_odds(z: Array) -> float:
+    return lse(np.sort(z)[:-1]) - max(z)
+
+
 LOGIT_FORMULAS: list[tuple[str, dict[str, Any], Callable[[Array], float]]] = [
     ("msp", {}, lambda z: 1 - max(softmax(z))),
     ("maxlogit", {}, lambda z: -max(z)),
@@ -101,7 +105,8 @@ LOGIT_FORMULAS: list[tuple[str, dict[str, Any], Callable[[Array], float]]] = [
     ("renyi", {"alpha": math.inf}, lambda z: -math.log(max(softmax(z)))),
     ("gen", {}, lambda z: gen(z, 0.1, 100)),
     ("gen", {"gamma": 2.0, "m": 2}, lambda z: gen(z, 2.0, 2)),
-    ("mcm", {"tau": 0.7}, lambda z: 1 - max(softmax(z / 0.7))),
+    ("mcm", {"tau": 0.7}, lambda z: log_odds(z / 0.7)),
+    ("odin", {"temperature": 3.0, "epsilon": 0.0}, lambda z: 1 - max(softmax(z / 3))),
 ]
 
 
@@ -115,10 +120,17 @@ def test_logit_score(name: str, params: dict[str, Any], formula: Callable[[Array
     np.testing.assert_allclose(got, [formula(row) for row in z], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["msp", "margin", "doctor", "entropy", "gen", "renyi", "mcm"])
-def test_confident_images_do_not_tie(name: str) -> None:
+CONFIDENT: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("msp", "margin", "doctor", "entropy", "gen", "renyi", "mcm")),
+    ("mcm", {"tau": 0.01}),
+    ("odin", {"temperature": 1.0, "epsilon": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), CONFIDENT, ids=[f"{n}{p}" for n, p in CONFIDENT])
+def test_confident_images_do_not_tie(name: str, params: dict[str, Any]) -> None:
     z = torch.tensor([[40.0, 0, 0], [60.0, 0, 0], [80.0, 0, 0]])
-    first, second, third = METHODS[name]().score(Reps({Logits(): z}))
+    first, second, third = METHODS[name](**params).score(Reps({Logits(): z}))
     assert first > second > third
 
 
@@ -221,6 +233,24 @@ def test_mahalanobis_and_rmd(shrinkage: float) -> None:
     background = [distance(h, mean, everything) for h in test.h]
     expected = np.array(nearest) - background
     np.testing.assert_allclose(scores("rmd", train, test, shrinkage=shrinkage), expected, rtol=1e-7, atol=1e-8)
+
+
+def test_rmd_where_classes_collapse() -> None:
+    """Little varies within classes, nothing correlates: what does not depend on the class cancels in the formula."""
+    train, test = data(26, n_train=400)
+    rng, width = np.random.default_rng(26), 24
+    spread, between = np.logspace(0, -4, width), np.zeros((C, width))
+    between[:, :C] = 8 * rng.normal(size=(C, C))
+    noise = rng.normal(size=(400, width))
+    noise -= np.stack([noise[train.y == k].mean(0) for k in range(C)])[train.y]
+    noise = np.linalg.qr(noise)[0] * math.sqrt(400)
+    turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    train.h = (between[train.y] + spread * noise) @ turn
+    test.h = (between[test.y] + 1.2 * spread * rng.normal(size=(len(test.y), width))) @ turn
+    means, s = gaussian(train)
+    mean, everything = train.h.mean(0), np.cov(train.h.T, bias=True)
+    expected = [min(distance(h, m, s) for m in means) - distance(h, mean, everything) for h in test.h]
+    np.testing.assert_allclose(scores("rmd", train, test), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.2, 1.0])
@@ -384,6 +414,24 @@ def test_combood() -> None:
         near = sorted(np.linalg.norm(h - t) for t in v)[6]
         expected.append(math.sqrt(D) * math.log(near**2) + distance((h - mean) / std, np.zeros(D), covariance))
     np.testing.assert_allclose(scores("combood", train, test, k=7, ridge=0.5), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_nac(alpha: float) -> None:
+    train, test = data(25, n_train=200)
+
+    def parts(h: Array, z: Array) -> list[int]:
+        gradient = train.w.T @ (softmax(z) - 1 / C)
+        return [min(int(50 / (1 + math.exp(-alpha * a * g))), 49) for a, g in zip(h, gradient, strict=True)]
+
+    known = [parts(h, z) for h, z in zip(train.h, train.z, strict=True)]
+    expected = []
+    for h, z in zip(test.h, test.z, strict=True):
+        seen = [sum(other[j] == part for other in known) for j, part in enumerate(parts(h, z))]
+        expected.append(-np.mean([min(n, 5) / 5 for n in seen]))
+    got = scores("nac", train, test, alpha=alpha, m=50, r=5)
+    assert got.std() > 0.01
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------ changed activations

@@ -435,6 +435,46 @@ def METHODS_LAST(network: Network) -> str | None:  # noqa: N802
     return feature_maps(network)[1]
 
 
+class Ends(nn.Module):
+    """A convolution, a layer norm over channels and ReLU, which give their maps with the channels first or last."""
+
+    def __init__(self, channels: tuple[int, int], last: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(*channels, 3, 2, 1)
+        self.norm = nn.LayerNorm(channels[1]) if last else ChannelsFirst(channels[1])
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x.permute(0, 3, 1, 2) if self.last and x.shape[1] != 3 else x)
+        return self.norm(x.permute(0, 2, 3, 1) if self.last else x).relu()
+
+
+class ChannelsFirst(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Pool(nn.Module):
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.over = (1, 2) if last else (2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.over)
+
+
+@pytest.mark.parametrize("name", ["gaia_a", "gaia_z"])
+def test_gaia_with_channels_last(name: str) -> None:
+    scores = []
+    for last in (False, True):
+        torch.manual_seed(0)
+        ends = [Ends(channels, last) for channels in ((3, 5), (5, 6), (6, 7))]
+        model = nn.Sequential(*ends, Pool(last), nn.Linear(7, 4)).eval()
+        scores.append(scores_of(Network("layered", model, networks()[0].input, 4), name))
+    assert scores[0].std() > 0
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=0)
+
+
 def test_gaia_refuses_what_it_cannot_read() -> None:
     _, transformer = networks()
     for name in ("gaia_z", "gaia_a"):
@@ -469,6 +509,33 @@ def test_grood(network: Network) -> None:
     for i in range(len(pixels())):
         g = gradient(reps[Features()][i], int(reps[Logits()][i].argmax()))
         assert scores[i] == pytest.approx(float((bank - g).norm(dim=1).sort().values[1]), abs=1e-4)
+
+
+def test_grood_of_large_features_does_not_tie() -> None:
+    from howsure.methods.grood import MixedFeatures
+
+    g = torch.Generator().manual_seed(0)
+    centres, y = 25 * torch.randn(4, 64, generator=g), torch.arange(80) % 4
+    h, test_h = (centres[y] + 5 * torch.randn(80, 64, generator=g) for _ in range(2))
+    assert 150 < h.norm(dim=1).mean() < 250
+    method = METHODS["grood"]()
+    mixed = 0.8 * h + 0.2 * centres[(y + 1) % 4]
+    first, second = (
+        Reps({Features(): x, Labels(): y, Logits(): F.one_hot(y, 4).float(), MixedFeatures(0.8): mixed})
+        for x in (h, test_h)
+    )
+    scores = method.score(second, **method.fit(first))
+    outlier = mixed.double().mean(0)
+    prototypes = torch.stack([*(h[y == c].double().mean(0) for c in range(4)), outlier])
+
+    def gradient(x: Tensor) -> Tensor:
+        distances = (x.double() - prototypes).norm(dim=1)
+        return (-distances).softmax(0)[4] * (x.double() - outlier) / distances[4]
+
+    bank = torch.stack([gradient(x) for x in h])
+    expected = torch.stack([(bank - gradient(x)).norm(dim=1).min() for x in test_h])
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=0)
+    assert len(scores.unique()) == 80
 
 
 def test_grood_mixes_the_first_map(network: Network) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from howsure import Features, Head, Labels, Logits, Method, Reps, UserError
+from howsure import Features, Head, Labels, LayerMeans, Logits, Method, Reps, Tap, UserError
 from howsure.plugins import METHODS
-from howsure.representations import HeadWeights
+from howsure.representations import HeadWeights, channel_means
 
 ARRAYS = {Logits(), Features(), Labels(), Head()}
 
@@ -113,13 +114,25 @@ def test_half_precision_features(name: str) -> None:
     torch.testing.assert_close(half, full, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ON_FEATURES)
+def layer_distances(train: Reps, test: Reps) -> Tensor:
+    """What `mahalanobis_layers` is fitted on, with the features as its one layer."""
+    from howsure.methods.mahalanobis_layers import LayerDistances
+
+    rep, h = LayerDistances(0.0), test[Features()]
+    state = rep.fit(Reps({LayerMeans(): {"norm": train[Features()]}, Labels(): train[Labels()]}))
+    network, readings = SimpleNamespace(stages=("norm",)), {Tap("norm", channel_means): h}
+    return rep.compute(SimpleNamespace(network=network, images=h, readings=readings), **state)[:, 0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [*ON_FEATURES, "mahalanobis_layers"])
 def test_rounding_of_dependent_features_is_not_magnified(name: str) -> None:
     (h, y, head), (test_h, test_y, _) = images(n=400, d=16), images(n=100, d=16, seed=1)
     h, test_h = (torch.nn.functional.layer_norm(x, (16,)) for x in (h, test_h))
     train = reps(h, y, head)
     noise = 1e-6 * torch.randn(test_h.shape, generator=torch.Generator().manual_seed(2))
-    first, second = (scored(name, train, reps(x, test_y, head)) for x in (test_h, test_h + noise))
+    tests = (reps(x, test_y, head) for x in (test_h, test_h + noise))
+    layers = name == "mahalanobis_layers"
+    first, second = (layer_distances(train, test) if layers else scored(name, train, test) for test in tests)
     assert (first - second).abs().amax() <= 0.01 * first.std()
 
 
@@ -174,7 +187,10 @@ def test_copies_of_an_image_tie(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_logits_tie(name: str) -> None:
     h, y, head = images()
-    scored(name, reps(h, y, head, torch.ones(len(h), 5)), reps(h, y, head, torch.ones(len(h), 5)))
+    equal = reps(h, y, head, torch.ones(len(h), 5))
+    scores = scored(name, equal, equal)
+    if method(name).needs == (Logits(),):
+        assert scores.unique().numel() == 1
 
 
 @pytest.mark.parametrize("name", FITTED)

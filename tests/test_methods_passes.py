@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from howsure import Confound, Features, Head, LayerMeans, Logits, Network, Predicted, Representation, Reps, Uniform
+from howsure import (
+    Confound,
+    Features,
+    Head,
+    LayerMeans,
+    Logits,
+    Network,
+    Predicted,
+    Representation,
+    Reps,
+    Uniform,
+    UserError,
+)
 from howsure.check import networks, snapshot
 from howsure.extract import run_pass
 from howsure.layers import stages
@@ -102,7 +114,7 @@ def test_odin(network: Network, temperature: float) -> None:
         loss = F.cross_entropy(z / temperature, z.argmax(1))
         (gradient,) = torch.autograd.grad(loss, x)
         moved = network.model(x.detach() - 0.01 / network.std * gradient.sign()).detach().double()
-        expected = -(moved / temperature).softmax(1).max()
+        expected = 1 - (moved / temperature).softmax(1).max()
         assert abs(scores[i] - expected) < 1e-6
 
 
@@ -275,6 +287,14 @@ def test_adascale(network: Network) -> None:
         assert states["adascale_l"][i] == pytest.approx(-float((factor**2 * (w @ h + b)).logsumexp(0)), rel=1e-3)
 
 
+@pytest.mark.parametrize(("percentile", "says"), [((95.0, 60.0), "lower one first"), ((75.0, 150.0), "not between")])
+@pytest.mark.parametrize("name", ["adascale_a", "adascale_l"])
+def test_percentiles_of_adascale_that_are_none(name: str, percentile: tuple[float, float], says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        METHODS[name](percentile=percentile).fit(Reps({}))
+    assert "\n" not in str(error.value)
+
+
 def test_rankfeat(network: Network) -> None:
     method = METHODS["rankfeat"]()
     scores = method.score(read(network, pixels(), method.needs))
@@ -336,10 +356,11 @@ def test_gram(network: Network) -> None:
         return predicted, rows
 
     known = [features(x) for x in network.normalise(train)]
+    place = [sum(p == q for q, _ in known[:i]) for i, (p, _) in enumerate(known)]
     ranges = {}
     for c in range(4):
-        chosen = [rows for i, (p, rows) in enumerate(known) if i % 10 != 9 and p == c]
-        chosen = chosen or [rows for i, (_, rows) in enumerate(known) if i % 10 != 9]
+        chosen = [rows for i, (p, rows) in enumerate(known) if place[i] % 10 != 9 and p == c]
+        chosen = chosen or [rows for i, (_, rows) in enumerate(known) if place[i] % 10 != 9]
         ranges[c] = [(np.min(layer, 0), np.max(layer, 0)) for layer in zip(*chosen, strict=True)]
 
     def deviations(predicted: int, rows: list[np.ndarray]) -> np.ndarray:
@@ -349,10 +370,24 @@ def test_gram(network: Network) -> None:
             total.append((below + np.maximum(row - high, 0) / (np.abs(high) + 1e-6)).sum())
         return np.array(total)
 
-    held = [deviations(*found) for i, found in enumerate(known) if i % 10 == 9]
+    held = [deviations(*found) for i, found in enumerate(known) if place[i] % 10 == 9]
     expected = np.maximum(np.mean(held, 0), 1e-7)
     for i, image in enumerate(network.normalise(pixels())):
         assert scores[i] == pytest.approx((deviations(*features(image)) / expected).sum(), rel=2e-2)
+
+
+@pytest.mark.parametrize(("images", "held"), [(200, [*range(90, 100), *range(190, 200)]), (90, [])])
+def test_gram_holds_out_images_of_every_class(images: int, held: list[int]) -> None:
+    from howsure.methods.gram import GramRows
+
+    classes, x = torch.arange(images) % 10, torch.arange(images) + 1.0
+    reps = Reps({GramRows(): {"layer": x[:, None, None].expand(images, 10, 1)}, Logits(): F.one_hot(classes).float()})
+    state = METHODS["gram"](power=1).fit(reps)
+    own = [[x[i] for i in range(c, images, 10) if i not in held] for c in range(10)]
+    assert state["low000"].flatten().tolist() == [min(values) for values in own]
+    assert state["high000"].flatten().tolist() == [max(values) for values in own]
+    beyond = [max(x[i] - max(own[i % 10]), 0) / max(own[i % 10]) for i in held]
+    assert float(state["expected"]) == pytest.approx(np.mean(beyond) if held else 1e-7, rel=1e-5)
 
 
 def test_gram_of_huge_and_tiny_maps_is_finite() -> None:
@@ -362,17 +397,17 @@ def test_gram_of_huge_and_tiny_maps_is_finite() -> None:
         assert gram_rows(scale * torch.randn(3, 5, 4, 4), nn.Identity()).isfinite().all()
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_nac(conv: Network, named: bool) -> None:
-    method = METHODS["nac"](r=3, m=10, alpha=50.0, layers=("5", "8") if named else None)
+@pytest.mark.parametrize(("layers", "alpha"), [(None, 4000.0), (("5", "8"), 500.0)])
+def test_nac(conv: Network, layers: tuple[str, ...] | None, alpha: float) -> None:
+    method = METHODS["nac"](r=20, m=9, alpha=alpha, layers=layers)
     train = pixels(40, 1)
     fit, reps = read(conv, train, method.needs), read(conv, pixels(), method.needs)
     scores = method.score(reps, **method.fit(fit))
-    layers = ("5", "8") if named else ("13",)
+    assert scores.std() > 0.01
 
     def states(x: Tensor) -> list[np.ndarray]:
         found = []
-        for name in layers:
+        for name in layers or ("13",):
             caught: list[Tensor] = []
             layer = conv.model.get_submodule(name)
             hook = layer.register_forward_hook(lambda _m, _i, out, caught=caught: caught.append(out) or out.clone())  # type: ignore[misc]
@@ -380,16 +415,16 @@ def test_nac(conv: Network, named: bool) -> None:
             hook.remove()
             (g,) = torch.autograd.grad(-p.mean(), caught[0])
             z = caught[0].detach()[0].reshape(g.shape[1], -1).sum(1) * g[0].reshape(g.shape[1], -1).sum(1)
-            found.append(torch.sigmoid(50 * z).numpy())
+            found.append((9 * torch.sigmoid(alpha * z.double())).floor().clamp_max(8).numpy())
         return found
 
     known = [states(x) for x in conv.normalise(train)]
     for i, image in enumerate(conv.normalise(pixels())):
         covered = []
         for j, layer in enumerate(states(image)):
-            same = [(np.floor(k[j] * 10) == np.floor(layer * 10)) for k in known]
-            covered.append(np.minimum(np.sum(same, 0), 3).mean() / 3)
-        assert scores[i] == pytest.approx(-np.mean(covered), abs=0.05)
+            same = np.sum([k[j] == layer for k in known], 0)
+            covered.append(np.minimum(same, 20).mean() / 20)
+        assert scores[i] == pytest.approx(-np.mean(covered), rel=1e-5)
 
 
 def test_every_loss_and_representation_can_be_told_apart() -> None:
@@ -411,3 +446,18 @@ def test_a_layer_that_runs_more_than_once_is_no_end_of_a_stage():
             return self.head(x.mean((2, 3)))
 
     assert stages(Reused(), torch.rand(2, 3, 16, 16)) == ["convs.0", "convs.1", "convs.2"]
+
+
+def test_the_reduced_keys_of_an_attention_end_no_stage():
+    class Attention(torch.nn.Module):
+        def __init__(self, reduction):
+            super().__init__()
+            self.keys = torch.nn.Conv2d(8, 8, reduction, reduction)
+
+        def forward(self, x):
+            queries, keys = (maps.flatten(2).mT for maps in (x, self.keys(x)))
+            return F.scaled_dot_product_attention(queries, keys, keys).mT.reshape(x.shape)
+
+    ends = [nn.Sequential(nn.Conv2d(8 if i else 3, 8, 2, 2), Attention(r)) for i, r in enumerate((8, 4, 2, 1))]
+    model = nn.Sequential(*ends, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    assert stages(model, torch.rand(2, 3, 64, 64)) == ["0", "1", "2", "3"]
