@@ -6,7 +6,7 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file():  # a checkout: the plugin folders stand beside this one
     __path__.append(str(_root))
 
-from .backbone import Backbone  # noqa: E402
+from .backbone import Backbone, InputSpec, Recipe  # noqa: E402
 from .data import ArrayImages, Dataset, FolderImages, Images  # noqa: E402
 from .errors import MissingData, UserError  # noqa: E402
 from .losses import Confound, Loss, Predicted, Uniform  # noqa: E402
@@ -43,6 +43,7 @@ __all__ = [
     "GradNorms",
     "Head",
     "Images",
+    "InputSpec",
     "Labels",
     "LayerMeans",
     "LayerMoments",
@@ -52,6 +53,7 @@ __all__ = [
     "MissingData",
     "Network",
     "Predicted",
+    "Recipe",
     "Representation",
     "Reps",
     "SmallGrads",

@@ -1,7 +1,11 @@
-"""The command line. Exit status: 0 on success, 2 on a user's mistake (one line says which), 1 when cells failed."""
+"""The command line. Exit status: 0 on success, 2 on a user's mistake (one line says which), 1 when cells failed.
+
+A fault of howsure or of a plugin is one line and 1; with HOWSURE_DEBUG=1 it is a traceback.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +14,7 @@ from typing import Any
 
 import click
 
-from .errors import UserError, unknown
+from .errors import UserError, one_line, told, unknown, why
 from .plugins import DATASETS, METHODS, REGISTRIES
 from .suite import PROTOCOLS, load_suite, suite_names
 
@@ -34,11 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        if os.environ.get("HOWSURE_DEBUG"):
+            raise
+        if isinstance(error, OSError):
+            _stop(f"{error.filename}: {why(error)}" if error.filename else why(error), 2)
+        _stop(f"{told(error)}; a fault of howsure or of a plugin, whose traceback HOWSURE_DEBUG=1 shows", 1)
 
 
 def _stop(message: str, status: int) -> None:
-    click.echo("howsure: " + " ".join(message.split()), err=True)
+    _say(message)
     sys.exit(status)
+
+
+def _say(message: object) -> None:
+    click.echo(f"howsure: {one_line(message)}", err=True)
 
 
 def _load_plugins(_context: click.Context, _option: click.Parameter, files: tuple[str, ...]) -> tuple[str, ...]:
@@ -117,9 +131,9 @@ def run(
         write_plots(folder.folder)
         _summary(results, folder.folder)
     for line in skips(job.record):
-        click.echo(f"howsure: skipped: {line}", err=True)
+        _say(f"skipped: {line}")
     for line in failed:
-        click.echo(f"howsure: failed: {line}", err=True)
+        _say(f"failed: {line}")
     sys.exit(1 if failed else 0)
 
 
@@ -154,10 +168,14 @@ def pick_device(name: str) -> Any:
 
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU that torch can use; take --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"no device '{name}'; torch sees {torch.cuda.device_count()} GPUs, counted from cuda:0")
     return device
 
 
@@ -176,12 +194,17 @@ def list_(kind: str, plugin: Any) -> None:
         return
     registry = REGISTRIES[kind]
     width = max((len(name) for name in registry), default=0) + 2
+    broken = [str(one) for one in registry.broken.values()]
     for name in registry:
-        click.echo(f"{name:<{width}}{_describe(kind, registry[name])}")
-    for broken in registry.broken.values():
-        click.echo(f"howsure: broken plugin: {broken}", err=True)
-    if registry.broken:
-        sys.exit(1)
+        try:
+            line = _describe(kind, registry[name])
+        except Exception as error:
+            broken.append(f"{kind[:-1]} '{name}': {told(error)}")
+            continue
+        click.echo(f"{name:<{width}}{line}")
+    for problem in broken:
+        _say(f"broken plugin: {problem}")
+    sys.exit(1 if broken else 0)
 
 
 def _describe(kind: str, cls: Any) -> str:
@@ -224,6 +247,8 @@ def check(names: tuple[str, ...], plugin: tuple[str, ...]) -> None:
 
     if plugin and not names:
         names = tuple(name for file in plugin for name in _load_plugin(file) if name in METHODS)
+        if not names:
+            raise UserError(f"{', '.join(plugin)}: no method in it to check; derive a class from howsure.Method")
     failed = 0
     for name in names or tuple(METHODS):
         for contract, problem in check_method(name, METHODS[name]):
@@ -231,7 +256,7 @@ def check(names: tuple[str, ...], plugin: tuple[str, ...]) -> None:
             if problem or names:
                 click.echo(f"{name:<26}{contract:<50}{'FAILED: ' + problem if problem else 'ok'}")
     for broken in METHODS.broken.values():
-        click.echo(f"broken plugin: {broken}")
+        click.echo(f"broken plugin: {one_line(broken)}")
     failed += len(METHODS.broken)
     count = len(names or METHODS)
     click.echo(f"{count} method{'s' * (count != 1)} checked, {failed} problem{'s' * (failed != 1)}")
@@ -252,6 +277,8 @@ def new_method(name: str, into: Path) -> None:
     """Write a working method file NAME.py and its test, to edit."""
     from .scaffold import write_method
 
+    if name.isidentifier() and importlib.util.find_spec(name):
+        raise UserError(f"'{name}' is a module that Python can import, and the file would hide it; choose another name")
     for path in write_method(name, into):
         click.echo(path)
 
@@ -270,7 +297,11 @@ def status(names: tuple[str, ...]) -> None:
     click.echo(f"data root: {data_root()} (set HOWSURE_DATA to change it)")
     width = max(len(name) for name in DATASETS) + 2
     for name in names or tuple(DATASETS):
-        missing = DATASETS[name]().missing()
+        dataset = DATASETS[name]()
+        try:
+            missing = dataset.missing()
+        except OSError as error:
+            missing = f"{error.filename}: {why(error)}"
         click.echo(f"{name:<{width}}{'missing: ' + missing if missing else 'ready'}")
 
 
@@ -319,6 +350,8 @@ def score(
 
     if out is not None and not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}; make it first")
+    if out is not None and not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise UserError(f"{out}: cannot write there (see its permissions); name another file with --out")
     inputs = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "size": _numbers(size, "--size", int)}
     table = score_folder(backbone, method, train, images, checkpoint, pick_device(device), inputs)
     if out is None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset as TorchDataset
 
-from .errors import MissingData, UserError
+from .errors import MissingData, UserError, told, why
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 
@@ -66,10 +66,19 @@ class Wrapped(Images):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self.images[index]
+        place = f"{self.where}: image {index}"
+        try:
+            image, label = self.images[index]
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{place}: {told(error)}; give pairs of (PIL image, class index)") from error
         if not isinstance(image, Image.Image):
-            raise UserError(f"{self.where}: image {index} is a {type(image).__name__}; give PIL images")
-        return image, int(label)
+            raise UserError(f"{place} is a {type(image).__name__}; give PIL images")
+        try:
+            return eight_bits(image, place), int(label)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{place} has the label {label!r}; give class indices from 0") from error
 
     @cached_property
     def _read(self) -> tuple[np.ndarray, str]:
@@ -89,19 +98,21 @@ class Wrapped(Images):
         return self._read[1]
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image, where: str = "an image") -> Image.Image:
     """An image with eight bits a channel: of sixteen the upper ones. UserError for numbers of no known range."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(
-            f"an image of mode {image.mode}, numbers of no known range; save it with 8 or 16 bits a channel"
+            f"{where}: of mode {image.mode}, numbers of no known range; save it with 8 or 16 bits a channel"
         )
     return image
 
 
 def as_images(images: Any, where: str) -> Images:
-    """A split of whatever data set as `Images`."""
+    """A split of whatever data set as `Images`. UserError where it is no torch data set."""
+    if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise UserError(f"{where}: `split` gave a {type(images).__name__}; give a torch data set with a length")
     return images if isinstance(images, Images) else Wrapped(images, where)
 
 
@@ -148,15 +159,18 @@ class FileImages(Images):
         try:
             with Image.open(file) as image:
                 image.load()
-                return image, int(self.y[index])
+                return eight_bits(image, str(file)), int(self.y[index])
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{file}: not a readable image ({error}); repair or remove it") from error
+            raise UserError(f"{file}: not a readable image ({why(error)}); repair or remove it") from error
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         digest = hashlib.sha256(str(self.folder.resolve()).encode())
         for file, label in zip(self.files, self.y, strict=True):
-            stat = file.stat()
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise UserError(f"{file}: not a readable image ({why(error)}); repair or remove it") from error
             times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
             digest.update(f"{file.relative_to(self.folder)} {label} {stat.st_size} {times}\n".encode())
         return digest.hexdigest()
@@ -166,7 +180,7 @@ class FolderImages(FileImages):
     """A folder with one sub-folder a class (searched to any depth), or a flat folder of images, all of class 0.
 
     `classes` fixes the class order (names of sub-folders); left out, it is alphabetical. Hidden files and folders are
-    passed over, and so are sub-folders without an image.
+    passed over, and so are sub-folders without an image and links to a folder that they lie in.
 
     Raises:
         MissingData: there is no such folder. UserError: it holds no image, loose images beside class folders, or a
@@ -195,13 +209,23 @@ class FolderImages(FileImages):
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:
     """Image files by the name of the sub-folder that they lie in (at any depth); those right in `folder` under ''."""
     found: dict[str, list[Path]] = {}
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+    for path, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
+        below = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in below if not _leads_back(Path(path) / name)]
         parts = Path(path).relative_to(folder).parts
         images = [Path(path) / name for name in sorted(files) if _is_image(name)]
         if images:
             found.setdefault(parts[0] if parts else "", []).extend(images)
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({why(error)}); see to its permissions or remove it") from error
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in."""
+    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.absolute().parents}
 
 
 def _is_image(name: str) -> bool:
@@ -275,12 +299,14 @@ class Dataset:
         Raises:
             MissingData: it is not on this machine; the message says how to get it.
         """
-        raise NotImplementedError
+        raise UserError(f"data set '{self.name}': its class {type(self).__name__} has no `split`; write one")
 
     def missing(self) -> str | None:
         """None when every split can be read; else one line saying what is missing and how to get it."""
         return None
 
     def fetch(self) -> None:
-        """Download into `data_root()`. Raises UserError where that cannot be done by a program."""
-        raise UserError(self.missing() or f"{self.name}: nothing to fetch ({self.source})")
+        """Download into `data_root()` what is missing. Raises UserError where that cannot be done by a program."""
+        reason = self.missing()
+        if reason:
+            raise UserError(reason)

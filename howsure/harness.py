@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from .cells import Bench, CellError, Scorer, certain, refusal
 from .corruptions import CORRUPTIONS, kinds
 from .data import Images, Subset, as_images, cache_root, data_root
-from .errors import MissingData, NoGradients, UserError
+from .errors import MissingData, NoGradients, UserError, one_line, told
 from .extract import Extractor, Pixels, Split, accuracy, batches, seeded, union
 from .keys import make_key, room, sources_of
 from .method import Method
@@ -190,9 +189,9 @@ class Run:
 
     def _split(self, name: str, images: Any) -> Split:
         """A split, of at most `max_images` images, drawn from the whole of it."""
+        images = as_images(images, name)
         if not len(images):
             raise UserError(f"{name}: the split is empty; give it at least one image")
-        images = as_images(images, name)
         most = self.suite.max_images
         if most and len(images) > most:
             index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].sort().values
@@ -444,11 +443,7 @@ class Run:
 
 def _reason(error: Exception) -> str:
     """In one line; with the place for an error that nobody foresaw."""
-    text = " ".join(str(error).split())
-    if isinstance(error, CellError | UserError):
-        return text
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {text} ({frame.filename}:{frame.lineno})"
+    return one_line(error) if isinstance(error, CellError | UserError) else told(error)
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:

@@ -8,12 +8,12 @@ import json
 import os
 import pickle
 import tempfile
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from . import training
 from .backbone import Backbone, InputSpec
 from .data import Images, cache_root
-from .errors import UserError, unknown
+from .errors import UserError, told, unknown, why
 from .keys import hash_file, hash_module, layers_of, source_of
 from .network import Network
 from .plugins import BACKBONES
@@ -150,17 +150,39 @@ def _plan(
         return _timm(use.removeprefix("timm/"), num_classes, asked)
     if use.startswith("torchvision/"):
         return _torchvision(use.removeprefix("torchvision/"), num_classes, asked)
+    if use.endswith((".py", ".py:")):
+        raise UserError(f"'{use}': name the function that builds the network, as in {use.rstrip(':')}:build")
     file, colon, function = use.rpartition(":")
     if colon and file.endswith(".py"):
         return _from_file(base / Path(file).expanduser(), function, num_classes, asked)
     backbone = _registered(use)
     given = _override(backbone.input, asked, use)
-    return Plan(lambda: backbone.build(num_classes), given, backbone=backbone)
+    return Plan(lambda: _built(use, backbone, num_classes), given, backbone=backbone)
+
+
+def _built(use: str, backbone: Backbone, num_classes: int) -> nn.Module:
+    return _made(f"backbone '{use}': build()", lambda: backbone.build(num_classes))
+
+
+def _made(where: str, make: Callable[[], Any]) -> nn.Module:
+    """What a user's code makes; UserError where it raises or makes no network."""
+    try:
+        model = make()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(told(error, where)) from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{where} returned a {type(model).__name__}; it must return a torch.nn.Module")
+    return model
 
 
 def _registered(use: str) -> Backbone:
     if use in BACKBONES or use in BACKBONES.broken:
-        return BACKBONES[use]()
+        backbone = BACKBONES[use]()
+        if not isinstance(getattr(backbone, "input", None), InputSpec):
+            raise UserError(f"backbone '{use}': its class has no `input`; give it a howsure.InputSpec")
+        return backbone
     import timm
     import torchvision
 
@@ -241,8 +263,8 @@ def _fetched(use: str, fetch: Callable[[], nn.Module]) -> Callable[[], nn.Module
                 warnings.simplefilter("ignore")
                 return fetch()
         except Exception as error:
-            why = str(error).partition("\n")[0][:200] or type(error).__name__
-            raise UserError(f"{use}: no pretrained weights to be had ({why}); give checkpoint = a file") from error
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+            raise UserError(f"{use}: no pretrained weights to be had ({reason}); give checkpoint = a file") from error
 
     return build
 
@@ -252,14 +274,7 @@ def _from_file(file: Path, function: str, num_classes: int, asked: dict[str, Any
     if not callable(make):
         raise UserError(f"{file}: no function '{function}' in it")
     arguments = {"num_classes": num_classes} if "num_classes" in inspect.signature(make).parameters else {}
-    try:
-        model = make(**arguments)
-    except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file.resolve())]
-        where = f"{file}:{lines[-1]}" if lines else f"{file}:{function}"
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise UserError(f"{file}: {function}() returned a {type(model).__name__}; it must return a torch.nn.Module")
+    model = _made(f"{file}: {function}()", lambda: make(**arguments))
     own = getattr(model, "input", None)
     if not isinstance(own, InputSpec):
         config = getattr(model, "pretrained_cfg", None) or {}
@@ -282,7 +297,7 @@ def _override(own: InputSpec, asked: dict[str, Any], use: str) -> InputSpec:
     if len(spec.mean) != len(spec.std) or len(spec.mean) not in (1, 3):
         lengths = f"{len(spec.mean)} and {len(spec.std)}"
         raise UserError(f"{use}: mean and std need one value a channel, 1 or 3; got {lengths}")
-    if min(spec.std) <= 0:
+    if not all(0 < value < inf for value in spec.std):
         raise UserError(f"{use}: std must be above 0; got {list(spec.std)}")
     return spec
 
@@ -306,21 +321,26 @@ class _Trainer:
 
     def __call__(self, name: str, seed: int) -> Network:
         if self.backbone.recipe is None or self.images is None:
-            why = "has no recipe to be trained on the spot" if self.images is not None else "is not trained yet"
-            raise UserError(f"backbone '{self.use}' {why}; give checkpoint = a file")
+            reason = "has no recipe to be trained on the spot" if self.images is not None else "is not trained yet"
+            raise UserError(f"backbone '{self.use}' {reason}; give checkpoint = a file")
         file = (self.cache or cache_root() / "networks") / self.key(seed) / "weights.safetensors"
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            network = Network(name, self.backbone.build(self.num_classes), self.input, self.num_classes)
+            network = Network(name, self.build(), self.input, self.num_classes)
+        _check_output(network, self.use)
         record = _cached(network, file)
         if record is None:
             network = replace(network, device=self.device)
             training.train(network, self.images, self.backbone.recipe, seed, self.progress)
             network = replace(network, device=torch.device("cpu"))
+            _check_output(network, self.use)
             record = self.record(network, seed)
             _keep(network, record, file)
         network.accuracy = record.get("test_accuracy")
         return network
+
+    def build(self) -> nn.Module:
+        return _built(self.use, self.backbone, self.num_classes)
 
     def record(self, network: Network, seed: int) -> dict[str, Any]:
         """What is kept beside the weights."""
@@ -343,7 +363,7 @@ class _Trainer:
     def key(self, seed: int) -> str:
         """Changes with whatever changes the weights: code of the network and of its training, recipe, data, seed."""
         assert self.images is not None
-        layers = layers_of(self.backbone.build(self.num_classes))
+        layers = layers_of(self.build())
         code = [source_of(type(self.backbone)), layers, hash_file(training.__file__), *map(version, TRAINED_WITH)]
         parts = (self.use, code, self.backbone.recipe, self.input, self.num_classes, self.images.fingerprint, seed)
         return f"{self.use}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
@@ -388,8 +408,7 @@ def _read(file: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: holds more than tensors, or is damaged; save model.state_dict() alone") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        why = str(error).partition("\n")[0][:200]
-        raise UserError(f"{file}: not a readable checkpoint ({why}); save model.state_dict()") from error
+        raise UserError(f"{file}: not a readable checkpoint ({why(error)}); save model.state_dict()") from error
 
 
 def _flat(content: Any, file: Path) -> dict[str, Tensor]:
@@ -428,14 +447,13 @@ def _names(keys: list[str]) -> str:
 
 @torch.no_grad()
 def _check_output(network: Network, use: str) -> None:
-    """One forward pass: the network must take its inputs and give one logit a class."""
+    """One forward pass: the network must take its inputs and give one finite logit a class."""
     shape = [network.input.channels, *network.input.size]
     try:
         out = network.model(network.example())
     except Exception as error:
-        why = str(error).partition("\n")[0][:200]
         raise UserError(
-            f"{use}: fails on images {shape} (channels, height, width): {why}; check size and mean"
+            f"{use}: fails on images {shape} (channels, height, width): {why(error)}; check size and mean"
         ) from error
     if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 2:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -445,3 +463,5 @@ def _check_output(network: Network, use: str) -> None:
             f"{use}: a network of {out.shape[1]} classes, but the data has {network.num_classes}; "
             "give checkpoint = the weights of a network trained on this data"
         )
+    if not out.isfinite().all():
+        raise UserError(f"{use}: gives logits that are NaN or infinite; give other weights, or train with a smaller lr")

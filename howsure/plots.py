@@ -25,13 +25,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from .results import CellName, read_results, read_scores
+from .results import CellName, cleared, read_costs, read_results, read_scores, writing
 from .tables import headline, leaderboard, ordered, slug, tidy
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 DASHES = ((0, ()), (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X<>phd"
 BASELINES = ("msp", "energy", "gradnorm", "confound", "confound_detector")
+PREFIXES = ("heatmap", "cost", "severity", "roc", "scores")
+SUFFIXES = (".png", ".svg")
 TOP = 6
 SET_COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73", "errors": "#CC79A7"}
 SUPERVISION = {"none": ("o", "#56B4E9"), "id-train": ("s", "#0072B2"), "outliers": ("^", "#D55E00")}
@@ -45,19 +47,17 @@ Groups = dict[str, str]
 
 
 def write_plots(folder: Path) -> list[Path]:
-    """Draw `folder/plots/*.png|.svg`: what the results, the timing and the scores there allow.
+    """Draw `folder/plots/*.png|.svg`, in place of those of an earlier call: what results, timing and scores allow.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: the folder holds no results, or a file that is not a table of results.
+        UserError: the folder holds no results, a file that is not a table of them, or cannot be written to.
     """
     results = tidy(read_results(folder))
-    target = folder / "plots"
-    target.mkdir(exist_ok=True)
-    timing = folder / "timing.csv"
-    costs = pd.read_csv(timing) if timing.is_file() else pd.DataFrame(columns=["method", "ratio_to_forward"])
+    costs = read_costs(folder)
+    target = cleared(folder / "plots", PREFIXES, SUFFIXES)
     paths = []
     for protocol in ordered(results["protocol"]):
         for name, figure in _figures(folder, results[results["protocol"] == protocol], protocol, costs):
@@ -504,8 +504,8 @@ def _width(names: Sequence[str], points: float) -> float:
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:
-    paths = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg")]
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "howsure"}):
+    paths = [path.with_name(f"{path.name}{suffix}") for suffix in SUFFIXES]
+    with writing(path.parent), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "howsure"}):
         figure.savefig(paths[0], dpi=150)
         figure.savefig(paths[1], metadata={"Date": None})
     return paths

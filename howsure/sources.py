@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from .data import ArrayImages, Dataset, FolderImages, Images
-from .errors import MissingData, UserError
+from .errors import UserError, why
 from .plugins import DATASETS
 
 SPLITS = ("train", "val", "test")
+MOST_CLASSES = 100_000
 
 
 class ImageFolder(Dataset):
@@ -45,7 +46,10 @@ class ImageFolder(Dataset):
         return self._classes or FolderImages(self.parts.get("train", first)).classes
 
     def split(self, name: str) -> FolderImages:
-        """The images of a split. Raises UserError where there is no such split, no image, or a class not in train."""
+        """The images of a split. Raises UserError where there is no such folder, split, image, or class in train."""
+        reason = self.missing()
+        if reason:
+            raise UserError(reason)
         if not self.parts:
             return FolderImages(self.path, self._classes)
         if name not in self.parts:
@@ -88,7 +92,7 @@ class Npz(Dataset):
     def images(self) -> ArrayImages:
         reason = self.missing()
         if reason:
-            raise MissingData(reason)
+            raise UserError(reason)
         x, y = self._arrays()
         images = ArrayImages(x, y, where=str(self.path))
         if not len(images):
@@ -101,7 +105,10 @@ class Npz(Dataset):
 
     @property
     def classes(self) -> list[str]:  # type: ignore[override]
-        return [str(label) for label in range(int(self.images.y.max()) + 1)]
+        largest = int(self.images.y.max())
+        if largest >= MOST_CLASSES:
+            raise UserError(f"{self.path}: label {largest} in y; labels number the classes from 0")
+        return [str(label) for label in range(largest + 1)]
 
     def split(self, name: str) -> ArrayImages:
         """All images, whichever split is asked for. Raises UserError where the file is not as described."""
@@ -119,8 +126,7 @@ class Npz(Dataset):
                     raise UserError(f"{self.path}: no array '{lacking[0]}' in it (it has {has}); save x and y")
                 return arrays["x"], arrays["y"]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-            why = str(error).partition("\n")[0]
-            raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why}); use np.savez") from error
+            raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why(error)}); use np.savez") from error
 
 
 SCHEMES = ("imagefolder", "npz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .corruptions import CORRUPTIONS
-from .errors import UserError, unknown
+from .errors import UserError, told, unknown, why
 from .losses import LOSSES
 from .method import Method
 from .plugins import METHODS
@@ -58,8 +58,13 @@ class BackboneSpec(_Table):
     @classmethod
     def _name_from_use(cls, values: Any) -> Any:
         if isinstance(values, dict) and "use" in values and "name" not in values:
-            return {**values, "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", str(values["use"])).strip("-")}
+            return {**values, "name": _derived(str(values["use"]))}
         return values
+
+
+def _derived(text: str) -> str:
+    """A name made of a text, as far as it has letters and digits for one."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-").lstrip("_.+-")
 
 
 def _short(data: str) -> str:
@@ -73,17 +78,14 @@ class ShiftSpec(_Table):
 
     data: str
     name: Annotated[str, Field(pattern=NAME)]
-    group: str = "far"
+    group: Annotated[str, Field(min_length=1)] = "far"
     task: Literal["ood", "corruption"] = "ood"
 
     @model_validator(mode="before")
     @classmethod
     def _name_from_data(cls, values: Any) -> Any:
         if isinstance(values, dict) and "data" in values and "name" not in values:
-            return {
-                **values,
-                "name": re.sub(r"[^A-Za-z0-9_.+-]+", "-", _short(str(values["data"]))).strip("-"),
-            }
+            return {**values, "name": _derived(_short(str(values["data"])))}
         return values
 
     @field_validator("group")
@@ -103,20 +105,24 @@ class CorruptionSpec(_Table):
     of the test images and five severities, every type shows every image once.
     """
 
-    types: tuple[str, ...]
+    types: Annotated[tuple[str, ...], Field(min_length=1)]
     images: Annotated[int, Field(ge=10)] | None = None
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
 
     @field_validator("types", mode="before")
     @classmethod
-    def _known(cls, types: Any) -> Any:
-        chosen = tuple(CORRUPTIONS) if types == "all" else (types,) if isinstance(types, str) else tuple(types)
-        for name in chosen:
+    def _all(cls, types: Any) -> Any:
+        return tuple(CORRUPTIONS) if types == "all" else (types,) if isinstance(types, str) else types
+
+    @field_validator("types", mode="after")
+    @classmethod
+    def _known(cls, types: tuple[str, ...]) -> tuple[str, ...]:
+        for name in types:
             if name not in CORRUPTIONS:
                 raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"a corruption stands there twice: {', '.join(chosen)}")
-        return chosen
+        if len(set(types)) < len(types):
+            raise ValueError(f"a corruption stands there twice: {', '.join(types)}")
+        return types
 
     @field_validator("severities", mode="after")
     @classmethod
@@ -143,6 +149,18 @@ class Suite(_Table):
     @classmethod
     def _one_name(cls, value: Any) -> Any:
         return {"train": value, "test": value, "val": value} if isinstance(value, str) else value
+
+    @field_validator("seeds", "protocols", mode="after")
+    @classmethod
+    def _each_once(cls, values: Any) -> Any:
+        return values and tuple(dict.fromkeys(values))
+
+    @model_validator(mode="after")
+    def _variants_run(self) -> Suite:
+        for name, values in self.method.items():
+            if "use" in values and not any(fnmatchcase(name, pattern) for pattern in self.methods):
+                raise ValueError(f"no entry of `methods` names the variant '{name}'; add it there")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Suite:
@@ -188,16 +206,22 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
     """
     used = str(values.get("use", name))
     cls = METHODS[used]
+    if not is_dataclass(cls):
+        raise UserError(f"method {used}: {cls.__name__} is no dataclass; put @dataclass(frozen=True) above its class")
     parameters = {key: value for key, value in values.items() if key != "use"}
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    known = [f.name for f in fields(cls)]
     for key in parameters:
         if key not in known:
             raise unknown(f"hyper-parameter of {used}", key, known)
     values = {key: _value(value) for key, value in parameters.items()}
     try:
         return cls(**values)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"method {used}: {error}") from error
+        raise UserError(f"method {used}: {why(error)}") from error
+    except Exception as error:
+        raise UserError(f"method {used}: {told(error)}") from error
 
 
 def _value(value: Any) -> Any:
@@ -235,12 +259,12 @@ def load_suite(name: str) -> Suite:
             raise unknown("suite", name, suite_names())
         path = Path(str(resources.files("howsure.benchmarks") / "suites" / f"{name}.toml"))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{path}: cannot be read ({why(error)})") from error
     for reserved in ("name", "base"):
         if reserved in values:
             raise UserError(f"{path}:{_line(text, [reserved])}: unknown key '{reserved}'; a suite is named by its file")
@@ -262,9 +286,26 @@ def _explain(path: Path, text: str, error: ValidationError) -> str:
         return (
             f"{path}:{line}: unknown key '{key}'; {'did you mean ' + near[0] if near else 'known: ' + ', '.join(known)}"
         )
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{path}:{line}: {key + ': ' if key else ''}{message}"
+    return f"{path}:{line}: {key + ': ' if key else ''}{_in_words(problem, key)}"
+
+
+WORDS = {
+    "tuple_type": "input should be a list",
+    "model_type": "input should be a table",
+    "dict_type": "input should be a table",
+}
+
+
+def _in_words(problem: Any, key: str) -> str:
+    """What is wrong with a value, in the words of TOML."""
+    kind, given = problem["type"], problem["input"]
+    if kind == "tuple_type" and key in ("backbone", "shift") and isinstance(given, dict):
+        return f"write [[{key}]]: there may be several"
+    if kind == "string_pattern_mismatch":
+        return f"'{given}' cannot be a name; give `name`, of letters, digits and _ . + -, a letter or digit first"
+    message = WORDS.get(kind) or problem["msg"].removeprefix("Value error, ")
+    message = message.replace("Tuple", "List").replace(" after validation", "")
+    return message[0].lower() + message[1:]
 
 
 def _known_keys(table: list[str]) -> list[str]:
@@ -283,6 +324,8 @@ def _line(text: str, where: list[str]) -> int:
         nth = int(where[1]) if len(where) > 1 and where[1].isdigit() else 0
         headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(keys[0])}[\s.\]]", line)]
         start = headers[min(nth, len(headers) - 1)] if headers else 0
+        later = [i for i in range(start + 1, len(lines)) if headers and re.match(r"\s*\[\[?\w", lines[i])]
+        lines = lines[: later[0]] if later else lines
     last = re.escape(keys[-1]) if keys else ""
     found = [
         i for i in range(start, len(lines)) if last and re.search(rf"(^|[\s{{,.\[\"]){last}[\s\"\]]*(=|$|\])", lines[i])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .results import read_results
+from .results import cleared, read_costs, read_results, writing
 
 LOWER_IS_BETTER = frozenset({"fpr95", "aurc", "eaurc"})
 METRICS = {
@@ -30,6 +30,7 @@ METRICS = {
     "eaurc": "E-AURC",
 }
 PREFIXES = ("leaderboard", "ood", "corruption", "misclassification", "timing")
+SUFFIXES = (".md", ".tex", ".csv")
 GROUPS = ("near", "far")
 
 
@@ -54,15 +55,13 @@ def write_tables(folder: Path) -> list[Path]:
         The files written.
 
     Raises:
-        UserError: the folder holds no results, or a file that is not a table of results.
+        UserError: the folder holds no results, a file that is not a table of them, or cannot be written to.
     """
     results = tidy(read_results(folder))
-    target = folder / "tables"
-    target.mkdir(exist_ok=True)
-    for old in target.iterdir():
-        if old.suffix in (".md", ".tex", ".csv") and old.stem.startswith(PREFIXES):
-            old.unlink()
-    return [path for table in _tables(results, folder) for path in _write(table, target)]
+    tables = list(_tables(results, folder))
+    target = cleared(folder / "tables", PREFIXES, SUFFIXES)
+    with writing(target):
+        return [path for table in tables for path in _write(table, target)]
 
 
 def leaderboard(results: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -120,9 +119,7 @@ def _tables(results: pd.DataFrame, folder: Path) -> Iterator[Table]:
                     yield _by_shift(of_task, str(protocol), task, metric, backbone)
             if (chosen["task"] == "misclassification").any():
                 yield _misclassification(chosen[chosen["task"] == "misclassification"], str(protocol), backbone)
-    timing = folder / "timing.csv"
-    if timing.is_file():
-        yield from _timing(pd.read_csv(timing), results)
+    yield from _timing(read_costs(folder), results)
 
 
 def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
@@ -221,7 +218,7 @@ def _over(rows: pd.DataFrame, backbone: str = "") -> str:
 
 
 def _write(table: Table, target: Path) -> list[Path]:
-    paths = [target / f"{table.name}{suffix}" for suffix in (".md", ".tex", ".csv")]
+    paths = [target / f"{table.name}{suffix}" for suffix in SUFFIXES]
     note = "\n\\* a mean over fewer cells than other methods have.\n" if table.partial.to_numpy().any() else ""
     cells = _cells(table, "**{}**", " ± ", "\\*")
     align = ["left"] * len(table.about.columns) + ["right"] * len(table.mean.columns)

@@ -18,6 +18,13 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("ridge", "epsilon", "weight_decay", "hot"), ("at least 0", lambda v: v >= 0)),
 }
 
+WORDS = {
+    "Loss": 'a loss, in a suite { kind = "confound" }',
+    "bool": "true or false",
+    "tuple": "a tuple, in a suite a list",
+    "NoneType": "None",
+}
+
 
 def check_values(owner: Any) -> None:
     """Raise UserError for a field of a dataclass that is not of its type, no choice of its Literal, or out of range."""
@@ -27,6 +34,10 @@ def check_values(owner: Any) -> None:
             continue
         choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
         numbers = [option for option in options if option in (int, float)]
+        kinds = tuple(get_origin(option) or option for option in options)
+        if all(map(_is_class, kinds)) and not numbers and not isinstance(value, kinds):
+            wanted = " or ".join(WORDS.get(kind.__name__, f"a {kind.__name__}") for kind in kinds)
+            raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {wanted}")
         if choices and value not in choices:
             raise UserError(f"{type(owner).__name__}: {name} = {value!r}; choose {' or '.join(map(repr, choices))}")
         if numbers and len(options) == len(numbers) + (type(None) in options):
@@ -36,6 +47,10 @@ def check_values(owner: Any) -> None:
             words, fine = RANGES.get(name, ("", lambda _: True))
             if not fine(value):
                 raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {words}")
+
+
+def _is_class(kind: Any) -> bool:
+    return isinstance(kind, type) and kind is not Any and not getattr(kind, "_is_protocol", False)
 
 
 def _read(cls: Any) -> dict[str, tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from howsure import cli
 from howsure.cli import main
-from howsure.plugins import METHODS
+from howsure.plugins import BACKBONES, DATASETS, METHODS
 
 SUITE = """
 id = {{ train = "{train}", test = "{test}" }}
@@ -96,6 +98,9 @@ MISTAKES = {
     "unknown kind": (["list", "method"], "method"),
     "unknown command": (["rnu"], "rnu"),
     "unknown device": (["run", "digits", "--device", "tpux"], "unknown device 'tpux'"),
+    "device without a way": (["run", "digits", "--device", "mps"], "unknown device 'mps'; use auto, cpu"),
+    "device without data": (["run", "digits", "--device", "meta"], "unknown device 'meta'"),
+    "a library's name": (["new", "method", "torch"], "'torch' is a module that Python can import"),
     "no results": (["table", "."], "no results.csv"),
     "no such plugin": (["list", "methods", "--plugin", "nowhere.py"], "nowhere.py: no such plugin file"),
     "unknown method to check": (["check", "energi"], "did you mean"),
@@ -116,6 +121,7 @@ def test_a_mistake_is_one_line_and_status_two(mistake, capsys, tmp_path, monkeyp
 SUITE_MISTAKES = {
     "unknown data set": ({"shift": "nois"}, "did you mean noise"),
     "missing folder of images": ({"test": "imagefolder:nowhere"}, "nowhere"),
+    "missing shift": ({"shift": "imagefolder:nowhere"}, "nowhere: no such folder"),
     "missing array": ({"test": "npz:nowhere.npz"}, "nowhere.npz"),
     "unknown network": ({"use": "small-cnm"}, "did you mean small-cnn"),
     "unknown timm network": ({"use": "timm/resnet19"}, "resnet1"),
@@ -148,10 +154,104 @@ def test_an_empty_folder(suite, capsys, tmp_path):
     assert "no image" in capsys.readouterr().err
 
 
-def test_an_unwritable_folder(suite, capsys, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert stop("run", suite(), "--out", tmp_path / "file" / "out") == 2
-    assert "cannot write there" in capsys.readouterr().err
+NET = "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8))\n"
+
+
+@pytest.mark.parametrize("taken", ["file", "out/cells", "out/scores", "out/tables", "out/plots"])
+def test_an_unwritable_folder(suite, capsys, tmp_path, taken):
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text("")
+    inputs = "mean = [0.5]\nstd = [0.25]\nsize = [8, 8]"
+    out = tmp_path / ("file/out" if taken == "file" else "out")
+    assert stop("run", suite(use="net.py:make", more=inputs), "--out", out) == 2
+    assert f"{tmp_path / taken}" in (err := capsys.readouterr().err)
+    assert "cannot write there" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (OSError(28, "No space left on device", "/some/file"), 2, "/some/file: No space left on device"),
+        (OSError("no\nroute"), 2, "no route"),
+        (ValueError("two\nlines"), 1, "ValueError: two lines; a fault of howsure or of a plugin"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line(error, status, says, capsys, monkeypatch):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(cli, "load_suite", fail)
+    monkeypatch.delenv("HOWSURE_DEBUG", raising=False)
+    assert stop("run", "digits") == status
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == 1
+    monkeypatch.setenv("HOWSURE_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["run", "digits"])
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    """Registries that forget what a test adds."""
+    for registry in (METHODS, DATASETS, BACKBONES):
+        len(registry)
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+
+
+PLUGINS = {
+    "a method that lacks a value": (
+        "from dataclasses import dataclass\nfrom howsure import Method\n\n@dataclass(frozen=True)\n"
+        "class Needy(Method):\n    width: int\n",
+        ["list", "methods"], 1, "broken plugin: method '{}': ",
+    ),
+    "a backbone without input": (
+        "from howsure import Backbone\n\nclass Net(Backbone):\n    pass\n",
+        ["list", "backbones"], 1, "broken plugin: backbone '{}': ",
+    ),
+    "no dataclass": (
+        "from howsure import Method\n\nclass Bare(Method):\n    pass\n",
+        ["run", "digits", "--methods", "{}"], 2, "method {}: Bare is no dataclass; put @dataclass",
+    ),
+    "no method": (
+        "from howsure import Dataset\n\nclass Data(Dataset):\n    pass\n", ["check"], 2, "{}.py: no method in it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_plugin_that_does_not_serve(kind, plugins, tmp_path, capsys):
+    code, arguments, status, says = PLUGINS[kind]
+    name = f"plugin_{list(PLUGINS).index(kind)}"
+    (tmp_path / f"{name}.py").write_text(code)
+    assert stop(*(part.format(name) for part in arguments), "--plugin", tmp_path / f"{name}.py") == status
+    err = capsys.readouterr().err
+    assert says.format(name) in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_data_root_that_may_not_be_read_hides_no_other_data(capsys, monkeypatch):
+    def missing(self):
+        raise PermissionError(13, "Permission denied", "/root/data")
+
+    monkeypatch.setattr(DATASETS["cifar10"], "missing", missing)
+    assert stop("data", "status", "cifar10", "digits") == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [["cifar10", "missing: /root/data: Permission denied"], ["digits", "ready"]]
+
+
+def test_what_comes_with_the_package_is_ready_when_it_is_fetched(capsys):
+    assert stop("data", "fetch", "digits") == 0
+    assert capsys.readouterr().out == "digits: ready\n"
+
+
+def test_a_place_for_scores_that_may_not_be_written_is_refused_before_the_work(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    arguments = ["--backbone", "small-cnn", "--method", "msp", "--train", "digits", folder]
+    assert stop("score", *arguments, "--out", tmp_path / "scores.csv") == 2
+    assert "scores.csv: cannot write there" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_fit(suite, capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Data sets: the embedded ones, folders, npz and IDX files, torchvision's, published corruptions, and bad files."""
 
 import gzip
+import os
 import types
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from howsure import ArrayImages, FolderImages, MissingData, UserError
+from howsure import ArrayImages, Dataset, FolderImages, MissingData, UserError
 from howsure.corruptions import CORRUPTIONS
-from howsure.data import FileImages, Joined, Subset
+from howsure.data import FileImages, Joined, Subset, as_images
 from howsure.plugins import DATASETS
 from howsure.sources import resolve
 
@@ -136,8 +137,9 @@ def test_a_flat_folder_is_one_class(tmp_path):
 def test_missing_and_empty_folders(tmp_path):
     dataset = resolve("imagefolder:nowhere", tmp_path)
     assert "no such folder" in str(dataset.missing())
-    with pytest.raises(MissingData, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere") as error:
         dataset.split("test")
+    assert not isinstance(error.value, MissingData)
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match="no image in it"):
         resolve("imagefolder:empty", tmp_path).split("test")
@@ -158,6 +160,79 @@ def test_the_fingerprint_of_a_folder_changes_with_its_files_and_labels(tmp_path)
     assert first != FolderImages(tmp_path, classes=["b", "a"]).fingerprint
     folder_of(tmp_path, {"a/3.png": 1})
     assert first != FolderImages(tmp_path).fingerprint
+
+
+def test_links_that_lead_back_are_not_followed_and_underscores_hide_nothing(tmp_path):
+    folder_of(tmp_path, {"a/1.png": 1, "b/2.png": 2, "__c__/3.png": 3})
+    (tmp_path / "elsewhere" / "d").mkdir(parents=True)
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "a" / "aside").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
+    images = FolderImages(tmp_path)
+    assert images.classes == ["__c__", "a", "b"]
+    assert [str(file.relative_to(tmp_path)) for file in images.files] == [
+        "__c__/3.png", "a/1.png", "a/aside/2.png", "b/2.png", "b/back/1.png",
+    ]  # fmt: skip
+
+
+def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    folder_of(tmp_path, {"a/1.png": 1, "b/2.png": 2})
+    own = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"/b: cannot be read \(Permission denied\)"):
+        FolderImages(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_no_known_range_and_broken_links_name_the_file(tmp_path, mode):
+    Image.fromarray(np.ones((4, 4), np.int32 if mode == "I" else np.float32)).save(tmp_path / "1.tif")
+    (tmp_path / "2.png").symlink_to("/nowhere.png")
+    images = FolderImages(tmp_path)
+    with pytest.raises(UserError, match=rf"1\.tif: of mode {mode}"):
+        images[0]
+    with pytest.raises(UserError, match=r"2\.png: not a readable image \(No such file"):
+        _ = images.fingerprint
+
+
+# Plugins
+
+
+class Raising(list):
+    """A data set whose images cannot be had."""
+
+    def __getitem__(self, index):
+        raise RuntimeError("bad\nitem")
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (None, "mine: `split` gave a NoneType; give a torch data set"),
+        (iter([]), "mine: `split` gave a list_iterator"),
+        (Raising([1]), r"test_datasets\.py:\d+: RuntimeError: bad item; give pairs"),
+        ([3], "mine: image 0: .*TypeError: cannot unpack"),
+        ([(Image.new("L", (4, 4)), "cat")], "mine: image 0 has the label 'cat'; give class indices"),
+        ([(Image.new("F", (4, 4)), 0)], "mine: image 0: of mode F"),
+    ],
+)
+def test_a_plugin_that_gives_no_images_is_one_line(images, says):
+    with pytest.raises(UserError, match=says) as error:
+        _ = as_images(images, "mine").y
+    assert "\n" not in str(error.value)
+
+
+def test_a_plugin_without_split():
+    class Forgetful(Dataset):
+        name = "forgetful"
+
+    with pytest.raises(UserError, match="data set 'forgetful': its class Forgetful has no `split`"):
+        Forgetful().split("test")
 
 
 # Views
@@ -221,13 +296,22 @@ def test_a_bad_npz_is_one_line(tmp_path, arrays, says):
     assert "\n" not in str(error.value)
 
 
+def test_a_huge_label_is_no_class(tmp_path):
+    save(tmp_path / "huge.npz", x=X, y=Y + 10**9)
+    source = resolve("npz:huge.npz", tmp_path)
+    assert len(source.split("test")) == 2
+    with pytest.raises(UserError, match="label 1000000001 in y; labels number the classes"):
+        _ = source.classes
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
 def test_what_is_no_npz_at_all(tmp_path, content):
     (tmp_path / "bad.npz").write_bytes(content)
     with pytest.raises(UserError, match="not a readable"):
         resolve("npz:bad.npz", tmp_path).split("train")
-    with pytest.raises(MissingData, match="no such file"):
+    with pytest.raises(UserError, match="no such file") as error:
         resolve("npz:none.npz", tmp_path).split("train")
+    assert not isinstance(error.value, MissingData)  # a mistyped path, not a data set to get
 
 
 def test_a_npy_called_npz(tmp_path):
@@ -386,9 +470,10 @@ def test_a_failed_download_is_one_line(root, monkeypatch, name):
         resolve(name).fetch()
 
 
-def test_embedded_sets_have_nothing_to_fetch():
-    with pytest.raises(UserError, match="nothing to fetch"):
-        resolve("digits").fetch()
+def test_what_is_there_need_not_be_fetched(root):
+    resolve("digits").fetch()
+    with pytest.raises(UserError, match="unpack CIFAR-10-C"):
+        resolve("cifar10-c").fetch()
 
 
 def test_dtd(root):

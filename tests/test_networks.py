@@ -15,8 +15,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from howsure import ArrayImages, Backbone, UserError
-from howsure.backbone import InputSpec, Recipe
+from howsure import ArrayImages, Backbone, InputSpec, Recipe, UserError
 from howsure.network import Network
 from howsure.networks import load_network
 from howsure.plugins import BACKBONES
@@ -122,6 +121,30 @@ def test_what_cannot_be_trained(tmp_path, images, use, options, says):
         load_network("n", use, num_classes=2, **{"train_images": images, "cache": tmp_path, **options})
 
 
+def raises(self, num_classes):
+    raise ValueError("cannot\nbe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"build": raises}, r"test_networks\.py:\d+: ValueError: cannot be"),
+        ({"build": Backbone.build}, r"backbone 'tiny': build\(\): NotImplementedError"),
+        ({"build": lambda self, n: None}, r"backbone 'tiny': build\(\) returned a NoneType; it must return"),
+        ({"build": lambda self, n: nn.Linear(5, n)}, r"tiny: fails on images \[1, 4, 4\]"),
+        ({"input": None}, "backbone 'tiny': its class has no `input`; give it a howsure.InputSpec"),
+        ({"recipe": Recipe(epochs=2, lr=1e30)}, "tiny: gives logits that are NaN or infinite"),
+    ],
+)
+def test_a_backbone_that_does_not_serve_is_one_line_and_not_kept(tmp_path, images, monkeypatch, changes, says):
+    for name, value in changes.items():
+        monkeypatch.setattr(Tiny, name, value)
+    with pytest.raises(UserError, match=says) as error:
+        tiny(train_images=images, cache=tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unwritable_cache(tmp_path, images):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written to"):
@@ -176,7 +199,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, content, says):
 @pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b"PK\x03\x04cut", b"hello there"])
 def test_a_damaged_checkpoint(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"not a readable checkpoint|more than tensors, or is damaged") as error:
+    with pytest.raises(UserError, match=r"not a readable checkpoint \([^)]+|more than tensors, or is damaged") as error:
         tiny(checkpoint=name, base=tmp_path)
     assert "\n" not in str(error.value)
 
@@ -254,6 +277,8 @@ def test_a_torchvision_network_takes_its_inputs_from_its_weights(tmp_path):
         ("resnet50", "did you mean timm/resnet50"),
         ("small-cn", "did you mean small-cnn"),
         ("swin_t", "did you mean torchvision/swin_t"),
+        ("net.py", "'net.py': name the function that builds the network, as in net.py:build"),
+        ("net.py:", "as in net.py:build"),
     ],
 )
 def test_unknown_names(use, says):
@@ -356,14 +381,17 @@ def test_a_function_whose_network_says_what_its_inputs_look_like(tmp_path):
         ("syntax", "def make(:\n", {}, r"syntax\.py:1: SyntaxError"),
         ("none", "x = 1\n", {}, "no function 'make' in it"),
         ("raises", "def make():\n    return 1 / 0\n", {}, r"raises\.py:2: ZeroDivisionError"),
+        ("exits", "def make():\n    raise SystemExit('not\\nhere')\n", {}, r"exits\.py:2: SystemExit: not here"),
         ("number", "def make():\n    return 1\n", {}, "returned a int; it must return a torch.nn.Module"),
-        ("needs", "def make(depth):\n    return depth\n", {}, "TypeError"),
+        ("needs", "def make(depth):\n    return depth\n", {}, r"needs\.py: make\(\): TypeError"),
+        ("nan", PLAIN.replace("48, 10)", "48, 10), nn.Threshold(1e9, float('nan'))"), {}, "NaN or infinite"),
         ("silent", PLAIN, {"size": None, "std": None}, "does not say what its inputs look like; give std, size"),
         ("classes", PLAIN.replace("10", "12"), {}, "a network of 12 classes, but the data has 10"),
         ("fails", PLAIN, {"size": [5, 5]}, r"fails on images \[3, 5, 5\]"),
         ("map", PLAIN.replace("nn.Flatten(), nn.Linear(48, 10)", "nn.Conv2d(3, 10, 1)"), {}, "to logits"),
         ("std", PLAIN, {"std": [0.5]}, "one value a channel, 1 or 3; got 3 and 1"),
         ("zero", PLAIN, {"std": [0.5, 0.0, 0.5]}, "std must be above 0"),
+        ("no_number", PLAIN, {"std": [float("nan"), 0.5, 0.5]}, "std must be above 0"),
         ("size", PLAIN, {"size": [32]}, r"size must be \[height, width\]"),
     ],
 )

@@ -42,6 +42,15 @@ def test_without_scores_timing_or_corruptions(tmp_path):
     assert stems(write_plots(run)) == {"heatmap_same-shift", "cost_same-shift"}
 
 
+def test_plots_of_an_earlier_call_go_and_other_files_stay(tmp_path):
+    run = fake_run(tmp_path, 3, 3, backbones=("cnn",), severities=0, protocols=("none",))
+    (run / "plots").mkdir()
+    for name in ("heatmap_leave-one-out.png", "roc_x.svg", "mine.png", "roc.txt"):
+        (run / "plots" / name).write_text("")
+    written = {path.name for path in write_plots(run)}
+    assert {path.name for path in (run / "plots").iterdir()} == {*written, "mine.png", "roc.txt"}
+
+
 @pytest.mark.parametrize(
     ("id_scores", "shift_scores", "half"), [([0, 1], [2, 3], 1), ([2, 3], [0, 1], 0), ([1, 1], [1, 1, 1], 0.5)]
 )

@@ -63,6 +63,14 @@ def test_one_name_stands_for_all_splits(write):
     assert suite.chosen_protocols() == ("none",)
 
 
+def test_what_stands_twice_counts_once_and_a_mark_of_utf8_not_at_all(write, tmp_path):
+    twice = GOOD.replace("max_images", 'seeds = [1, 0, 1]\nprotocols = ["none", "none"]\nmax_images')
+    suite = load_suite(write("\ufeff" + twice.replace('name = "resnet56"\n', "").replace('"cifar', '"../cifar')))
+    assert suite.seeds == (1, 0)
+    assert suite.protocols == ("none",)
+    assert suite.backbone[0].name == "cifar_resnet.py-resnet56"
+
+
 def test_all_corruptions(write):
     assert len(load_suite(write(GOOD.replace('["gaussian_noise", "defocus_blur"]', '"all"'))).corruptions.types) == 19
 
@@ -88,6 +96,21 @@ def test_all_corruptions(write):
             'size = [32, 32]\n[[backbone]]\nname = "resnet56"\nuse = "x"',
             "two backbones are called 'resnet56'",
         ),
+        ('["gaussian_noise", "defocus_blur"]', "5", r"mine\.toml:17: corruptions\.types: input should be a list"),
+        ('["gaussian_noise", "defocus_blur"]', "[5]", r"mine\.toml:17: corruptions\.types\.0: .*string"),
+        ('["gaussian_noise", "defocus_blur"]', '[["fog"]]', r"mine\.toml:17: corruptions\.types\.0: .*string"),
+        ('["gaussian_noise", "defocus_blur"]', "[]", r"corruptions\.types: list should have at least 1 item, not 0"),
+        ("[corruptions]\n", "[corruptions]\nseverities = []\n", r"mine\.toml:17: .*severities: list .* least 1 item"),
+        ('"npz:folder/dtd.npz"', '"npz:x.npz"\ngroup = ""', r"mine\.toml:15: shift\.0\.group: .*at least 1 character"),
+        ('["msp", "ener*"]', '"msp"', r"mine\.toml:3: methods: input should be a list"),
+        ("[[backbone]]", "[backbone]", r"mine\.toml:6: backbone: write \[\[backbone\]\]"),
+        ("temperature = 2.0", "temperature = 2.0\n[method]\nmsp = 3", r"method\.msp: input should be a table"),
+        (
+            '"npz:folder/dtd.npz"',
+            '"imagefolder:日本語"\n[[shift]]\nname = "x"\ndata = "digits"',
+            r"mine\.toml:13: shift\.0\.name: '' cannot be a name; give `name`, of letters",
+        ),
+        ("[corruptions]", '[method.x]\nuse = "msp"\n[corruptions]', "no entry of `methods` names the variant 'x'"),
     ],
 )
 def test_mistakes_are_one_line(write, old, new, message):
@@ -148,10 +171,11 @@ def test_a_variant_is_a_method_under_a_name_of_its_own(write):
         ("hot = 2", "hit = 2", "unknown setting of the loss confound 'hit'; did you mean hot"),
         ('kind = "confound"', 'kind = "confund"', "unknown loss 'confund'; did you mean confound"),
         ('use = "confound_detector"', 'use = "confound_detectr"', "unknown method 'confound_detectr'"),
+        ('{ kind = "confound", hot = 2 }', '"confound"', "loss = 'confound' must be a loss, in a suite { kind"),
     ],
 )
 def test_mistakes_in_a_variant_are_one_line(write, old, new, message):
-    suite = load_suite(write(GOOD + VARIANTS.replace(old, new)))
+    suite = load_suite(write(GOOD.replace('"msp"', '"msp", "confound*"', 1) + VARIANTS.replace(old, new)))
     with pytest.raises(UserError, match=message):
         suite.chosen_methods()
 

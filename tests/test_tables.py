@@ -1,11 +1,18 @@
 """Tables of made-up runs: order, bold, protocols apart, seeds, missing cells, LaTeX."""
 
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 from fake_run import fake_run
+from safetensors import SafetensorError
 
+from howsure import store
 from howsure.errors import UserError
-from howsure.results import RESULT_COLUMNS
+from howsure.plots import write_plots
+from howsure.results import RESULT_COLUMNS, Cell, CellName, RunFolder
 from howsure.tables import leaderboard, write_tables
 
 ABOUT = {"suite": "s", "id": "i", "n_id": 10, "n_shift": 10, "ci_low": 0.0, "ci_high": 1.0, "severity": None}
@@ -130,3 +137,82 @@ def test_stale_tables_go_and_other_files_stay(tmp_path):
 def test_no_results_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match=r"no results\.csv"):
         write_tables(tmp_path)
+
+
+def in_place_of(name, text):
+    """A change to a run's folder: a file of that name, instead of whatever is there."""
+
+    def spoil(folder):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        (folder / name).write_text(text)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (in_place_of("tables", "in the way"), r"tables: cannot write there \(File exists\)"),
+        (in_place_of("timing.csv", ""), r"timing\.csv: not a readable table \(No columns"),
+        (in_place_of("timing.csv", "a,b\n1,2\n"), r"timing\.csv: column 'backbone' is missing"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_tables, write_plots])
+def test_what_cannot_be_read_or_written_is_one_line(tmp_path, spoil, says, write):
+    written(tmp_path, results(*TWO), "ood_none_auroc.md")
+    spoil(tmp_path)
+    (tmp_path / "plots").write_text("in the way too")
+    with pytest.raises(UserError, match=says if write is write_tables else says.replace("tables", "plots")) as error:
+        write(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_none_and_files_that_may_not_be_read(tmp_path, monkeypatch):
+    table = results(*TWO)
+    with pytest.raises(UserError, match=r"results\.csv: not a readable table \(Unable to parse string"):
+        written(tmp_path, table.assign(value="high"), "ood_none_auroc.md")
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pd, "read_csv", refuse)
+    with pytest.raises(UserError, match=r"results\.csv: not a readable table \(Permission denied\)"):
+        write_tables(tmp_path)
+
+
+def test_tables_that_another_call_is_clearing_too(tmp_path, monkeypatch):
+    written(tmp_path, results(*TWO), "ood_none_auroc.md")
+    own = Path.iterdir
+
+    def cleared_meanwhile(folder):
+        files = list(own(folder))
+        for file in files:
+            file.unlink()
+        return iter(files)
+
+    monkeypatch.setattr(Path, "iterdir", cleared_meanwhile)
+    assert write_tables(tmp_path)
+
+
+def test_stray_files_among_the_records_are_passed_over(tmp_path):
+    folder = RunFolder(tmp_path)
+    cell = Cell(CellName("net", 0, "none", "msp"), "done", "key")
+    folder.write_cell(cell)
+    record = tmp_path / "cells" / cell.name.path.with_suffix(".json")
+    for stray in ("x.json", "a/b.json", "net/seedx/none/msp.json", "net/seed0/none/copy.json"):
+        (tmp_path / "cells" / stray).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cells" / stray).write_bytes(record.read_bytes())
+    (record.parent / "list.json").write_text("[]")
+    assert list(folder.cells()) == [cell]
+
+
+def test_a_full_disk_is_one_line_with_the_place(tmp_path, monkeypatch):
+    def full(*args):
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(UserError, match=r"msp\.safetensors: cannot write there .*No space left"):
+        folder.write_cell(Cell(CellName("net", 0, "none", "msp"), "done", "key"), {"id": np.zeros(2)})
+    assert not list((tmp_path / "scores").rglob("*.*"))

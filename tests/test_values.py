@@ -19,6 +19,8 @@ from howsure.plugins import METHODS
         ("energy", {"temperature": 0}, "above 0"),
         ("mahalanobis", {"shrinkage": 1.5}, "from 0 to 1"),
         ("openmax", {"tail": 0}, "at least 1"),
+        ("confound", {"loss": "confound"}, "must be a loss"),
+        ("gradnorm", {"layers": "fc"}, "must be a tuple, in a suite a list or None"),
     ],
 )
 def test_wrong_values(name, values, says):
