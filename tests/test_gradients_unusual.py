@@ -1,14 +1,18 @@
 """The gradient engine on networks whose code it cannot see, whose samples meet, or which change between calls."""
 
+import contextlib
 import copy
 import warnings
+from collections import namedtuple
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howsure.gradients import grad_sq_norms, one_by_one
+from howsure.gradients.engine import _plans
 
 
 def spread(z: Tensor) -> Tensor:
@@ -41,11 +45,12 @@ def exact(net: nn.Module, x: Tensor, calls: int = 2, **options) -> None:
 
 
 class Net(nn.Module):
-    """`forward(self, x)` as given, over `first` (4 to 4) and `last` (4 to 3) linear layers and a parameter `a [4]`."""
+    """`forward(self, x)` as given, over `first` (4 to 4) and `last` (4 to 3) linear layers and parameters `a`, `b`."""
 
     def __init__(self, forward):
         super().__init__()
         self.first, self.last, self.a = nn.Linear(4, 4), nn.Linear(4, 3), nn.Parameter(torch.rand(4))
+        self.b = nn.Parameter(torch.rand(4))
         self.run, self.flag = forward, False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,6 +82,30 @@ class Doubled(torch.autograd.Function):
         return d * w, (d * x).sum(0)
 
 
+def image_for_each_group(net: Net, x: Tensor) -> Tensor:
+    kernels = net.first.weight[:, :1, None].repeat(len(x), 1, 1)
+    return net.last(F.conv1d(x.view(1, len(x), 4), kernels, groups=len(x)).view(len(x), 4, 4).tanh().sum(2))
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through quantiser."""
+
+    @staticmethod
+    def forward(ctx, w):
+        return torch.round(w * 8) / 8
+
+    @staticmethod
+    def backward(ctx, d):
+        return d
+
+
+def through_a_mapped_grad(net: Net, x: Tensor) -> Tensor:
+    return net.last(torch.func.vmap(torch.func.grad(lambda row: net.first(row).tanh().sum()))(x))
+
+
+Pair = namedtuple("Pair", "a b")
+
+
 def write_rows(net: Net, x: Tensor) -> Tensor:
     k = torch.eye(4, dtype=x.dtype)
     k[0][1] = net.a[0]
@@ -106,9 +135,29 @@ UNSEEN = {
     "a diagonal": lambda net, x: net.last(x @ torch.diag_embed(net.a)),
     "logits of weights alone": lambda net, x: net.last.bias.expand(len(x), 3) * 1,
     "a repeated weight that is added to": repeat_then_add,
+    "the first weight quantised": lambda net, x: net.last(F.linear(x, Rounded.apply(net.first.weight)).tanh() * net.a),
+    "a quantised weight with a scale": lambda net, x: net.last(
+        F.linear(x, Rounded.apply(net.first.weight / net.a) * net.a, net.first.bias).tanh() * net.b
+    ),
+    "two quantised weights with a scale and each other": lambda net, x: net.last(
+        x @ (Rounded.apply(net.first.weight) * net.a + Rounded.apply(net.b)).add_(net.b).T
+    ),
+    "a quantised scale of a batch norm": lambda net, x: net.last(
+        F.batch_norm(net.first(x), x.new_zeros(4), x.new_ones(4), Rounded.apply(net.a), net.b)
+    ),
+    "a mapped layer": lambda net, x: net.last(torch.vmap(net.first)(x).tanh() * net.a),
+    "a derivative along the data": lambda net, x: net.last(
+        torch.func.jvp(lambda t: net.first(t).sin(), (x,), (x.cos(),))[1] * net.a
+    ),
+    "a gradient of a mapped layer": through_a_mapped_grad,
+    "a named tuple of parameters": lambda net, x: net.last(x * torch.stack(Pair(net.a, net.b)).prod(0)),
+    "overloads in place": lambda net, x: net.last(torch.ops.aten.mul_.Tensor(net.first(x) * 1, net.a)),
+    "an image for each group": image_for_each_group,
+    "a layer of no inputs": lambda net, x: net.last(x) + F.linear(x[:, :0], net.last.weight[:, :0], net.last.bias),
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
 @pytest.mark.parametrize("how", UNSEEN)
 @pytest.mark.parametrize("n", [1, 3, 9])
 def test_weights_that_are_used_unseen(how, n):
@@ -123,7 +172,7 @@ def test_a_repeated_constant_is_not_overwritten():
     net, x = Net(repeat_then_add).double(), images(5, 4)
     before = net.a.detach().clone()
     got = grad_sq_norms(net, x, spread, parameters=["last.weight"], max_batch=1).norms[0, :, 0]
-    torch.testing.assert_close(got, plainly(net, x)[:, 3], rtol=1e-9, atol=0)
+    torch.testing.assert_close(got, plainly(net, x)[:, 4], rtol=1e-9, atol=0)
     torch.testing.assert_close(net.a.detach(), before, rtol=0, atol=0)
 
 
@@ -409,3 +458,347 @@ def test_images_of_a_first_look_that_all_overflow():
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     with pytest.raises(RuntimeError, match="values overflow"):
         grad_sq_norms(net, images(5, 4) * float("nan"), spread)
+
+
+def test_a_first_layer_that_is_scripted():
+    exact(nn.Sequential(script(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 3)), images(7, 4))
+
+
+class First(nn.Module):
+    """A layer of sequences, on sequences of one vector."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x[:, None])
+        return (out[0] if isinstance(out, tuple) else out)[:, 0]
+
+
+RANDOM = {
+    "dropout": lambda: nn.Dropout(0.5),
+    "alpha dropout": lambda: nn.AlphaDropout(0.5),
+    "stochastic depth": lambda: torchvision.ops.StochasticDepth(0.5, "row"),
+    "randomised slopes": lambda: nn.RReLU(),
+    "between recurrent layers": lambda: First(nn.LSTM(4, 4, 2, batch_first=True, dropout=0.5)),
+    "attention": lambda: First(nn.TransformerEncoderLayer(4, 2, 8, 0.5, batch_first=True)),
+}
+
+
+@pytest.mark.parametrize("when", ["after a call in evaluation mode", "with a hook", "one image", "one at a time"])
+@pytest.mark.parametrize("layer", RANDOM)
+def test_layers_that_draw_random_numbers_are_an_error_that_names_them(layer, when):
+    net = nn.Sequential(nn.Linear(4, 4), RANDOM[layer](), nn.Linear(4, 3)).double().eval()
+    x = images(1 if when == "one image" else 6, 4)
+    if when == "after a call in evaluation mode":
+        exact(net, x)
+    if when == "with a hook":
+        net[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"^1\S* \(\w+\) draws random numbers \(\w+\), .* on chance"):
+        grad_sq_norms(net.train(), x, spread, max_batch=1 if when == "one at a time" else None)
+
+
+def test_training_mode_without_chance():
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0), nn.LayerNorm(4), nn.Linear(4, 3)).double(), images(7, 4)
+    want = plainly(net.eval(), x)
+    torch.testing.assert_close(grad_sq_norms(net.train(), x, spread).norms[0], want, rtol=1e-9, atol=1e-18)
+
+
+class Keeping(nn.Module):
+    """Keeps what it makes of a parameter in the first pass, as `how` says."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.table, self.last, self.how, self.store = nn.Parameter(torch.rand(3)), nn.Linear(4, 3), how, {}
+        if how == "an attribute":
+            self.kept = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "a dictionary":
+            if len(self.store) == 0:
+                self.store["bias"] = (self.table * 2,)
+            return self.last(x) + self.store["bias"][0]
+        if getattr(self, "kept", None) is None:
+            self.kept = self.table * 2
+        return self.last(x) + self.kept
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("how", ["an attribute", "a new attribute", "a dictionary"])
+def test_what_a_network_keeps_is_taken_off_again(how, frozen):
+    net, x = Keeping(how).double(), images(7, 4)
+    want = plainly(copy.deepcopy(net), x[:1])[0]
+    net.requires_grad_(not frozen)
+    before = dict(vars(net))
+    for options in ({"parameters": ["last.bias"]}, {}, {"max_batch": 2}):
+        result = grad_sq_norms(net, x, spread, **options)
+        torch.testing.assert_close(result.norms[0, 0, -1], want[-1], rtol=1e-9, atol=0)
+        assert vars(net) == before
+        assert not net.store
+    torch.testing.assert_close(result.norms[0, 0], want, rtol=1e-9, atol=0)
+
+
+def test_a_cache_that_the_network_does_not_fill_is_left():
+    net = Net(lambda net, x: net.last(x * net.rope_cache["cos"] * net.a))
+    net.rope_cache = {"cos": torch.rand(4).double()}
+    again = copy.deepcopy(net).double()
+    exact(net, images(7, 4))
+    torch.testing.assert_close(one_by_one(again, images(7, 4), spread)[0], plainly(net, images(7, 4)))
+    assert list(net.rope_cache) == ["cos"]
+
+
+class Mixed(nn.Module):
+    """`how` of a map and a weight in half precision by itself, whatever is around the call."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.first, self.w = how, nn.Linear(4, 4), nn.Parameter(torch.rand(4, 4))
+        self.rnn, self.up = nn.GRU(4, 4, batch_first=True), nn.ConvTranspose1d(4, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.how(self, self.first(x)).float().sum(1)
+
+
+MIXED_PRECISION = {
+    "product": lambda net, h: h.tanh() @ net.w,
+    "einsum": lambda net, h: torch.einsum("nld,de->nle", h, net.w),
+    "transposed convolution": lambda net, h: net.up(h.mT).mT,
+    "recurrent": lambda net, h: net.rnn(h)[0],
+}
+
+
+@pytest.mark.parametrize("how", MIXED_PRECISION)
+def test_mixed_precision_within_the_network(how):
+    net, x = Mixed(MIXED_PRECISION[how]), images(5, 3, 4).float()
+    want = one_by_one(net, x, spread)
+    for _ in range(2):
+        torch.testing.assert_close(grad_sq_norms(net, x, spread).norms, want, rtol=0.05, atol=1e-4)
+
+
+def test_mixed_precision_around_the_call_is_that_of_the_network_alone():
+    net, x = Mixed(lambda net, h: F.linear(h.tanh(), net.w)), images(5, 40, 4).float()
+    want = grad_sq_norms(net, x, spread).norms
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(grad_sq_norms(net, x, spread).norms, want, rtol=1e-5, atol=0)
+
+
+def add_and_change(net: Net, x: Tensor) -> Tensor:
+    h, s = net.first(x).tanh(), net.a.clone()
+    for _ in range(3):
+        h = (h + s).sin()
+        s.add_(net.b)
+    return net.last(h)
+
+
+def write_between(net: Net, x: Tensor) -> Tensor:
+    k = torch.zeros(4, dtype=x.dtype)
+    k[0] = net.a[0]
+    y = k * x
+    k[1] = net.a[1]
+    return net.last(y + (k * x).sin())
+
+
+def data_through_an_older_view(net: Net, x: Tensor) -> Tensor:
+    rows = torch.zeros(len(x), 2, 4, dtype=x.dtype)
+    flat = rows.view(len(x), 8)
+    rows += net.a
+    h = net.first(x)
+    flat[:, :4] = h
+    return net.last((rows * h[:, None].sin()).sum(1))
+
+
+OVERWRITTEN = {
+    "added to in a loop": (add_and_change, "changed in place after it was used"),
+    "written to between uses": (write_between, "changed in place after it was used"),
+    "data by way of an older view": (data_through_an_older_view, "holds data"),
+}
+
+
+@pytest.mark.parametrize("how", OVERWRITTEN)
+@pytest.mark.parametrize("n", [1, 7])
+def test_tensors_of_parameters_that_are_overwritten_are_an_error(how, n):
+    run, says = OVERWRITTEN[how]
+    with pytest.raises(RuntimeError, match=f"a tensor made of parameters in .* {says}"):
+        grad_sq_norms(Net(run).double(), images(n, 4), spread)
+
+
+@pytest.mark.parametrize("n", [4, 12, 24])
+def test_images_in_an_order_of_their_own_never_exchange_their_norms(n):
+    net, g = Net(MIXED["the order of the data"]).double(), torch.Generator().manual_seed(0)
+    for k in range(40):
+        x = torch.randn(n, 4, generator=g, dtype=torch.float64)
+        x = x[x.abs().sum(1).argsort()]
+        i, j = torch.randperm(n, generator=g)[:2].tolist()
+        x[[i, j]] = x[[j, i]] if k else x[[i, j]]
+        with contextlib.suppress(RuntimeError):
+            got = grad_sq_norms(net, x, spread).norms[0]
+            torch.testing.assert_close(got, plainly(net, x), rtol=1e-9, atol=1e-18)
+
+
+def test_a_dimension_that_is_moved_elsewhere_after_the_first_call():
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.first(x).view(len(x), 2, 2)
+        order = (1, 0, 2) if net.flag else (0, 1, 2)
+        h = net.last(F.pad(h.permute(order).reshape(-1, 2), (0, 2))).tanh()
+        return h.view(*(h.new_empty(len(x), 2, 1).permute(order).shape[:2]), 3).permute(order).sum(1)
+
+    net, x = Net(run), images(6, 4)
+    for net.flag in (False, True, False):
+        exact(net, x)
+
+
+class Reversible(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, inner):
+        ctx.inner = inner
+        ctx.save_for_backward(x)
+        return inner(x)
+
+    @staticmethod
+    def backward(ctx, d):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.inner(x), d)
+        return x.grad, None
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_gradients_that_a_network_adds_up_by_itself_are_an_error(n):
+    net = Net(lambda net, x: net.last(Reversible.apply(net.first(x), lambda t: t * net.a))).double()
+    net.last.bias.grad = kept = torch.ones(3).double()
+    with pytest.raises(RuntimeError, match=r"^a: the network adds its gradient up by itself"):
+        grad_sq_norms(net, images(n, 4), spread)
+    assert net.a.grad is None
+    assert net.last.bias.grad is kept
+    assert (kept == 1).all()
+
+
+def shifted(z: Tensor) -> Tensor:
+    z -= z.max(1, keepdim=True).values.detach()
+    return spread(z)
+
+
+def spoiling(z: Tensor) -> Tensor:
+    value = spread(z * 1)
+    z.detach().mul_(2)
+    return value
+
+
+def test_losses_that_write_to_the_logits():
+    net, x = nn.Linear(4, 3).double(), images(5, 4)
+    result = grad_sq_norms(net, x, [shifted, spoiling, spread])
+    want = grad_sq_norms(net, x, [spread] * 3)
+    torch.testing.assert_close(result.norms, want.norms)
+    torch.testing.assert_close(result.logits, net(x).detach(), rtol=0, atol=0)
+
+
+def test_any_name_of_a_shared_parameter():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+    net[2].weight, net[2].bias = net[0].weight, net[0].bias
+    result = grad_sq_norms(net, images(5, 4), spread, parameters=["2.weight", "2.bias"], small=["2.bias"])
+    assert (result.names, result.small_names) == (("0.weight", "0.bias"), ("0.bias",))
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(4), nn.RMSNorm(4), nn.Linear(4, 4), nn.PReLU()])
+def test_layers_of_a_single_image_without_its_dimension(layer):
+    net, x = nn.Sequential(nn.Linear(4, 4), Squeezed(layer), nn.Linear(4, 3)).double(), images(5, 4)
+    exact(net, x)
+    exact(net, x, max_batch=1)
+    exact(net, x[:1])
+
+
+class Squeezed(nn.Module):
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.squeeze()).reshape(len(x), -1)
+
+
+def test_integer_logits_are_an_error():
+    with pytest.raises(ValueError, match=r"floating-point numbers, not torch\.int64"):
+        grad_sq_norms(Net(lambda net, x: net.last(x).long()).double(), images(5, 4), spread)
+
+
+def test_networks_that_route_their_samples_go_one_at_a_time():
+    def run(net: Net, x: Tensor) -> Tensor:
+        left = x[:, 0] > 0
+        out = x.new_zeros(len(x), 4)
+        out[left], out[~left] = net.first(x[left]), net.first(x[~left]) * net.a
+        return net.last(out.tanh())
+
+    net, x = Net(run).double(), images(7, 4)
+    with pytest.raises(RuntimeError, match=r"pass max_batch=1"):
+        grad_sq_norms(net, x, spread)
+    exact(net, x, max_batch=1)
+
+
+def test_saved_tensors_that_are_moved_away_are_an_error():
+    with torch.autograd.graph.save_on_cpu(), pytest.raises(RuntimeError, match="hooks on saved tensors are on around"):
+        grad_sq_norms(nn.Linear(4, 3).double(), images(5, 4), spread)
+
+
+def test_another_default_device():
+    net, x = Net(lambda net, x: net.last(net.first(x).tanh())).double(), images(5, 4)
+    want = plainly(net, x)
+    with torch.device("meta"):
+        torch.testing.assert_close(grad_sq_norms(net, x, spread).norms[0], want, rtol=1e-9, atol=0)
+
+
+def test_hooks_on_every_module_see_each_image_once():
+    net, x, seen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double(), images(7, 4), []
+    look = torch.nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(out.detach()))
+    with look:
+        grad_sq_norms(net, x, spread)
+    assert sum(len(out) for out in seen) == 3 * len(x)
+
+
+def test_folded_kernels_are_not_kept():
+    net, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(784, 3)), images(5, 2, 16, 16)
+    exact(net, x)
+    folds = [fold for plan in _plans[net].values() for fold in (plan.folds or {}).values()]
+    assert folds
+    assert not any(hasattr(fold, "folded") for fold in folds)
+
+
+def test_a_compiled_network_is_followed_as_plain_python():
+    def compiles(graph, inputs):
+        raise AssertionError("compiled")
+
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double(), images(5, 4)
+    want = plainly(net, x)
+    net[0].register_forward_hook(lambda *_: None)
+    got = grad_sq_norms(torch.compile(net, backend=compiles), x, spread).norms[0]
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_gradient_taken_in_a_hook_is_an_error(steps):
+    def run(net: Net, x: Tensor) -> Tensor:
+        h, z = net.first(x), x.detach().clone().requires_grad_()
+        inner = (z * net.a).sin()
+
+        def solve(d: Tensor) -> Tensor:
+            for _ in range(steps):
+                d = d + torch.autograd.grad(inner, z, d, retain_graph=True)[0]
+            return d
+
+        if h.requires_grad:
+            h.register_hook(solve)
+        return net.last(h)
+
+    with pytest.raises(RuntimeError, match=r"^a: a gradient arrives that is not of the loss alone"):
+        grad_sq_norms(Net(run).double(), images(1, 4), spread)
+
+
+def test_what_hooks_keep_on_modules_stays():
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double(), images(4, 4)
+    net.seen = []
+    net[0].register_forward_hook(lambda module, args, out: net.seen.append(out.detach()))
+    net[1].register_forward_hook(lambda module, args, out: setattr(module, "seen", out))
+    grad_sq_norms(net, x, spread)
+    torch.testing.assert_close(torch.cat(net.seen), net[0](x).detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(net[1].seen, net(x).detach(), rtol=1e-12, atol=0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-from .caches import caches_aside
+from .caches import Emptied, caches_aside, hooked
 from .fold import Fold, Unfolded, find, refreshed
-from .general import pull_back
+from .general import autocasting, pull_back
 from .layout import Layout, candidates, codes, explains
-from .ledger import Ledger
+from .ledger import Ledger, Misfit
 from .rule import free_scratch
-from .trace import Site, Tracer, leaves
+from .trace import Site, Tracer, graph_of, leaves
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -58,6 +59,10 @@ class _Plan:
     """Batch sizes at which the gradients of different samples were seen not to meet."""
     compared: bool = False
     """Whether the logits were seen not to depend on the other samples."""
+    general: set[int] = field(default_factory=set)
+    """Calls that take the general path, since their samples lie as their rules do not know."""
+    unseen: set[int] = field(default_factory=set)
+    """Calls of weights with weights that were used unseen, which are left to the way of the latter."""
     folds: dict[int, Fold] | None = None
     """Batch norms to fold; None before the first pass."""
     activation: float = 0.0
@@ -74,6 +79,11 @@ class _Plan:
         """Whether the network, which failed, can be spared maps whose channels are side by side; it is from now on."""
         given, self.channels_last = self.format_of(x) == torch.channels_last, False
         return given
+
+    def forget_folds(self) -> None:
+        """Let go of the folded kernels, which are made anew in each call."""
+        for fold in (self.folds or {}).values():
+            fold.forget()
 
     def give_up(self, fold: Fold) -> None:
         self.folds = {key: kept for key, kept in (self.folds or {}).items() if kept is not fold}
@@ -111,14 +121,17 @@ def grad_sq_norms(
     ----------
     model
         A network in evaluation mode whose output is ``[N, C]``. It is left as it was: mode, ``requires_grad``,
-        ``.grad`` and hooks. Frozen parameters have norms like the others.
+        ``.grad``, hooks and tensors that it keeps in attributes (buffers apart). Frozen parameters have norms like the
+        others.
     x
         ``[N, …]``, a batch of inputs.
     losses
-        K functions of the logits ``[n, C]`` that give one loss per sample, ``[n]``. Each costs one backward pass.
+        K functions of the logits ``[n, C]`` that give one loss per sample, ``[n]``. Each costs one backward pass. They
+        are called with the logits of a part of the batch at a time, as many as fit: a loss must not use anything that
+        is of the whole batch, such as its labels; derive what it needs from the logits.
     parameters
         Names to restrict the work to; left out, all of ``model.named_parameters()``. A parameter shared by several
-        modules counts once, under its first name, and has the norm of the summed gradient.
+        modules counts once, under its first name (here any of them will do), and has the norm of the summed gradient.
     max_batch
         The most samples in one pass. Left out, chosen by the size of the activations.
     small
@@ -145,8 +158,9 @@ def grad_sq_norms(
         other samples' logits or on anything but logits.
     RuntimeError
         Where a gradient cannot be attributed to single samples: logits that depend on other samples or on chance,
-        gradients that meet, hooks on parameters, gradients taken during the forward pass; and for a network that
-        checkpoints activations.
+        gradients that meet, hooks on parameters, gradients taken during the forward pass, tensors made of parameters
+        that are overwritten after their use or with data; and for a network that checkpoints activations or calls
+        ``backward`` itself.
 
     Notes
     -----
@@ -156,7 +170,7 @@ def grad_sq_norms(
     losses = [losses] if callable(losses) else list(losses)
     _refuse_mixing(model)
     wanted = _select(model, parameters)
-    small_names = _select_small(wanted, small)
+    small_names = _select_small(model, wanted, small)
     if not len(x) or not losses or not wanted:
         raise ValueError(f"{len(x)} images, {len(losses)} losses and {len(wanted)} parameters: each must be at least 1")
     if max_batch is not None and max_batch < 1:
@@ -181,7 +195,7 @@ def _restarting(
 ) -> GradResult:
     """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
     probe, off, alone = False, 0.0, set[int]()
-    look = not plan.compared and (on_restart is not None or not _hooked(model))
+    look = not plan.compared and (on_restart is not None or not hooked(model))
     while True:
         try:
             first = x[: min(_PROBE, limit or _PROBE)]
@@ -202,6 +216,12 @@ def _restarting(
             limit = size // 2
         except Unfolded as error:
             plan.give_up(error.fold)
+        except Misfit as error:
+            plan.general.add(error.meeting)
+        except Rootless as error:
+            plan.unseen |= error.meetings
+        except Emptied:
+            pass
         except Unsure:
             probe = True
         except Exception:
@@ -209,6 +229,7 @@ def _restarting(
                 raise
         finally:
             free_scratch()
+            plan.forget_folds()
         if x.device.type == "cuda":
             torch.cuda.empty_cache()
         if on_restart is not None:
@@ -284,6 +305,12 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
                 return _rules_taken(first, wanted)
         except Unfolded as error:
             plan.give_up(error.fold)
+        except Misfit as error:
+            plan.general.add(error.meeting)
+        except Rootless as error:
+            plan.unseen |= error.meetings
+        except Emptied:
+            pass
         except Exception:
             if not plan.give_up_format(x):
                 raise
@@ -309,6 +336,14 @@ class Unsure(Exception):
     """A gradient has come where none was seen yet, or the network reads its maps in memory: the pass starts again."""
 
 
+class Rootless(Exception):
+    """Calls that have no samples, since what they took for data are weights that were used unseen."""
+
+    def __init__(self, meetings: set[int]):
+        super().__init__("weights that were used unseen met others")
+        self.meetings = meetings
+
+
 class _Pass:
     """One chunk: a forward pass that finds the sites, then a backward pass per loss that serves them."""
 
@@ -328,17 +363,23 @@ class _Pass:
         self.folds, self.probe, self.explains, self.learned = folds, probe, explains, False
         self.x = x.detach().clone(memory_format=plan.format_of(x))
         self.n = len(x)
-        self.serve: Callable[[Site, tuple], None] = lambda site, grads: None
+        self.serve: Callable[[Site, tuple], None] = _pass_by
+        self.hidden: list[Tensor] = []
+        self.rootless: set[int] = set()
+        self.stray: set[int] = set()
+        """Sites that are not in the graph of the logits."""
         self.keeps_inputs = True
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         chosen = {id(p) for p in self.wanted.values()}
-        everything = list(self.model.parameters())
-        others = [p for p in everything if id(p) not in chosen]
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
         folds = None if self.plan.folds is None else self.folds
-        self.tracer = Tracer(self.wanted, others, self.x, lambda site, grads: self.serve(site, grads), folds)
-        with torch.enable_grad(), caches_aside(self.model), _requires_grad(everything, list(self.wanted.values())):
-            with disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
+        sink = lambda site, grads: self.serve(site, grads)  # noqa: E731
+        self.tracer = Tracer(self.model, self.wanted, others, self.x, sink, folds, self.plan.general, self.plan.unseen)
+        with torch.enable_grad(), caches_aside(self.model), _requires_grad(self.model, self.wanted.values()):
+            with disable_saved_tensors_hooks(_HOOKS_AROUND):  # raises where some are on already
+                pass
+            with _eagerly(), disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
                 logits = self.model(self.x)
             self.tracer.check_folds()
             if self.tracer.reads_memory and self.plan.give_up_format(self.x):
@@ -347,9 +388,12 @@ class _Pass:
                 raise ValueError(
                     f"the network must map {self.n} inputs to logits [{self.n}, C], not to {_shape(logits)}"
                 )
+            if not logits.is_floating_point():
+                raise ValueError(f"the logits must be floating-point numbers, not {logits.dtype}")
             self.hidden = self._find_hidden(logits)
-            with torch.no_grad():
-                return self._backward(logits)
+            seeds = [_seed(loss, logits) for loss in self.losses]
+            with torch.no_grad(), autocasting(self.x.device.type, False):
+                return self._backward(logits, seeds)
 
     def close(self) -> None:
         """Break the circle of hooks, tracer and saved tensors, which the collector cannot see inside the graph."""
@@ -362,7 +406,9 @@ class _Pass:
         if self.plan.signature != signature:
             self.plan.signature, self.plan.settled = signature, False
         known = {id(p) for p in self.wanted.values()} | {id(a) for a in self.tracer.aliases.values()}
-        found = [t for t in leaves(logits) if t is not self.tracer.anchor]
+        ends, nodes = graph_of(logits)
+        found = [t for t in ends if t is not self.tracer.anchor]
+        self.stray = {site.index for node, site in self.tracer.nodes.items() if node not in nodes}
         if any(id(t) not in known for t in found):
             raise RuntimeError(
                 "the network's output hangs on a tensor that requires grad but is none of its parameters, perhaps one"
@@ -370,19 +416,19 @@ class _Pass:
             )
         return found
 
-    def _backward(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seeds = [_seed(loss, logits) for loss in self.losses]
+    def _backward(self, logits: Tensor, seeds: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         self.ledger = Ledger(self.wanted, self.small, self.tracer, self.hidden, self.n, logits)
         self._find_layouts(logits)
         self._find_folds(logits)
-        self.serve = self._account
         for k, seed in enumerate(seeds):
+            self.serve, self.served = self._account, set[int]()
             self.ledger.open()
             last = k == len(seeds) - 1
             self.keeps_inputs = not last or self.explains
             self._pull(logits, seed, keep=not last or bool(self.hidden))
+            self.serve = _pass_by
             if self.hidden:
-                self._add_hidden(logits, seed, keep=not last)
+                self._add_hidden(logits, seed)
             self.ledger.close()
         norms, small = self.ledger.result()
         return norms, logits.detach(), small
@@ -396,22 +442,28 @@ class _Pass:
             plan.settled = not self.learned
 
     def _pull(self, logits: Tensor, seed: Tensor, keep: bool = True) -> None:
+        """A backward pass through every site, also those that hang on nothing but a parameter that is used unseen."""
         if self.tracer.sites and logits.requires_grad:
-            torch.autograd.grad(logits, [self.tracer.anchor], seed, retain_graph=keep, allow_unused=True)
+            ends = [self.tracer.anchor, *self.hidden]
+            torch.autograd.grad(logits, ends, seed, retain_graph=keep, allow_unused=True)
 
-    def _add_hidden(self, logits: Tensor, seed: Tensor, keep: bool) -> None:
-        serve, self.serve = self.serve, lambda site, grads: None
+    def _add_hidden(self, logits: Tensor, seed: Tensor) -> None:
         rows = torch.diag_embed(seed.T).permute(1, 2, 0)
         for leaf, grads in zip(self.hidden, pull_back([logits], self.hidden, [rows]), strict=True):
             if grads is not None:
                 self.ledger.add_leaf(leaf, grads)
-        self.serve = serve
 
     def _account(self, site: Site, grads: tuple) -> None:
         grads = tuple(g if g is not None and g.numel() else None for g in grads)
         if all(g is None for g in grads):
             return
         self._refuse_unsure(site, grads)
+        if site.index in self.served or site.index in self.stray:
+            raise RuntimeError(
+                f"{site.label}: a gradient arrives that is not of the loss alone, since the network takes one itself in"
+                " the backward pass (in a hook, as of equilibrium models)"
+            )
+        self.served.add(site.index)
         site.check_inputs()
         with torch.no_grad():
             self.ledger.serve(site, tuple(g if g is None or g.dtype in _FULL else g.float() for g in grads))
@@ -427,7 +479,7 @@ class _Pass:
             for site in self.tracer.sites:
                 site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)
             return
-        if self.probe or not plan.settled or not self._apply(plan):
+        if self.probe or self.tracer.depends or not plan.settled or not self._apply(plan):
             self._probe(logits)
         if n not in plan.apart or self.tracer.depends:
             self._refuse_meeting(logits)
@@ -452,24 +504,36 @@ class _Pass:
     def _refuse_meeting(self, logits: Tensor) -> None:
         """A backward pass from some of the samples: nothing may arrive at the others, not the smallest number."""
         generator = torch.Generator().manual_seed(self.n)
-        order = torch.randperm(self.n, generator=generator).to(logits.device)
+        order = torch.randperm(self.n, generator=generator, device="cpu").to(logits.device)
         some, others = order[: self.n // 2], order[self.n // 2 :]
         seed = torch.zeros_like(logits)
-        seed[some] = torch.randn(seed[some].shape, generator=generator).to(logits)
+        seed[some] = torch.randn(seed[some].shape, generator=generator, device="cpu").to(logits)
 
         def look(site: Site, grads: tuple) -> None:
             self._refuse_unsure(site, grads)
             for g, layout in zip(grads, site.layout, strict=True):
                 if g is not None and g.numel() and layout.split(g, self.n)[others].nan_to_num(0, 0, 0).any():
-                    raise RuntimeError(_meet(site))
+                    self._refuse(site)
 
         self.serve = look
         self._pull(logits, seed)
+        self._raise_rootless()
+
+    def _refuse(self, site: Site) -> None:
+        """Raise since samples meet at a site, or keep it in mind if it may be none."""
+        if not self.hidden or self.tracer.hangs_on_data(site):
+            raise RuntimeError(_meet(site))
+        self.rootless.add(site.meeting)
+
+    def _raise_rootless(self) -> None:
+        if self.rootless:
+            raise Rootless(self.rootless)
 
     def _probe(self, logits: Tensor) -> None:
-        """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is."""
+        """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is; a third
+        tells samples of one code apart, where their order may hang on the data."""
         generator = torch.Generator().manual_seed(0)
-        seed = torch.randn(logits.shape, generator=generator).to(logits)
+        seed = torch.randn(logits.shape, generator=generator, device="cpu").to(logits)
         before: dict[int, tuple] = {}
         options: dict[int, tuple] = {}
 
@@ -477,15 +541,21 @@ class _Pass:
             before[site.index] = grads
 
         def compare(site: Site, grads: tuple) -> None:
+            plain = before.pop(site.index) if digit == digits - 1 else before[site.index]
+            allowed = options.get(site.index, [candidates(g.shape, self.n) if g is not None else [] for g in grads])
             options[site.index] = tuple(
-                [] if g is None else self._explained(site, b, g)
-                for b, g in zip(before.pop(site.index), grads, strict=True)
+                [] if g is None else self._explained(site, b, g, layouts, factors)
+                for b, g, layouts in zip(plain, grads, allowed, strict=True)
             )
 
         self.serve = keep
         self._pull(logits, seed)
         self.serve = compare
-        self._pull(logits, seed * codes(self.n, seed)[:, None])
+        digits = 2 if self.tracer.depends and self.n > 8 else 1
+        for digit in range(digits):
+            factors = codes(self.n, seed, digit)
+            self._pull(logits, seed * factors[:, None])
+        self._raise_rootless()
         plan, known = self.plan, self.plan.layouts if self.plan.settled else []
         found = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
         for site, layouts in zip(self.tracer.sites, found, strict=True):
@@ -505,12 +575,14 @@ class _Pass:
         plan.activation = plan.total / max(len(sites), 1)
         plan.weight = width * sum(p.numel() for p in self.wanted.values()) / max(len(sites), 1)
 
-    def _explained(self, site: Site, plain: Tensor, coded: Tensor) -> list[Layout]:
+    def _explained(
+        self, site: Site, plain: Tensor, coded: Tensor, allowed: list[Layout], factors: Tensor
+    ) -> list[Layout]:
         if not plain.numel():
             return []
-        found = [c for c in candidates(plain.shape, self.n) if explains(c, plain, coded, self.n)]
+        found = [layout for layout in allowed if explains(layout, plain, coded, factors)]
         if not found:
-            raise RuntimeError(_meet(site))
+            self._refuse(site)
         return found
 
 
@@ -519,10 +591,15 @@ def _both(old: list[Layout], new: list[Layout]) -> list[Layout]:
     return [layout for layout in old if layout in new] or new or old
 
 
+def _pass_by(site: Site, grads: tuple) -> None:
+    """Attribute nothing."""
+
+
 def _meet(site: Site) -> str:
     return (
         f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own there: the"
-        " network mixes the samples of a batch, or its values overflow"
+        " network mixes the samples of a batch, or its values overflow; if it only sorts or routes them, so that each"
+        " alone has the same logits, pass max_batch=1"
     )
 
 
@@ -530,6 +607,7 @@ _CHECKPOINTS = (
     "the network computes activations anew during the backward pass (checkpointing), where its calls are not seen;"
     " switch that off (in timm: model.set_grad_checkpointing(False)); memory is kept in bounds by splitting the batch"
 )
+_HOOKS_AROUND = "hooks on saved tensors are on around the call (save_on_cpu, say), which cannot be; leave them first"
 _FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -544,7 +622,7 @@ def _shape(value: Any) -> str:
 def _seed(loss: Loss, logits: Tensor) -> Tensor:
     with torch.enable_grad():
         z = logits.detach().requires_grad_()
-        values = loss(z)
+        values = loss(z.clone())
         if values.shape != z.shape[:1]:
             raise ValueError(f"a loss must give one value per sample, [{len(z)}], not {_shape(values)}")
         if not values.requires_grad:
@@ -556,23 +634,27 @@ def _seed(loss: Loss, logits: Tensor) -> Tensor:
         if seed is None:
             return torch.zeros_like(z)
         (coded,) = torch.autograd.grad(values, [z], factors)
-    if len(z) > 1 and seed.isfinite().all() and not explains(Layout(), seed, coded, len(z)):
+    if len(z) > 1 and seed.isfinite().all() and not explains(Layout(), seed, coded, factors):
         raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
     return seed.detach()
 
 
-def _hooked(model: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+def _eagerly() -> AbstractContextManager:
+    """What ``torch.compile`` made runs as plain Python meanwhile, so that its calls are seen and the tracer's are not
+    compiled."""
+    knows = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+    return torch.compiler.set_stance("force_eager") if knows else nullcontext()
 
 
 def _off_in_company(model: nn.Module, x: Tensor) -> float:
     """How far the logits of the first images are others when all of a few stand beside them, in parts of the largest;
     0 where that is rounding."""
     few, more = min(2, len(x) - 1), len(x)
-    with torch.enable_grad(), caches_aside(model), warnings.catch_warnings():
+    everything = list(model.parameters())
+    with torch.enable_grad(), caches_aside(model), _requires_grad(model, everything), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         alone, among = (model(x[:n].detach().clone()) for n in (few, more))
-    if not all(isinstance(z, Tensor) and z.dim() == 2 for z in (alone, among)):
+    if not all(isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point() for z in (alone, among)):
         return 0
     alone, among = alone.detach(), among.detach()
     off = (alone - among[:few]).abs().amax() / among.abs().amax().clamp_min(torch.finfo(among.dtype).tiny)
@@ -581,7 +663,14 @@ def _off_in_company(model: nn.Module, x: Tensor) -> float:
 
 def _plan_for(model: nn.Module, x: Tensor, wanted: dict[str, Any]) -> _Plan:
     plans = _plans.setdefault(model, {})
-    return plans.setdefault((tuple(x.shape[1:]), x.dtype, x.device, tuple(wanted)), _Plan())
+    modes = tuple(module.training for module in model.modules())
+    return plans.setdefault((tuple(x.shape[1:]), x.dtype, x.device, tuple(wanted), modes), _Plan())
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Of each name of a parameter, also of one that is shared, the first."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def _select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
@@ -591,18 +680,20 @@ def _select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Param
         raise RuntimeError(f"{hooked[0]} has a hook that may change its gradient, which belongs to no single sample")
     if names is None:
         return available
-    chosen = [names] if isinstance(names, str) else list(names)
+    first = _first_names(model)
+    chosen = [first.get(name, name) for name in ([names] if isinstance(names, str) else names)]
     unknown = [name for name in chosen if name not in available]
     if unknown:
         raise ValueError(f"the network has no parameter {unknown[0]!r}; it has {', '.join(list(available)[:5])}, …")
     return {name: p for name, p in available.items() if name in set(chosen)}
 
 
-def _select_small(wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
+def _select_small(model: nn.Module, wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
     flat = [name for name, p in wanted.items() if p.dim() == 1 and not p.is_complex()]
     if isinstance(small, bool):
         return flat if small else []
-    chosen = {small} if isinstance(small, str) else set(small)
+    first = _first_names(model)
+    chosen = {first.get(name, name) for name in ([small] if isinstance(small, str) else small)}
     wrong = [name for name in chosen if name not in flat]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is not a one-dimensional (real) parameter among those asked for")
@@ -622,15 +713,26 @@ def _refuse_mixing(model: nn.Module) -> None:
 
 
 @contextmanager
-def _requires_grad(everything: list[nn.Parameter], watched: list[nn.Parameter]) -> Iterator[None]:
-    """Parameters that a call might use unseen require grad meanwhile, and no other does."""
-    before = [(p, p.requires_grad) for p in everything]
+def _requires_grad(model: nn.Module, watched: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters that a call might use unseen require grad meanwhile, and no other does. None may get a ``.grad``."""
+    before = [(name, p, p.requires_grad, p.grad) for name, p in model.named_parameters()]
     on = {id(p) for p in watched}
+    summed: list[str] = []
     try:
-        for p, was in before:
+        for _, p, was, grad in before:
             if was != (id(p) in on):
                 p.requires_grad_(id(p) in on)
+            if grad is not None:
+                p.grad = None
         yield
     finally:
-        for p, was in before:
+        for name, p, was, grad in before:
             p.requires_grad_(was)
+            if p.grad is not grad:
+                summed += [name] if p.grad is not None else []
+                p.grad = grad
+    if summed:
+        raise RuntimeError(
+            f"{summed[0]}: the network adds its gradient up by itself (an autograd function whose backward pass calls"
+            " backward, as in reversible blocks), so it is of no single sample; use the plain form of that function"
+        )

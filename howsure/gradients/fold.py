@@ -77,6 +77,10 @@ class Fold:
         self.folded = self.weight * self.scale.view(-1, *[1] * (self.weight.dim() - 1)), constant
         return (self.centre * self.rstd).abs().max()
 
+    def forget(self) -> None:
+        """Let go of what ``refresh`` made."""
+        self.__dict__.pop("folded", None)
+
     def takes(self, rule: Rule, bias: Tensor | None) -> bool:
         if bias is not self.bias:
             raise Unfolded(self)

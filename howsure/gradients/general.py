@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +49,14 @@ def pull_back(outputs: list[Tensor], inputs: list[Tensor], rows: list[Tensor]) -
         ]
 
 
+def autocasting(kind: str, enabled: bool | None = None) -> Any:
+    """Automatic mixed precision on devices of this kind as it is now, or on or off, to be entered again later."""
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    enabled = torch.is_autocast_enabled(kind) if enabled is None else enabled
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False)
+
+
 _SPARSE = {"embedding": 4, "embedding_bag": 5}
 """Calls whose fourth argument scales gradients by frequency, and where they are asked for sparse ones."""
 
@@ -60,6 +69,7 @@ class General(Rule):
     def __init__(self, func: Any, leaves: list[Any], spec: Any, weights: set[int], overwrites: bool):
         self.func, self.arguments, self.spec, self.weights = func, dict(enumerate(leaves)), spec, weights
         self.overwrites = overwrites
+        self.autocast = autocasting(self.arguments[next(iter(weights))].device.type)
         self.saved = {i: t for i, t in self.arguments.items() if isinstance(t, Tensor) and i not in weights}
         if overwrites:
             self.saved[0] = self.arguments[0].detach().clone()
@@ -105,7 +115,7 @@ class General(Rule):
         leaves = {**self.arguments, **{i: t.detach() for i, t in self.saved.items()}}
         if self.overwrites:
             leaves[0] = leaves[0].clone()
-        with torch.enable_grad():
+        with torch.enable_grad(), self.autocast:
             weight = leaves[key] = self.arguments[key].detach().requires_grad_()
             out = self.call(leaves)
         outs = [out] if isinstance(out, Tensor) else [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]

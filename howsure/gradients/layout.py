@@ -44,21 +44,25 @@ def candidates(shape: torch.Size, n: int) -> list[Layout]:
     return found
 
 
-def codes(n: int, like: Tensor) -> Tensor:
-    """One power of two per sample, neighbours apart: scaling by them is exact in floating point."""
-    exponents = [(5 * i + 3 * (i // 8) + 2) % 8 for i in range(n)]
+def codes(n: int, like: Tensor, digit: int = 0) -> Tensor:
+    """One power of two per sample, neighbours apart: scaling by them is exact in floating point.
+
+    There are eight. The two ``digit``s together tell 64 samples apart.
+    """
+    exponents = [(5 * i + 3 * (i // 8) + 2) % 8 if digit == 0 else (5 * (i // 8) + 2) % 8 for i in range(n)]
     return torch.tensor([2.0**e for e in exponents], dtype=like.dtype, device=like.device)
 
 
-def explains(layout: Layout, plain: Tensor, coded: Tensor, n: int) -> bool:
-    """Whether ``coded`` is ``plain`` with each sample's entries, as ``layout`` has them, times that sample's code.
+def explains(layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor) -> bool:
+    """Whether ``coded`` is ``plain`` with each sample's entries, as ``layout`` has them, times that sample's factor.
 
     ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's
-    seed times its code. An entry that hangs on another sample, or on two, has another factor. A sample whose values
+    seed times its factor. An entry that hangs on another sample, or on two, is scaled otherwise. A sample whose values
     overflow says nothing, but not all may.
     """
+    n = len(factors)
     before, after = layout.split(plain, n).reshape(n, -1), layout.split(coded, n).reshape(n, -1)
     finite = (before.isfinite() & after.isfinite()).all(dim=1)
-    want = before * codes(n, before)[:, None]
+    want = before * factors[:, None].to(before.dtype)
     slack = 1e-2 * want.abs() + 1e-6 * want.abs().amax(dim=1, keepdim=True)
     return bool(((after - want).abs() <= slack)[finite].all() & finite.any())

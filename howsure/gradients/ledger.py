@@ -14,6 +14,14 @@ from .rule import sq_norm
 from .trace import Site, Tracer, leaves
 
 
+class Misfit(Exception):
+    """The samples of a site lie so that its rule does not hold: it takes the general path."""
+
+    def __init__(self, site: Site):
+        super().__init__(f"{site.label}: no rule for samples along dimension {site.layout[0].dim}")
+        self.meeting = site.meeting
+
+
 class Ledger:
     """``norms [K, n, P]`` and, on request, the gradients of small parameters ``[K, n, Q]``.
 
@@ -39,14 +47,25 @@ class Ledger:
         uses = Counter(id(w) for site in tracer.sites for w in site.weights.values())
         self.made_of: dict[int, list[Tensor]] = {}
         for site in tracer.sites:
-            for w in site.weights.values():
-                if id(w) not in self.columns and id(w) not in self.made_of:
-                    self.made_of[id(w)] = [leaf for leaf in leaves(w) if id(leaf) in self.alias_of]
+            for key, w in site.weights.items():
+                if id(w) not in self.columns:
+                    site.check_weight(key)
+                    if id(w) not in self.made_of:
+                        self.made_of[id(w)] = self._made_of(w, site)
         shared = {id(self.alias_of[id(leaf)]) for made_of in self.made_of.values() for leaf in made_of}
         shared |= {id(self.alias_of.get(id(t), t)) for t in hidden}
         shared |= {id(wanted[name]) for name in small}
         self.direct = {key for key, count in uses.items() if count == 1 and key in self.columns and key not in shared}
         self.done: list[tuple[Tensor, Tensor]] = []
+
+    def _made_of(self, weight: Tensor, site: Site) -> list[Tensor]:
+        found = leaves(weight)
+        if any(id(leaf) not in self.alias_of for leaf in found):
+            raise RuntimeError(
+                f"{site.label} holds data, or a parameter that was used unseen, written into it in place; make a tensor"
+                " of its own for each"
+            )
+        return found
 
     def sources(self, weight: Tensor) -> list[Tensor]:
         """The parameters that a weight is, or is made of."""
@@ -72,9 +91,7 @@ class Ledger:
         if isinstance(rule, General):
             return getattr(rule, what)(key, grads, layouts, self.n)
         if not rule.fits(layouts[0]):
-            raise RuntimeError(
-                f"{site.label}: no rule for samples along dimension {layouts[0].dim} of {list(site.shapes[0])}"
-            )
+            raise Misfit(site)
         return getattr(rule, what)(key, grads[0], layouts[0], self.n)
 
     def _add(self, weight: Tensor, grads: Tensor) -> None:

@@ -38,6 +38,8 @@ class Linear(Rule):
         weight, bias = arguments.get("weight"), arguments.get("bias")
         if "input" in weights or not isinstance(weight, Tensor) or weight.dim() != 2 or arguments["input"].dim() < 2:
             return False
+        if not weight.numel():
+            return False
         return bias is None or bias.shape == weight.shape[:1]
 
     def forward(self) -> Any:

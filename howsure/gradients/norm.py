@@ -69,7 +69,8 @@ class BatchNorm(SumsOnce, _Norm):
                 "batch normalisation with batch statistics mixes the samples of a batch, so no sample has a gradient of"
                 " its own; call model.eval(), and use layers with running statistics"
             )
-        return super().accepts(arguments, weights)
+        unseen = any(isinstance(t, Tensor) and t.requires_grad for key, t in arguments.items() if key != "input")
+        return not unseen and super().accepts(arguments, weights)
 
     def forward(self) -> Any:
         a, run = self.arguments, super().forward

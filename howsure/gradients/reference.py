@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .caches import caches_aside
+from .caches import Emptied, caches_aside
 from .engine import grad_sq_norms
 
 Loss = Callable[[Tensor], Tensor]
@@ -49,7 +49,10 @@ def verify(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss, rtol: flo
 
 
 def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
-    with torch.enable_grad(), caches_aside(model):
-        value = loss(model(torch.stack([image, image]).detach()))[0]
-        grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    try:
+        with torch.enable_grad(), caches_aside(model):
+            value = loss(model(torch.stack([image, image]).detach()))[0]
+            grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    except Emptied:
+        return _norms(model, image, loss, parameters)
     return torch.stack([value.new_zeros(()) if g is None else g.abs().square().sum() for g in grads]).detach()

@@ -120,4 +120,6 @@ def map_tensors(f: Callable[[Tensor], Any], tree: Any) -> Any:
         return {k: map_tensors(f, v) for k, v in tree.items()}
     if type(tree) in (tuple, list):
         return type(tree)(map_tensors(f, v) for v in tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(f, v) for v in tree))
     return tree

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import pairwise
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -43,8 +45,35 @@ _CHOOSING = {
     *("masked_select", "multinomial", "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"),
     "_pack_padded_sequence",
 }
-_INDEXING = {"__getitem__", "__setitem__", "index_select", "index_put", "index_put_", "index_add", "index_add_",
-             "gather", "take_along_dim", "take", "scatter", "scatter_", "scatter_add", "scatter_add_"}  # fmt: skip
+_INDEXING = {"__getitem__", "__setitem__", "index", "index_select", "index_put", "index_put_", "index_add",
+             "index_add_", "gather", "take_along_dim", "take", "scatter", "scatter_", "scatter_add",
+             "scatter_add_"}  # fmt: skip
+_ORDERING = {"roll", "flip", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "rot90"}
+_DROPOUTS = {
+    *("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "alpha_dropout_"),
+    *("feature_dropout", "feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_", "native_dropout"),
+}
+_DRAWS = {
+    *(
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "normal",
+        "normal_",
+        "poisson",
+    ),
+    *("bernoulli", "bernoulli_", "uniform_", "exponential_", "geometric_", "cauchy_", "log_normal_", "random_"),
+    *("multinomial", "binomial", "gumbel_softmax"),
+}
+_CHANCE = {
+    *(_DROPOUTS | _DRAWS),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "rrelu", "rrelu_"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward"),
+}
 _SHAPE_ONLY = {
     "type_as",
     "expand_as",
@@ -61,9 +90,12 @@ _SHAPE_ONLY = {
 class Site:
     """One call in which weights met data."""
 
-    def __init__(self, index: int, rule: Rule, weights: dict[Any, Tensor], label: str, outputs: list[Tensor]):
-        self.index, self.rule, self.weights, self.label = index, rule, weights, label
+    def __init__(
+        self, index: int, meeting: int, rule: Rule, weights: dict[Any, Tensor], label: str, outputs: list[Tensor]
+    ):
+        self.index, self.meeting, self.rule, self.weights, self.label = index, meeting, rule, weights, label
         self.shapes = tuple(tuple(t.shape) for t in outputs)
+        self.made = {key: t._version for key, t in weights.items()}
         self.versions = {key: t._version for key, t in rule.saved.items()}
         self.layout: tuple[Layout, ...] = ()
 
@@ -74,6 +106,13 @@ class Site:
                     f"the input of {self.label} was overwritten in place after it was used, so its gradient is lost"
                     " (ordinary autograd refuses this too); make the later operation out of place"
                 )
+
+    def check_weight(self, key: Any) -> None:
+        if self.weights[key]._version != self.made[key]:
+            raise RuntimeError(
+                f"{self.label} was changed in place after it was used, so what it was made of at that time is lost;"
+                " make the change out of place"
+            )
 
     def release(self) -> None:
         """Let go of the inputs, which no later pass needs."""
@@ -111,8 +150,31 @@ class _Tie(torch.autograd.Function):
         return (None, *grads)
 
 
+def _name(func: Any) -> str:
+    """Its name, of an overload (``mul_.Tensor``) that of the operator."""
+    return getattr(func, "__name__", "").partition(".")[0]
+
+
+def _by_chance(name: str, args: tuple, kwargs: dict) -> bool:
+    """Whether a call of one of ``_CHANCE`` gives something else each time."""
+    if name in _DRAWS:
+        return kwargs.get("generator") is None
+    if name in _DROPOUTS:
+        p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+        on = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", "alpha" not in name))
+        return bool(p and on)
+    if name == "scaled_dot_product_attention":
+        return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p"))
+    if name == "multi_head_attention_forward":
+        p, on = (args[at] if len(args) > at else kwargs.get(key) for at, key in ((10, "dropout_p"), (13, "training")))
+        return bool(p) and on is not False
+    if name.startswith("rrelu"):
+        return bool(args[3] if len(args) > 3 else kwargs.get("training"))
+    return any(type(p) is float and p > 0 and on is True for p, on in pairwise(args))  # a recurrent layer's
+
+
 def _in_place(func: Any, args: tuple, kwargs: dict) -> bool:
-    name = getattr(func, "__name__", "")
+    name = _name(func)
     if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
         return True
     if not isinstance(func, types.FunctionType):
@@ -168,6 +230,8 @@ class Tracer(TorchFunctionMode):
 
     Parameters
     ----------
+    model
+        The network, to name the layer that draws random numbers.
     selected, others
         Parameters by name: those whose gradients are wanted, and those that are constants of this pass.
     data
@@ -176,17 +240,24 @@ class Tracer(TorchFunctionMode):
         Called as ``sink(site, grad)`` during the backward pass.
     folds
         Batch norms to fold, by the id of the convolution's weight; None to count who reads convolutions' outputs.
+    general, unseen
+        Of the calls in which weights meet data, by number, those whose samples lie so that no rule but the general path
+        holds, and those to be made as if they were not seen.
     """
 
     def __init__(
         self,
+        model: nn.Module,
         selected: Mapping[str, Tensor],
         others: Iterable[Tensor],
         data: Tensor,
         sink: Callable,
         folds: Mapping[int, Fold] | None,
+        general: Collection[int] = (),
+        unseen: Collection[int] = (),
     ):
         super().__init__()
+        self.model, self.general, self.unseen, self.meetings = model, general, unseen, 0
         self.sink, self.folds, self.counts = sink, folds or {}, folds is None
         self.names = {id(p): name for name, p in selected.items()}
         self.weights: dict[int, Tensor] = {id(p): p for p in selected.values()}
@@ -200,7 +271,7 @@ class Tracer(TorchFunctionMode):
         self.watched: dict[int, _Watched] = {}
         self.anchor = torch.zeros((), device=data.device, requires_grad=True)
         self.calls = 0
-        """A hash of the names of all calls: others are made, and what was learned of the network is void."""
+        """A hash of all calls by name, and how they reorder: where others are made, what was learned is void."""
         self.depends = False
         """Whether the order or choice of what is computed may hang on the data."""
         self.reads_memory = False
@@ -208,8 +279,12 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        self.calls = hash((self.calls, name))
+        if _transform_level() is not None:
+            return func(*args, **kwargs)
+        name = _name(func)
+        self.calls = hash((self.calls, name, str(args[1:]) if name in _ORDERING else None))
+        if name in _CHANCE and _by_chance(name, args, kwargs):
+            raise RuntimeError(_random(self.model, name))
         if func is torch.autograd.grad and (kwargs.get("create_graph") or any(args[4:5])):
             raise RuntimeError(
                 "the network takes a gradient during its forward pass, whose own gradient cannot be followed"
@@ -299,8 +374,7 @@ class Tracer(TorchFunctionMode):
         return self.plain[id(t)]
 
     def _derive(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        name = getattr(func, "__name__", "")
-        if name == "repeat" and len(args) > 1:
+        if _name(func) == "repeat" and len(args) > 1:
             func = _repeat_as_expand
         out = func(*map_tensors(self._alias, args), **map_tensors(self._alias, kwargs))
         changed = [args[0], *([args[0]._base] if args[0]._is_view() else [])] if _in_place(func, args, kwargs) else []
@@ -317,7 +391,7 @@ class Tracer(TorchFunctionMode):
     def _meet(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if func in _FLIPPED:
             func, args = _FLIPPED[func], (args[1], args[0])
-        name = getattr(func, "__name__", "")
+        name = _name(func)
         shape_only = name in _SHAPE_ONLY
         if shape_only and id(args[0]) in self.weights:
             return self._derive(func, args, kwargs)
@@ -328,9 +402,16 @@ class Tracer(TorchFunctionMode):
             out = func(*map_tensors(self._strip, args), **map_tensors(self._strip, kwargs))
             self._mark(out)
             return out
+        self.meetings += 1
+        if self.meetings in self.unseen:
+            if _in_place(func, args, kwargs):
+                self._before_overwrite(_first(args, kwargs))
+            return func(*map_tensors(self._alias, args), **map_tensors(self._alias, kwargs))
         if _in_place(func, args, kwargs):
             return self._meet_in_place(func, args, kwargs)
         is_weight = lambda t: id(t) in self.weights  # noqa: E731
+        if self.meetings in self.general:
+            return self._site(*General.bind(func, args, kwargs, is_weight, self._strip), name)
         rule, weights = rule_for(func, args, kwargs, is_weight, self._strip)
         if rule is None and func is F.scaled_dot_product_attention:
             try:
@@ -358,6 +439,11 @@ class Tracer(TorchFunctionMode):
         """How often the output of each convolution was read, by index."""
         return {watched.index: watched.reads for watched in self.watched.values()}
 
+    def hangs_on_data(self, site: Site) -> bool:
+        """Whether data is seen to come to a site; otherwise it may be of weights alone, some used unseen before."""
+        node = next((node for node, other in self.nodes.items() if other is site), None)
+        return node is None or any(leaf is self.anchor for leaf in graph_of(node)[0])
+
     def check_folds(self) -> None:
         """Raise ``Unfolded`` where a folded batch norm was not called, or someone keeps an empty shell for later."""
         for watched in self.watched.values():
@@ -368,18 +454,18 @@ class Tracer(TorchFunctionMode):
         target = args[0]
         if id(target) in self.weights or id(target) in self.constants:
             raise NotImplementedError(
-                f"{func.__name__}: a parameter, or a tensor made of parameters, is overwritten with data"
+                f"{_name(func)}: a parameter, or a tensor made of parameters, is overwritten with data"
             )
         is_weight = lambda t: id(t) in self.weights  # noqa: E731
         rule, weights = rule_for(func, args, kwargs, is_weight, self._strip)
         if rule is None:
             args = (target.clone(), *args[1:])
             rule, weights = General.bind(func, args, kwargs, is_weight, self._strip, overwrites=True)
-        out = self._site(rule, weights, func.__name__)
+        out = self._site(rule, weights, _name(func))
         self._before_overwrite(target)
         target.copy_(out)
         self._mark((target,))
-        return None if func.__name__ == "__setitem__" else target
+        return None if _name(func) == "__setitem__" else target
 
     def _site(self, rule: Rule, weights: dict[Any, Tensor], name: str) -> Any:
         connected = any(t.requires_grad for t in rule.inputs())
@@ -391,7 +477,7 @@ class Tracer(TorchFunctionMode):
                 raise RuntimeError(f"{label}: its gradient would be lost in {name}, whose result hangs on no data")
             self._mark(out)
             return out
-        site = Site(len(self.sites), rule, weights, label, list(tensors((out,))))
+        site = Site(len(self.sites), self.meetings, rule, weights, label, list(tensors((out,))))
         if several:
             tied = _Tie.apply(lambda grads: self.sink(site, grads), *out)
             out = tied if type(out) in (tuple, list) else type(out)(tied)
@@ -419,19 +505,39 @@ def _repeat_as_expand(t: Tensor, *sizes: Any) -> Tensor:
     return wide.clone(memory_format=torch.contiguous_format)
 
 
+def _random(model: nn.Module, name: str) -> str:
+    layers = {id(m): f"{layer} ({type(m).__name__})" for layer, m in model.named_modules() if layer}
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and id(frame.f_locals.get("self")) not in layers:
+        frame = frame.f_back
+    return (
+        f"{layers[id(frame.f_locals['self'])] if frame else 'the network'} draws random numbers ({name}), so the"
+        " logits hang on chance and no sample has a gradient of its own; call model.eval(), or give a seeded generator"
+    )
+
+
+_transform_level = torch._C._functorch.maybe_current_level
+"""Of ``torch.func`` (``vmap``, ``grad``, ``jvp``): within, data and parameters are wrapped, and used unseen."""
+
 _FLIPPED = {torch.Tensor.__radd__: torch.Tensor.add, torch.Tensor.__rmul__: torch.Tensor.mul}
 
 
-def leaves(t: Tensor) -> Iterator[Tensor]:
-    """The leaf tensors that require grad in the graph of ``t``."""
-    stack, seen = [t.grad_fn], set()
-    if t.grad_fn is None and t.requires_grad:
-        yield t
+def graph_of(end: Any) -> tuple[list[Tensor], set[Any]]:
+    """The leaf tensors that require grad and the nodes in the graph of a tensor, or that ends in a node."""
+    found: list[Tensor] = []
+    if isinstance(end, Tensor) and end.grad_fn is None:
+        return [end] if end.requires_grad else [], set()
+    stack, seen = [end.grad_fn if isinstance(end, Tensor) else end], set[Any]()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            yield node.variable
+            found.append(node.variable)
         stack.extend(f for f, _ in node.next_functions)
+    return found, seen
+
+
+def leaves(t: Tensor) -> list[Tensor]:
+    return graph_of(t)[0]
