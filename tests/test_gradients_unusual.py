@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howsure.gradients import grad_sq_norms, one_by_one
-from howsure.gradients.engine import _plans
+from howsure.gradients.engine import _Pass, _plans
 
 
 def spread(z: Tensor) -> Tensor:
@@ -802,3 +803,155 @@ def test_what_hooks_keep_on_modules_stays():
     grad_sq_norms(net, x, spread)
     torch.testing.assert_close(torch.cat(net.seen), net[0](x).detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(net[1].seen, net(x).detach(), rtol=1e-12, atol=0)
+
+
+class Rotary(nn.Module):
+    """Keeps a table and the length that it is for."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.length, self.table = nn.Linear(4, 3), 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != self.length or self.table.device != x.device:
+            self.length, self.table = len(x), torch.arange(4.0, dtype=x.dtype).cos()
+        return self.linear(x * self.table)
+
+
+class Lazy(nn.Module):
+    """Makes a table of a parameter in the first pass and keeps it, in an attribute or a list."""
+
+    def __init__(self, listed: bool):
+        super().__init__()
+        self.linear, self.a, self.listed = nn.Linear(4, 3), nn.Parameter(torch.rand(4)), listed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "kept"):
+            self.kept = [self.a * 2] if self.listed else self.a * 2
+        return self.linear(x * (self.kept[0] if self.listed else self.kept))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("make", [Rotary, lambda: Lazy(False), lambda: Lazy(True)])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_what_belongs_together_in_attributes_is_put_back_together(make, warm, hooked):
+    net, x = make().double().eval(), images(5, 4)
+    fresh, logits = copy.deepcopy(net), copy.deepcopy(net)(x)
+    if warm and isinstance(net, Rotary):
+        net(x[:2])
+    hook = net.linear.register_forward_hook(lambda *_: None) if hooked else None
+    want = torch.cat([plainly(copy.deepcopy(fresh), image[None]) for image in x])
+    for _ in range(2):
+        torch.testing.assert_close(grad_sq_norms(net, x, spread).norms[0], want, rtol=1e-9, atol=0)
+    if hook:
+        hook.remove()
+    torch.testing.assert_close(net(x), logits, rtol=1e-12, atol=0)
+
+
+def test_integer_parameters_are_let_be():
+    net = Net(lambda net, x: net.last(net.first(x) * net.scale)).double().eval()
+    net.scale = nn.Parameter(torch.tensor(3), requires_grad=False)
+    result = grad_sq_norms(net, images(5, 4), spread)
+    assert "scale" not in result.names
+    assert result.norms.isfinite().all()
+
+
+class Biased(nn.Module):
+    """LeViT's way: a bias gathered from a parameter once and kept in a dictionary; another that it never fills."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.table = nn.Linear(4, 3), nn.Parameter(torch.rand(4))
+        self.attention_bias_cache: dict[str, Tensor] = {}
+        self.rope_cache = {"cos": torch.arange(4.0, dtype=torch.float64).cos()}
+        self.cache_options = {"scale": 2.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.attention_bias_cache:
+            self.attention_bias_cache["bias"] = self.table[[2, 0, 1, 3]]
+        scale = self.cache_options.get("scale", 1.0)
+        return self.linear(x * self.rope_cache["cos"] * scale + self.attention_bias_cache["bias"])
+
+
+def test_a_key_that_a_loss_misses_is_its_own_affair():
+    net, x = Biased().double().eval(), images(5, 4)
+    with torch.no_grad():
+        logits = net(x)
+    want = torch.cat([plainly(without_bias(net), image[None]) for image in x])
+    with pytest.raises(KeyError, match="no"):
+        grad_sq_norms(net, x, lambda z: {}["no"])
+    for _ in range(2):
+        result = grad_sq_norms(net, x, spread)
+        torch.testing.assert_close(result.norms[0], want, rtol=1e-9, atol=0)
+        torch.testing.assert_close(result.logits, logits, rtol=1e-12, atol=0)
+
+
+def without_bias(net: Biased) -> Biased:
+    other = copy.deepcopy(net)
+    other.attention_bias_cache.clear()
+    return other
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda x: torch.rand([]), lambda x: torch.randn(4, generator=torch.Generator().manual_seed(0)),
+     lambda x: torch.empty(4).bernoulli_(0.5)],
+)  # fmt: skip
+def test_random_numbers_that_nothing_reads_are_no_chance(draw):
+    def run(net: Net, x: Tensor) -> Tensor:
+        p = draw(x)
+        return net.last(net.first(x).tanh()) if net.training and p.max() < 0.1 else net.last(net.first(x).sin())
+
+    exact(Net(run), images(5, 4))
+
+
+def test_a_recurrent_layer_of_one_level_has_no_dropout_to_draw():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lstm = nn.LSTM(4, 3, dropout=0.5, batch_first=True).double()
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = lstm
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0][:, -1]
+
+    net = Last().train()
+    x = images(5, 3, 4)
+    torch.testing.assert_close(grad_sq_norms(net, x, spread).norms[0], plainly(net, x), rtol=1e-9, atol=0)
+
+
+def test_a_check_of_the_data_costs_no_new_probe(monkeypatch):
+    def run(net: Net, x: Tensor) -> Tensor:
+        if x.max() > 1e9:
+            raise ValueError
+        return net.last(net.first(x).tanh())
+
+    net, x, pulls = Net(run).double().eval(), images(5, 4), []
+    grad_sq_norms(net, x, spread)
+    pull = _Pass._pull
+    monkeypatch.setattr(_Pass, "_pull", lambda *args, **options: (pulls.append(1), pull(*args, **options))[1])
+    grad_sq_norms(net, x, spread)
+    assert len(pulls) == 2
+
+
+def test_what_is_not_compiled_leaves_the_compiler_alone(monkeypatch):
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.compiler, "set_stance", refuse, raising=False)
+    exact(nn.Linear(4, 3), images(5, 4))
+
+
+def test_two_threads_on_one_network_with_folds():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(8 * 64, 3)).double().eval()  # fmt: skip
+    x = images(6, 3, 8, 8)
+    want = plainly(net, x)
+    grad_sq_norms(net, x, spread)
+    with ThreadPoolExecutor(3) as pool:
+        for result in pool.map(lambda _: grad_sq_norms(net, x, spread), range(12)):
+            torch.testing.assert_close(result.norms[0], want, rtol=1e-9, atol=0)
+    assert next(iter(_plans[net].values())).channels_last

@@ -1,4 +1,4 @@
-"""Keeps a network's own attributes out of a pass, and the pass out of them.
+"""Tensors that a network keeps between passes, put aside while gradients are taken.
 
 Some attention layers (LeViT, EfficientFormer, TinyViT in timm) keep a bias gathered from a parameter in a dictionary
 when they are in evaluation mode. What was gathered in one pass is not made of the parameter in the next one's graph.
@@ -16,17 +16,21 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
-from .rule import tensors
+from .rule import Again, tensors
 
 _OWN = frozenset(vars(nn.Module()))
 """Attributes of every module: parameters, buffers, hooks."""
 _ABSENT = object()
-_filled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that do not fill their caches by themselves."""
+_left: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+"""By module the names of caches that it does not fill by itself."""
 
 
-class Emptied(KeyError):
-    """A cache that was emptied is needed; from now on this network's are left as they are."""
+_copies: weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]] = weakref.WeakKeyDictionary()
+"""By module what was left in attributes in place of a tensor on a graph, for the hook that may have put it there."""
+
+
+class Emptied(Again, KeyError):
+    """A cache that was emptied is needed; from now on it is left as it is."""
 
 
 def hooked(model: nn.Module) -> bool:
@@ -38,63 +42,74 @@ def hooked(model: nn.Module) -> bool:
 
 @contextmanager
 def caches_aside(model: nn.Module) -> Iterator[None]:
-    """Empty every dictionary attribute with "cache" in its name meanwhile, and put back afterwards what attributes
-    held, unless they hold no tensors. Forward hooks may keep tensors on modules: with any, only a tensor that hangs on
-    a graph is taken off."""
-    kept = [(own, {k: own[k] for k in own.keys() - _OWN}) for own in map(vars, model.modules())]
-    held = {id(v): (v, _copy(v)) for _, before in kept for v in before.values() if isinstance(v, (dict, list))}
-    caches = {id(v) for _, before in kept for k, v in before.items() if "cache" in k and isinstance(v, dict)}
+    """Empty every dictionary attribute of tensors with "cache" in its name meanwhile, and put back afterwards what
+    attributes, and lists and dictionaries there, held. Forward hooks may keep tensors on modules: with any, only what
+    hangs on a graph is taken off, and a copy off the graph left until the next pass."""
+    for m in model.modules():
+        for name, copy in _copies.pop(m, {}).items():
+            if vars(m).get(name) is copy:
+                del vars(m)[name]
+    kept = [(m, vars(m), {k: v for k, v in vars(m).items() if k not in _OWN}) for m in model.modules()]
+    held = {id(v): (v, _items(v)) for *_, before in kept for v in before.values() if isinstance(v, (dict, list))}
+    caches = [
+        (m, name, v, dict(v))
+        for m, _, before in kept
+        for name, v in before.items()
+        if "cache" in name and isinstance(v, dict) and name not in _left.get(m, ()) and any(True for _ in tensors(v))
+    ]
     spare = hooked(model)
     try:
-        if model not in _filled:
-            for key in caches:
-                held[key][0].clear()
+        for *_, cache, _content in caches:
+            cache.clear()
         yield
     except KeyError as error:
-        if model in _filled or not any(held[key][1] for key in caches):
+        missed = [(m, name) for m, name, _, content in caches if error.args and error.args[0] in content]
+        if not missed:
             raise
-        _filled.add(model)
+        for m, name in missed:
+            _left.setdefault(m, set()).add(name)
         raise Emptied(*error.args) from error
     finally:
-        for own, before in kept:
-            _put_back(own, before, spare)
-        for key, (value, content) in held.items():
-            if key in caches or not (spare or _same(value, content) or not _holds_tensor(value)):
-                _fill(value, content)
+        emptied = {id(cache) for *_, cache, _ in caches}
+        for m, own, before in kept:
+            _put_back(m, own, before, spare)
+        for key, (value, items) in held.items():
+            if key in emptied or (not _same(value, items) and (not spare or _on_graph(value))):
+                _fill(value, items)
 
 
-def _put_back(own: dict[str, Any], before: dict[str, Any], spare: bool) -> None:
+def _put_back(m: nn.Module, own: dict[str, Any], before: dict[str, Any], spare: bool) -> None:
     for name in [k for k in own.keys() - _OWN if own[k] is not before.get(k, _ABSENT)]:
-        value, old = own[name], before.get(name, _ABSENT)
-        if spare:
-            if isinstance(value, Tensor) and value.requires_grad:
-                own[name] = value.detach() if old is _ABSENT else old
-        elif _holds_tensor((value,)):
-            if old is _ABSENT:
-                del own[name]
-            else:
-                own[name] = old
+        value = own[name]
+        if spare and not _on_graph((value,)):
+            continue
+        if name in before:
+            own[name] = before[name]
+        elif spare and isinstance(value, Tensor):
+            own[name] = _copies.setdefault(m, {})[name] = value.detach()
+        else:
+            del own[name]
 
 
-def _holds_tensor(tree: Any) -> bool:
-    return next(tensors(tree), None) is not None
+def _on_graph(tree: Any) -> bool:
+    return any(t.requires_grad for t in tensors(tree))
 
 
-def _copy(value: Any) -> Any:
-    return dict(value) if isinstance(value, dict) else list(value)
+def _items(value: Any) -> list[Any]:
+    return list(value.items()) if isinstance(value, dict) else list(value)
 
 
-def _same(value: Any, content: Any) -> bool:
-    if len(value) != len(content):
+def _same(value: Any, items: list[Any]) -> bool:
+    if len(value) != len(items):
         return False
     if isinstance(value, dict):
-        return all(map(is_, value, content)) and all(map(is_, value.values(), content.values()))
-    return all(map(is_, value, content))
+        return all(k is key and v is old for (k, v), (key, old) in zip(value.items(), items, strict=True))
+    return all(map(is_, value, items))
 
 
-def _fill(value: Any, content: Any) -> None:
+def _fill(value: Any, items: list[Any]) -> None:
     value.clear()
     if isinstance(value, dict):
-        value.update(content)
+        value.update(items)
     else:
-        value.extend(content)
+        value.extend(items)

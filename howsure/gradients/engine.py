@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-from .caches import Emptied, caches_aside, hooked
-from .fold import Fold, Unfolded, find, refreshed
+from .caches import caches_aside, hooked
+from .fold import Fold, find, refreshed
 from .general import autocasting, pull_back
 from .layout import Layout, candidates, codes, explains
-from .ledger import Ledger, Misfit
-from .rule import free_scratch
+from .ledger import Ledger
+from .rule import Again, free_scratch
 from .trace import Site, Tracer, graph_of, leaves
 
 Loss = Callable[[Tensor], Tensor]
@@ -59,10 +59,10 @@ class _Plan:
     """Batch sizes at which the gradients of different samples were seen not to meet."""
     compared: bool = False
     """Whether the logits were seen not to depend on the other samples."""
-    general: set[int] = field(default_factory=set)
-    """Calls that take the general path, since their samples lie as their rules do not know."""
-    unseen: set[int] = field(default_factory=set)
-    """Calls of weights with weights that were used unseen, which are left to the way of the latter."""
+    general_meetings: set[int] = field(default_factory=set)
+    """Calls in which weights meet data, by number, that take the general path: their samples lie as no rule knows."""
+    unseen_meetings: set[int] = field(default_factory=set)
+    """Those that took weights used unseen for data, and are left to the way of the latter."""
     folds: dict[int, Fold] | None = None
     """Batch norms to fold; None before the first pass."""
     activation: float = 0.0
@@ -80,13 +80,8 @@ class _Plan:
         given, self.channels_last = self.format_of(x) == torch.channels_last, False
         return given
 
-    def forget_folds(self) -> None:
-        """Let go of the folded kernels, which are made anew in each call."""
-        for fold in (self.folds or {}).values():
-            fold.forget()
-
     def give_up(self, fold: Fold) -> None:
-        self.folds = {key: kept for key, kept in (self.folds or {}).items() if kept is not fold}
+        self.folds = {key: kept for key, kept in (self.folds or {}).items() if kept.weight is not fold.weight}
 
     def format_of(self, x: Tensor) -> torch.memory_format:
         last = self.channels_last and x.dim() == 4 and x.device.type == "cpu"
@@ -214,22 +209,15 @@ def _restarting(
             if size <= 1:
                 raise
             limit = size // 2
-        except Unfolded as error:
-            plan.give_up(error.fold)
-        except Misfit as error:
-            plan.general.add(error.meeting)
-        except Rootless as error:
-            plan.unseen |= error.meetings
-        except Emptied:
-            pass
         except Unsure:
             probe = True
+        except Again as again:
+            again.learn(plan)
         except Exception:
             if not plan.give_up_format(x):
                 raise
         finally:
             free_scratch()
-            plan.forget_folds()
         if x.device.type == "cuda":
             torch.cuda.empty_cache()
         if on_restart is not None:
@@ -303,14 +291,8 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
             first.result()
             if not first.learned:
                 return _rules_taken(first, wanted)
-        except Unfolded as error:
-            plan.give_up(error.fold)
-        except Misfit as error:
-            plan.general.add(error.meeting)
-        except Rootless as error:
-            plan.unseen |= error.meetings
-        except Emptied:
-            pass
+        except Again as again:
+            again.learn(plan)
         except Exception:
             if not plan.give_up_format(x):
                 raise
@@ -336,12 +318,15 @@ class Unsure(Exception):
     """A gradient has come where none was seen yet, or the network reads its maps in memory: the pass starts again."""
 
 
-class Rootless(Exception):
-    """Calls that have no samples, since what they took for data are weights that were used unseen."""
+class Unrooted(Again):
+    """Calls took for data what is made of weights that were used unseen, and so have no samples."""
 
     def __init__(self, meetings: set[int]):
         super().__init__("weights that were used unseen met others")
         self.meetings = meetings
+
+    def learn(self, plan: Any) -> None:
+        plan.unseen_meetings |= self.meetings
 
 
 class _Pass:
@@ -365,9 +350,11 @@ class _Pass:
         self.n = len(x)
         self.serve: Callable[[Site, tuple], None] = _pass_by
         self.hidden: list[Tensor] = []
-        self.rootless: set[int] = set()
-        self.stray: set[int] = set()
-        """Sites that are not in the graph of the logits."""
+        self.unrooted: set[int] = set()
+        self.rooted: set[int] = set()
+        """Sites in the graph of the logits."""
+        self.awaited: set[int] = set()
+        """Those of them that no gradient has come to in this backward pass."""
         self.keeps_inputs = True
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -375,11 +362,12 @@ class _Pass:
         others = [p for p in self.model.parameters() if id(p) not in chosen]
         folds = None if self.plan.folds is None else self.folds
         sink = lambda site, grads: self.serve(site, grads)  # noqa: E731
-        self.tracer = Tracer(self.model, self.wanted, others, self.x, sink, folds, self.plan.general, self.plan.unseen)
+        met = self.plan.general_meetings, self.plan.unseen_meetings
+        self.tracer = Tracer(self.model, self.wanted, others, self.x, sink, folds, *met)
         with torch.enable_grad(), caches_aside(self.model), _requires_grad(self.model, self.wanted.values()):
             with disable_saved_tensors_hooks(_HOOKS_AROUND):  # raises where some are on already
                 pass
-            with _eagerly(), disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
+            with _eagerly(self.model), disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
                 logits = self.model(self.x)
             self.tracer.check_folds()
             if self.tracer.reads_memory and self.plan.give_up_format(self.x):
@@ -408,7 +396,8 @@ class _Pass:
         known = {id(p) for p in self.wanted.values()} | {id(a) for a in self.tracer.aliases.values()}
         ends, nodes = graph_of(logits)
         found = [t for t in ends if t is not self.tracer.anchor]
-        self.stray = {site.index for node, site in self.tracer.nodes.items() if node not in nodes}
+        stray = {site.index for node, site in self.tracer.nodes.items() if node not in nodes}
+        self.rooted = {site.index for site in self.tracer.sites} - stray
         if any(id(t) not in known for t in found):
             raise RuntimeError(
                 "the network's output hangs on a tensor that requires grad but is none of its parameters, perhaps one"
@@ -421,7 +410,7 @@ class _Pass:
         self._find_layouts(logits)
         self._find_folds(logits)
         for k, seed in enumerate(seeds):
-            self.serve, self.served = self._account, set[int]()
+            self.serve, self.awaited = self._account, set(self.rooted)
             self.ledger.open()
             last = k == len(seeds) - 1
             self.keeps_inputs = not last or self.explains
@@ -458,12 +447,12 @@ class _Pass:
         if all(g is None for g in grads):
             return
         self._refuse_unsure(site, grads)
-        if site.index in self.served or site.index in self.stray:
+        if site.index not in self.awaited:
             raise RuntimeError(
                 f"{site.label}: a gradient arrives that is not of the loss alone, since the network takes one itself in"
                 " the backward pass (in a hook, as of equilibrium models)"
             )
-        self.served.add(site.index)
+        self.awaited.remove(site.index)
         site.check_inputs()
         with torch.no_grad():
             self.ledger.serve(site, tuple(g if g is None or g.dtype in _FULL else g.float() for g in grads))
@@ -481,7 +470,7 @@ class _Pass:
             return
         if self.probe or self.tracer.depends or not plan.settled or not self._apply(plan):
             self._probe(logits)
-        if n not in plan.apart or self.tracer.depends:
+        if n not in plan.apart or self.tracer.depends or self.tracer.branches:
             self._refuse_meeting(logits)
             plan.apart.add(n)
 
@@ -513,21 +502,21 @@ class _Pass:
             self._refuse_unsure(site, grads)
             for g, layout in zip(grads, site.layout, strict=True):
                 if g is not None and g.numel() and layout.split(g, self.n)[others].nan_to_num(0, 0, 0).any():
-                    self._refuse(site)
+                    self._refuse_or_defer(site)
 
         self.serve = look
         self._pull(logits, seed)
-        self._raise_rootless()
+        self._raise_deferred()
 
-    def _refuse(self, site: Site) -> None:
-        """Raise since samples meet at a site, or keep it in mind if it may be none."""
+    def _refuse_or_defer(self, site: Site) -> None:
+        """Raise since samples meet at a site, or note it until the pass is through if it may have none."""
         if not self.hidden or self.tracer.hangs_on_data(site):
             raise RuntimeError(_meet(site))
-        self.rootless.add(site.meeting)
+        self.unrooted.add(site.meeting)
 
-    def _raise_rootless(self) -> None:
-        if self.rootless:
-            raise Rootless(self.rootless)
+    def _raise_deferred(self) -> None:
+        if self.unrooted:
+            raise Unrooted(self.unrooted)
 
     def _probe(self, logits: Tensor) -> None:
         """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is; a third
@@ -555,7 +544,7 @@ class _Pass:
         for digit in range(digits):
             factors = codes(self.n, seed, digit)
             self._pull(logits, seed * factors[:, None])
-        self._raise_rootless()
+        self._raise_deferred()
         plan, known = self.plan, self.plan.layouts if self.plan.settled else []
         found = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
         for site, layouts in zip(self.tracer.sites, found, strict=True):
@@ -582,7 +571,7 @@ class _Pass:
             return []
         found = [layout for layout in allowed if explains(layout, plain, coded, factors)]
         if not found:
-            self._refuse(site)
+            self._refuse_or_defer(site)
         return found
 
 
@@ -639,19 +628,27 @@ def _seed(loss: Loss, logits: Tensor) -> Tensor:
     return seed.detach()
 
 
-def _eagerly() -> AbstractContextManager:
-    """What ``torch.compile`` made runs as plain Python meanwhile, so that its calls are seen and the tracer's are not
-    compiled."""
-    knows = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
-    return torch.compiler.set_stance("force_eager") if knows else nullcontext()
+_STANCE = threading.RLock()
+
+
+@contextmanager
+def _eagerly(model: nn.Module) -> Iterator[None]:
+    """Compiled modules run as plain Python meanwhile, so that their calls are seen and the tracer's are not compiled.
+    What says so holds for the process: one at a time."""
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    if not compiled or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with _STANCE, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _off_in_company(model: nn.Module, x: Tensor) -> float:
     """How far the logits of the first images are others when all of a few stand beside them, in parts of the largest;
     0 where that is rounding."""
     few, more = min(2, len(x) - 1), len(x)
-    everything = list(model.parameters())
-    with torch.enable_grad(), caches_aside(model), _requires_grad(model, everything), warnings.catch_warnings():
+    watched = _select(model, None).values()
+    with torch.enable_grad(), caches_aside(model), _requires_grad(model, watched), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         alone, among = (model(x[:n].detach().clone()) for n in (few, more))
     if not all(isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point() for z in (alone, among)):

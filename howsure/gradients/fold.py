@@ -14,6 +14,7 @@ fold.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from torch import Tensor
 from .conv import Conv
 from .layout import Layout
 from .norm import CENTRED, BatchNorm, SumsOnce
-from .rule import Rule, merged, per_sample
+from .rule import Again, Rule, merged, per_sample
 from .rules import bind
 
 if TYPE_CHECKING:
@@ -40,15 +41,18 @@ SHAPES = {
 """What may be asked of an empty shell."""
 
 
-class Unfolded(Exception):
+class Unfolded(Again):
     """The output of a folded convolution is needed after all."""
 
     def __init__(self, fold: Fold):
         super().__init__("the output of a folded convolution is needed")
         self.fold = fold
 
+    def learn(self, plan: Any) -> None:
+        plan.give_up(self.fold)
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Fold:
     """The parameters of a convolution and the call of the batch norm behind it, ``norm`` without its input."""
 
@@ -77,10 +81,6 @@ class Fold:
         self.folded = self.weight * self.scale.view(-1, *[1] * (self.weight.dim() - 1)), constant
         return (self.centre * self.rstd).abs().max()
 
-    def forget(self) -> None:
-        """Let go of what ``refresh`` made."""
-        self.__dict__.pop("folded", None)
-
     def takes(self, rule: Rule, bias: Tensor | None) -> bool:
         if bias is not self.bias:
             raise Unfolded(self)
@@ -103,6 +103,7 @@ def refreshed(folds: Mapping[int, Fold]) -> dict[int, Fold]:
     """The folds with the parameters as they are now, without those where ``grad γ`` would cancel."""
     if not folds:
         return {}
+    folds = {key: copy.copy(fold) for key, fold in folds.items()}
     off = torch.stack([fold.refresh() for fold in folds.values()]).tolist()
     return {key: fold for (key, fold), o in zip(folds.items(), off, strict=True) if o <= CENTRED}
 

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from .general import General, pull_back
-from .rule import sq_norm
+from .rule import Again, sq_norm
 from .trace import Site, Tracer, leaves
 
 
-class Misfit(Exception):
+class Misfit(Again):
     """The samples of a site lie so that its rule does not hold: it takes the general path."""
 
     def __init__(self, site: Site):
         super().__init__(f"{site.label}: no rule for samples along dimension {site.layout[0].dim}")
         self.meeting = site.meeting
+
+    def learn(self, plan: Any) -> None:
+        plan.general_meetings.add(self.meeting)
 
 
 class Ledger:

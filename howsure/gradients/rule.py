@@ -12,6 +12,13 @@ from torch import Tensor
 from .layout import Layout
 
 
+class Again(Exception):
+    """A pass has found out what it should have known: it starts again."""
+
+    def learn(self, plan: Any) -> None:
+        """Note in the network's plan what was found out."""
+
+
 class Rule:
     """How one call turns the gradient at its output into per-sample gradients of its weights.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import pairwise
 from types import FrameType
 from typing import Any
 
@@ -30,19 +29,8 @@ from .rules import rule_for
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
 _STRIDED = {"as_strided", "stride"}
 _CHOOSING = {
-    *(
-        "argsort",
-        "sort",
-        "msort",
-        "topk",
-        "kthvalue",
-        "nonzero",
-        "argwhere",
-        "unique",
-        "unique_consecutive",
-        "bincount",
-    ),
-    *("masked_select", "multinomial", "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"),
+    *("argsort", "sort", "msort", "topk", "kthvalue", "nonzero", "argwhere", "unique", "unique_consecutive"),
+    *("bincount", "masked_select", "multinomial", "item", "tolist", "numpy", "__int__", "__float__", "__index__"),
     "_pack_padded_sequence",
 }
 _INDEXING = {"__getitem__", "__setitem__", "index", "index_select", "index_put", "index_put_", "index_add",
@@ -54,23 +42,22 @@ _DROPOUTS = {
     *("feature_dropout", "feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_", "native_dropout"),
 }
 _DRAWS = {
+    *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "normal_"),
     *(
-        "rand",
-        "randn",
-        "randint",
-        "randperm",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "normal",
-        "normal_",
         "poisson",
+        "bernoulli",
+        "bernoulli_",
+        "uniform_",
+        "exponential_",
+        "geometric_",
+        "cauchy_",
+        "log_normal_",
+        "random_",
     ),
-    *("bernoulli", "bernoulli_", "uniform_", "exponential_", "geometric_", "cauchy_", "log_normal_", "random_"),
     *("multinomial", "binomial", "gumbel_softmax"),
 }
 _CHANCE = {
-    *(_DROPOUTS | _DRAWS),
+    *_DROPOUTS,
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "rrelu", "rrelu_"),
     *("scaled_dot_product_attention", "multi_head_attention_forward"),
 }
@@ -157,8 +144,6 @@ def _name(func: Any) -> str:
 
 def _by_chance(name: str, args: tuple, kwargs: dict) -> bool:
     """Whether a call of one of ``_CHANCE`` gives something else each time."""
-    if name in _DRAWS:
-        return kwargs.get("generator") is None
     if name in _DROPOUTS:
         p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
         on = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", "alpha" not in name))
@@ -170,7 +155,8 @@ def _by_chance(name: str, args: tuple, kwargs: dict) -> bool:
         return bool(p) and on is not False
     if name.startswith("rrelu"):
         return bool(args[3] if len(args) > 3 else kwargs.get("training"))
-    return any(type(p) is float and p > 0 and on is True for p, on in pairwise(args))  # a recurrent layer's
+    recurrent = zip(args, args[1:], args[2:], strict=False)  # …, number of layers, dropout, training, …
+    return any(type(p) is float and p > 0 and on is True and layers > 1 for layers, p, on in recurrent)
 
 
 def _in_place(func: Any, args: tuple, kwargs: dict) -> bool:
@@ -274,6 +260,10 @@ class Tracer(TorchFunctionMode):
         """A hash of all calls by name, and how they reorder: where others are made, what was learned is void."""
         self.depends = False
         """Whether the order or choice of what is computed may hang on the data."""
+        self.branches = False
+        """Whether which calls are made hangs on the data."""
+        self.drawn: dict[int, tuple[str, Tensor]] = {}
+        """Random numbers, by what they were drawn with; nothing may read them."""
         self.reads_memory = False
         """Whether the network looks at how data lie in memory."""
 
@@ -285,6 +275,13 @@ class Tracer(TorchFunctionMode):
         self.calls = hash((self.calls, name, str(args[1:]) if name in _ORDERING else None))
         if name in _CHANCE and _by_chance(name, args, kwargs):
             raise RuntimeError(_random(self.model, name))
+        for t in tensors((args, kwargs)) if self.drawn else ():
+            if id(t) in self.drawn:
+                raise RuntimeError(_random(self.model, self.drawn[id(t)][0]))
+        if name in _DRAWS and kwargs.get("generator") is None:
+            out = func(*args, **kwargs)
+            self.drawn |= {id(t): (name, t) for t in tensors((out,))}
+            return out
         if func is torch.autograd.grad and (kwargs.get("create_graph") or any(args[4:5])):
             raise RuntimeError(
                 "the network takes a gradient during its forward pass, whose own gradient cannot be followed"
@@ -297,6 +294,7 @@ class Tracer(TorchFunctionMode):
             elif key in self.watched and func not in SHAPES:
                 out = self.watched[key].read(func, args, kwargs)
                 if out is not None:
+                    self.meetings += 1
                     return out
                 data = True
             elif t.requires_grad or key in self.data:
@@ -323,6 +321,8 @@ class Tracer(TorchFunctionMode):
             self.reads_memory = True
         elif name in _CHOOSING or (name in _INDEXING and any(id(t) in self.data for t in tensors((args[1:], kwargs)))):
             self.depends = True
+        elif name == "__bool__":
+            self.branches = True
 
     def _mark(self, out: Any) -> None:
         for t in tensors((out,)):
