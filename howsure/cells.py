@@ -262,6 +262,11 @@ def _makes_passes(needs: Sequence[Any]) -> bool:
     return any(rep.cost == "passes" for rep in needs)
 
 
+def runs_under(method: Method, protocol: Protocol) -> bool:
+    """Whether a protocol shows a method what it is fitted on: `none` shows no outliers."""
+    return protocol != "none" or method.supervision != "outliers"
+
+
 def refusal(method: Method, network: Network) -> str | None:
     """Why a method cannot score a network: its own reason, or that of a representation it needs."""
     reasons = [method.skip(network), *(rep.skip(network) for rep in method.needs)]

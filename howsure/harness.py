@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .cells import Bench, CellError, Scorer, certain, refusal
+from .cells import Bench, CellError, Scorer, certain, refusal, runs_under
 from .corruptions import CORRUPTIONS, kinds
 from .data import Images, Subset, as_images, cache_root, data_root
 from .errors import MissingData, NoGradients, UserError, one_line, told
@@ -97,8 +97,7 @@ class Run:
     def _pairs(self, splits: dict[str, Split]) -> list[tuple[str, Protocol]]:
         """The methods with the protocols that they run under, each on every network."""
         protocols = applicable(self.suite.chosen_protocols(), self._shifts(splits))
-        pairs = product(self.methods.items(), protocols)
-        return [(name, p) for (name, method), p in pairs if p != "none" or method.supervision != "outliers"]
+        return [(name, p) for name, p in product(self.methods, protocols) if runs_under(self.methods[name], p)]
 
     def _refuse_nothing_to_do(self, splits: dict[str, Split]) -> None:
         if not self._pairs(splits):
@@ -248,9 +247,10 @@ class Run:
         })  # fmt: skip
         errors = (test[Logits()].argmax(1) != test[Labels()]).numpy()
         self.folder.write_errors(spec.name, seed, errors)
-        for shift in bench.shifts:
-            if shift not in bench.divisible:
-                self._leave_out(shift.name, "too small for protocols that split it in three; only `none` has it")
+        if set(self.suite.chosen_protocols()) != {"none"}:
+            for shift in bench.shifts:
+                if shift not in bench.divisible:
+                    self._leave_out(shift.name, "too small for protocols that split it in three; only `none` has it")
         self._run_cells(bench, spec.name, refusals, errors)
         self._time(bench, able)
 
@@ -329,7 +329,7 @@ class Run:
             for name, method in self.methods.items():
                 scorer = Scorer(bench, name, method)
                 for protocol in protocols:
-                    if protocol != "none" or method.supervision != "outliers":
+                    if runs_under(method, protocol):
                         cell_name = CellName(backbone, bench.seed, protocol, name)
                         self._note(self._run_cell(scorer, protocol, cell_name, refusals[name], errors))
                     bar.update(1)

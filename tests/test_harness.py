@@ -502,6 +502,8 @@ def test_a_shift_too_small_to_be_split_is_left_out_of_the_protocols_that_split(m
     assert run("run", suite, "--out", tmp_path) == 0
     assert "shift 'one' left out: too small" in capsys.readouterr().err
     rows = pd.read_csv(tmp_path / "results.csv")
+    assert run("run", write_suite(material, "small_none", ["msp"], ["none"], extra), "--out", tmp_path / "none") == 0
+    assert capsys.readouterr().err == ""
     assert set(rows[rows["shift"] == "one"]["protocol"]) == {"none"}
     assert set(rows[rows["shift"] == "outliers"]["protocol"]) == {"none", "same-shift", "leave-one-out"}
 
