@@ -67,13 +67,13 @@ class Predicted(Loss):
     def __call__(self, logits: Tensor) -> Tensor:
         logits = logits.double()
         top, others = _top_and_others(logits)
-        return F.softplus(others - logits[top])
+        return F.softplus(others - logits.masked_fill(~top, 0).sum(1))
 
 
 def _top_and_others(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Where the largest logit is, bool `[N, C]`, and the logsumexp of the others, `[N]`: one minus the largest
     probability would cancel."""
-    top = F.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    top = logits.argmax(1, keepdim=True) == torch.arange(logits.shape[1], device=logits.device)
     return top, logits.masked_fill(top, -torch.inf).logsumexp(1)
 
 

@@ -132,7 +132,7 @@ class Conv(Rule):
         if rule == "gram":
             return self.by_gram(d, a)
         if rule == "tiles":
-            return linear_sq_norms(self.cut(a), d.flatten(2))
+            return linear_sq_norms(self.cut(a), d.flatten(2), self.doubts)
         if rule == "windows":
             return torch.stack([sq_norm(part) for part in self.windows(d, a)]).sum(0)
         return sq_norm(self.explicit(d, a))
@@ -147,17 +147,10 @@ class Conv(Rule):
         return not gram_is_cheaper(prod(self.maps), i * prod(self.kernel), o) and prod(self.maps) > 1
 
     def by_gram(self, d: Tensor, a: Tensor) -> Tensor:
-        n, g, length = len(d), self.groups, prod(self.maps)
-        d_gram = d.reshape(n * g, -1, length)
-        d_gram = d_gram.mT @ d_gram
-        per_group = gram_sq_norms(self.shifted_gram(a), d_gram, lambda at: self._of_groups(d, a, at))
-        return per_group.view(n, g).sum(1)
-
-    def _of_groups(self, d: Tensor, a: Tensor, at: Tensor) -> Tensor:
-        """The gradients of the groups ``at``, counted through all samples: ``[len(at), O / groups, I, *kernel]``."""
-        rows, which = at.div(self.groups, rounding_mode="floor"), at % self.groups
-        samples, where = rows.unique(return_inverse=True)
-        return self.grouped(d[samples], a[samples]).unflatten(1, (self.groups, -1))[where, which]
+        n = len(d)
+        flat = d.reshape(n * self.groups, -1, prod(self.maps))
+        shifted, d_gram = self.shifted_gram(a), flat.mT @ flat
+        return gram_sq_norms(shifted, d_gram, n, lambda at: self.grouped(d[at], a[at]), self.doubts)
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         d = merged(d, layout, n)

@@ -20,7 +20,7 @@ from .fold import Fold, find, refreshed
 from .general import autocasting, pull_back
 from .layout import Layout, candidates, codes, explains
 from .ledger import Ledger
-from .rule import Again, free_scratch
+from .rule import Again, free_scratch, queued
 from .trace import Site, Tracer, graph_of, leaves
 
 Loss = Callable[[Tensor], Tensor]
@@ -95,6 +95,28 @@ class _Plan:
             return max(1, min(n, int(torch.cuda.mem_get_info(device)[0] / 6 / self.total)))
         parts = max(1, round(n * self.activation / (_CACHE + self.weight)))
         return -(-n // parts)
+
+
+@dataclass
+class _Try:
+    """How a call is made, and what is asked only when all of it is done, since asking makes a GPU's host wait."""
+
+    limit: int | None = None
+    """The most samples in one pass."""
+    probe: bool = False
+    """Whether each pass finds its layouts out anew."""
+    alone: Collection[int] = ()
+    """Images to set apart."""
+    doubts: list[Tensor] | None = None
+    """Whether terms of a sum cancel, or a gradient has come where none was seen yet; None to see to it at once."""
+    mixing: list[Tensor] = field(default_factory=list)
+    """Whether a loss hangs on other samples' logits."""
+
+    def forget(self) -> None:
+        """Let go of what an earlier try noted."""
+        self.mixing.clear()
+        if self.doubts is not None:
+            self.doubts.clear()
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Plan]] = weakref.WeakKeyDictionary()
@@ -174,14 +196,14 @@ def grad_sq_norms(
         x = x.clone() if x.is_inference() else x
         plan = _plan_for(model, x, wanted)
 
-        def run(part: Tensor, limit: int | None, probe: bool, alone: Collection[int] = ()) -> GradResult:
-            return _run(model, part, losses, wanted, small_names, limit, plan, probe, alone)
+        def run(part: Tensor, how: _Try) -> GradResult:
+            return _run(model, part, losses, wanted, small_names, plan, how)
 
         return _restarting(run, model, x, plan, max_batch, on_restart)
 
 
 def _restarting(
-    run: Callable[..., GradResult],
+    run: Callable[[Tensor, _Try], GradResult],
     model: nn.Module,
     x: Tensor,
     plan: _Plan,
@@ -189,28 +211,33 @@ def _restarting(
     on_restart: Callable[[], None] | None,
 ) -> GradResult:
     """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
-    probe, off, alone = False, 0.0, set[int]()
+    how, off = _Try(limit, doubts=[] if queued(x.device) else None), 0.0
     look = not plan.compared and (on_restart is not None or not hooked(model))
     while True:
         try:
-            first = x[: min(_PROBE, limit or _PROBE)]
+            first = x[: min(_PROBE, how.limit or _PROBE)]
             if look and len(first) > 1:
                 off = _off_in_company(model, first)
                 while not plan.settled:  # so that a first call gives, to the last bit, what later ones give
-                    run(first, limit, probe)
+                    run(first, how)
                 plan.compared, look = not off, False
                 if on_restart is not None:
                     on_restart()
-            result = run(x, limit, probe, alone)
-            if alone or not (alone := _spoilt(result)):
+            how.forget()
+            result = run(x, how)
+            if how.doubts is not None and _any(how.doubts):
+                how.doubts = None
+            elif how.alone or not (spoilt := _spoilt(result)):
                 break
+            else:
+                how.alone = spoilt
         except torch.OutOfMemoryError:
-            size = min(limit or len(x), len(x))
+            size = min(how.limit or len(x), len(x))
             if size <= 1:
                 raise
-            limit = size // 2
+            how.limit = size // 2
         except Unsure:
-            probe = True
+            how.probe = True
         except Again as again:
             again.learn(plan)
         except Exception:
@@ -222,6 +249,8 @@ def _restarting(
             torch.cuda.empty_cache()
         if on_restart is not None:
             on_restart()
+    if _any(how.mixing):
+        raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
     if off:
         raise RuntimeError(
             f"the logits of an image depend on the other images of the batch, or on chance (off by {off:.1e} of the"
@@ -236,20 +265,18 @@ def _run(
     losses: list[Loss],
     wanted: dict[str, nn.Parameter],
     small: list[str],
-    limit: int | None,
     plan: _Plan,
-    probe: bool,
-    alone: Collection[int],
+    how: _Try,
 ) -> GradResult:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     folds = refreshed(plan.folds or {})
     start = 0
     while start < len(x):
-        size = plan.chunk(len(x) - start, x.device) if limit is None else limit
+        size = plan.chunk(len(x) - start, x.device) if how.limit is None else how.limit
         if not plan.settled:
             size = min(size, _PROBE)
-        size = 1 if start in alone else min([size, *(i - start for i in alone if i > start)])
-        part = _Pass(model, x[start : start + size], losses, wanted, small, plan, folds, probe)
+        size = 1 if start in how.alone else min([size, *(i - start for i in how.alone if i > start)])
+        part = _Pass(model, x[start : start + size], losses, wanted, small, plan, folds, how)
         try:
             parts.append(part.result())
         finally:
@@ -266,6 +293,10 @@ def _run(
         tuple(small),
         tuple(wanted[name].numel() for name in small),
     )
+
+
+def _any(noted: list[Tensor]) -> bool:
+    return bool(noted) and bool(torch.stack(noted).any())
 
 
 def _spoilt(result: GradResult) -> set[int]:
@@ -286,7 +317,7 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     plan = _Plan()
     while True:
         folds = refreshed(plan.folds or {})
-        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, folds, probe=True, explains=True)
+        first = _Pass(model, x[:_PROBE], [lambda z: z.sum(1)], wanted, [], plan, folds, _Try(probe=True), explains=True)
         try:
             first.result()
             if not first.learned:
@@ -341,11 +372,11 @@ class _Pass:
         small: list[str],
         plan: _Plan,
         folds: dict[int, Fold],
-        probe: bool,
+        how: _Try,
         explains: bool = False,
     ):
         self.model, self.losses, self.wanted, self.small, self.plan = model, losses, wanted, small, plan
-        self.folds, self.probe, self.explains, self.learned = folds, probe, explains, False
+        self.folds, self.how, self.explains, self.learned = folds, how, explains, False
         self.x = x.detach().clone(memory_format=plan.format_of(x))
         self.n = len(x)
         self.serve: Callable[[Site, tuple], None] = _pass_by
@@ -379,7 +410,7 @@ class _Pass:
             if not logits.is_floating_point():
                 raise ValueError(f"the logits must be floating-point numbers, not {logits.dtype}")
             self.hidden = self._find_hidden(logits)
-            seeds = [_seed(loss, logits) for loss in self.losses]
+            seeds = [_seed(loss, logits, self.how.mixing) for loss in self.losses]
             with torch.no_grad(), autocasting(self.x.device.type, False):
                 return self._backward(logits, seeds)
 
@@ -407,6 +438,8 @@ class _Pass:
 
     def _backward(self, logits: Tensor, seeds: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         self.ledger = Ledger(self.wanted, self.small, self.tracer, self.hidden, self.n, logits)
+        for site in self.tracer.sites:
+            site.rule.doubts = self.how.doubts
         self._find_layouts(logits)
         self._find_folds(logits)
         for k, seed in enumerate(seeds):
@@ -468,7 +501,7 @@ class _Pass:
             for site in self.tracer.sites:
                 site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)
             return
-        if self.probe or self.tracer.depends or not plan.settled or not self._apply(plan):
+        if self.how.probe or self.tracer.depends or not plan.settled or not self._apply(plan):
             self._probe(logits)
         if n not in plan.apart or self.tracer.depends or self.tracer.branches:
             self._refuse_meeting(logits)
@@ -484,10 +517,13 @@ class _Pass:
         return True
 
     def _refuse_unsure(self, site: Site, grads: tuple) -> None:
-        """Raise ``Unsure`` where a gradient that was zero in every probe so far no longer is."""
+        """Raise ``Unsure`` where a gradient that was zero in every probe so far no longer is, or note whether."""
         if site.index in self.unsure:
             options = self.plan.layouts[site.index]
-            if any(g is not None and len(o) != 1 and g.any() for g, o in zip(grads, options, strict=True)):
+            came = [g.any() for g, o in zip(grads, options, strict=True) if g is not None and len(o) != 1]
+            if self.how.doubts is not None:
+                self.how.doubts += came
+            elif any(came):
                 raise Unsure
 
     def _refuse_meeting(self, logits: Tensor) -> None:
@@ -608,7 +644,8 @@ def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _seed(loss: Loss, logits: Tensor) -> Tensor:
+def _seed(loss: Loss, logits: Tensor, mixing: list[Tensor]) -> Tensor:
+    """The loss's gradient at the logits; whether it hangs on other samples is noted."""
     with torch.enable_grad():
         z = logits.detach().requires_grad_()
         values = loss(z.clone())
@@ -623,8 +660,8 @@ def _seed(loss: Loss, logits: Tensor) -> Tensor:
         if seed is None:
             return torch.zeros_like(z)
         (coded,) = torch.autograd.grad(values, [z], factors)
-    if len(z) > 1 and seed.isfinite().all() and not explains(Layout(), seed, coded, factors):
-        raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
+    if len(z) > 1:
+        mixing.append(seed.isfinite().all() & ~explains(Layout(), seed, coded, factors))
     return seed.detach()
 
 

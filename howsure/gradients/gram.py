@@ -19,7 +19,7 @@ def gram_is_cheaper(length: int, i: int, o: int) -> bool:
     return 1.45 * rows * length * (i + o + 12) < 2 * i * o * (length + 4)
 
 
-def sequence_gram_sq_norms(a: Tensor, d: Tensor) -> Tensor:
+def sequence_gram_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) -> Tensor:
     """``sum_{l,m} (a_l . a_m)(d_l . d_m)`` for ``a [n, I, L]`` and ``d [n, O, L]``: ``[n]``."""
     length = a.shape[2]
     total = trace = a.new_zeros(len(a))
@@ -30,23 +30,28 @@ def sequence_gram_sq_norms(a: Tensor, d: Tensor) -> Tensor:
         square = both[:, :, : stop - start]
         total = total + 2 * both.sum((1, 2)) - square.sum((1, 2))
         trace = trace + torch.diagonal(square, dim1=1, dim2=2).sum(1)
-    return guarded(total, trace, lambda at: d[at] @ a[at].mT)
+    return guarded(total, trace, lambda at: d[at] @ a[at].mT, doubts)
 
 
-def gram_sq_norms(a: Tensor, d: Tensor, explicit: Callable[[Tensor], Tensor]) -> Tensor:
-    """``sum(a * d)`` over the last two dimensions of two Gram matrices: ``[n, L, L] -> [n]``."""
-    trace = (torch.diagonal(a, dim1=1, dim2=2) * torch.diagonal(d, dim1=1, dim2=2)).sum(1)
-    return guarded(a.mul_(d).flatten(1).sum(1), trace, explicit)
+def gram_sq_norms(
+    a: Tensor, d: Tensor, n: int, explicit: Callable[[Tensor], Tensor], doubts: list[Tensor] | None
+) -> Tensor:
+    """``sum(a * d)`` over two Gram matrices, and over the groups of each sample: ``[n * groups, L, L] -> [n]``."""
+    trace = (torch.diagonal(a, dim1=1, dim2=2) * torch.diagonal(d, dim1=1, dim2=2)).reshape(n, -1).sum(1)
+    return guarded(a.mul_(d).reshape(n, -1).sum(1), trace, explicit, doubts)
 
 
-def guarded(total: Tensor, trace: Tensor, explicit: Callable[[Tensor], Tensor]) -> Tensor:
+def guarded(total: Tensor, trace: Tensor, explicit: Callable[[Tensor], Tensor], doubts: list[Tensor] | None) -> Tensor:
     """``total``, but from the gradients ``explicit(samples)`` themselves where its terms cancel.
 
     The products of two Gram matrices may have either sign. The rounding error of their sum was at most 20 machine
-    epsilons times the trace on every layer measured, so it only matters where the sum is far below the trace.
+    epsilons times the trace on every layer measured, so it only matters where the sum is far below the trace. With a
+    list of ``doubts`` it is only noted there whether any do.
     """
     doubtful = total < (2e-2 if total.dtype == torch.float32 else 1e-4) * trace
-    if doubtful.any():
+    if doubts is not None:
+        doubts.append(doubtful.any())
+    elif doubtful.any():
         at = doubtful.nonzero()[:, 0]
         total[at] = explicit(at).flatten(1).square().sum(1)
     return total

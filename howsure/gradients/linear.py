@@ -19,13 +19,13 @@ from .layout import Layout
 from .rule import Rule, sq_norm
 
 
-def linear_sq_norms(a: Tensor, d: Tensor) -> Tensor:
+def linear_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) -> Tensor:
     """``|sum_l d_l a_l^T|^2`` of inputs ``[n, I, L]`` and output gradients ``[n, O, L]``, features first: ``[n]``."""
     (i, length), o = a.shape[1:], d.shape[1]
     if length == 1:
         return sq_norm(d) * sq_norm(a)
     if gram_is_cheaper(length, i, o):
-        return sequence_gram_sq_norms(a, d)
+        return sequence_gram_sq_norms(a, d, doubts)
     return sq_norm(d @ a.mT)
 
 
@@ -72,7 +72,7 @@ class Linear(Rule):
             return sq_norm(self.grads(key, d, layout, n))
         d = self.positions(d, layout, n)
         a = self.positions(self.input("input"), layout, n)
-        return linear_sq_norms(a.mT, d.mT)
+        return linear_sq_norms(a.mT, d.mT, self.doubts)
 
     def describe(self, key: Any, n: int) -> str:
         if key == "bias":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .layout import Layout
-from .rule import Rule, merged, per_sample, scratch
+from .rule import Rule, merged, per_sample, queued, scratch
 
 CENTRED = 8  # standard deviations between a channel's mean and zero up to which its mean need not be subtracted first
 
@@ -82,7 +82,7 @@ class BatchNorm(SumsOnce, _Norm):
         self.rstd = torch.rsqrt(a["running_var"].to(full) + a.get("eps", 1e-5))
         # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels;
         # asking a GPU would make the host wait for it
-        self.off_centre = x.is_cuda or bool((self.mean.abs() * self.rstd > CENTRED).any())
+        self.off_centre = queued(x.device) or bool((self.mean.abs() * self.rstd > CENTRED).any())
         scale = self.rstd if weight is None else self.rstd * weight
         return _Scaled.apply(x, run, scale.view(self.shape))
 

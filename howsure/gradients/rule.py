@@ -33,6 +33,8 @@ class Rule:
     def __init__(self, func: Callable[..., Any], arguments: dict[Any, Any], weights: set[Any]):
         self.func, self.arguments, self.weights = func, arguments, weights
         self.saved: dict[Any, Tensor] = {key: arguments[key] for key in self.needs if key not in weights}
+        self.doubts: list[Tensor] | None = None
+        """Where to note that terms of a sum cancel; None to mend it at once."""
 
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
@@ -75,14 +77,24 @@ class Rule:
         return t if t.dtype in (torch.float32, torch.float64) else t.float()
 
 
+QUEUED = {"cuda"}
+"""Kinds of device that work is queued for: whoever asks for a number waits until all before it is done."""
+
+
+def queued(device: torch.device) -> bool:
+    return device.type in QUEUED
+
+
 _scratch = threading.local()
 
 
 def scratch(like: Tensor) -> Tensor:
-    """Uninitialised memory in the shape and order of ``like``, the same each time: fresh pages cost much.
+    """Uninitialised memory in the shape and order of ``like``; on a CPU the same each time: fresh pages cost much.
 
     Each thread has its own. The content lasts until the next call.
     """
+    if queued(like.device):  # fresh memory costs nothing there, and the backward pass runs on a thread of its own
+        return torch.empty_like(like)
     kept = vars(_scratch).setdefault("kept", {})
     key = (like.dtype, like.device)
     if key not in kept or kept[key].numel() < like.numel():

@@ -1,0 +1,92 @@
+"""The gradient engine where work is queued, as on a GPU: nothing is asked of the device until a call is through."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from howsure.gradients import explain, grad_sq_norms, one_by_one
+from howsure.gradients.rule import QUEUED
+from howsure.losses import Confound, Predicted, Uniform
+
+ASKING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "is_nonzero"}
+LOSSES = (Confound(), Confound(hot=2, output="softmax"), Predicted(), Uniform())
+
+
+@pytest.fixture
+def queued():
+    QUEUED.add("cpu")
+    yield
+    QUEUED.remove("cpu")
+
+
+class Asked(TorchDispatchMode):
+    """Counts what makes a GPU's host wait, indices by a mask among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in ASKING or by_mask:
+            self.calls[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("resnet18", 32), ("mobilenetv3_small_050", 32), ("convnext_atto", 32), ("test_vit", 160)],
+)
+def test_a_call_asks_the_device_for_at_most_three_numbers(queued, name, side):
+    """Whether a loss mixes samples, whether there are doubts, and whether a value overflows."""
+    net = timm.create_model(name, pretrained=False, num_classes=5).eval()
+    x = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+    grad_sq_norms(net, x, LOSSES, max_batch=2)
+    with Asked() as asked:
+        grad_sq_norms(net, x, LOSSES, max_batch=2)
+    assert set(asked.calls) == {"_local_scalar_dense"}
+    assert asked.calls["_local_scalar_dense"] <= 3
+
+
+class Centred(nn.Module):
+    """Logits from a layer whose output gradients sum to zero over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(64, 64), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return self.head((y - y.mean(1, keepdim=True)).sin().square().sum(1))
+
+
+def test_terms_that_cancel_are_mended_in_a_second_try(queued):
+    torch.manual_seed(0)
+    net, restarts = Centred().double().eval(), []
+    plain, near = torch.randn(4, 20, 64).double(), 1 + 1e-6 * torch.randn(4, 20, 64).double()
+    assert "Gram" in dict(explain(net, plain))["layer.weight"]
+    for x, tries in ((plain, 1), (near, 2), (plain, 1)):
+        grad_sq_norms(net, plain, LOSSES)
+        restarts.clear()
+        got = grad_sq_norms(net, x, LOSSES, on_restart=lambda: restarts.append(1)).norms
+        torch.testing.assert_close(got, one_by_one(net, x, LOSSES), rtol=1e-9, atol=1e-22)
+        assert len(restarts) == tries - 1
+
+
+def test_a_gate_that_opens_is_seen_in_a_second_try(queued):
+    net, restarts = timm.create_model("resnet18", pretrained=False, num_classes=5).double().eval(), []
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    grad_sq_norms(net, x, LOSSES)
+    with torch.no_grad():
+        for block in (m for m in net.modules() if hasattr(m, "bn2")):
+            block.bn2.weight.fill_(0.5)
+    got = grad_sq_norms(net, x, LOSSES, on_restart=lambda: restarts.append(1)).norms
+    torch.testing.assert_close(got, one_by_one(net, x, LOSSES), rtol=1e-9, atol=1e-22)
+    assert restarts
