@@ -77,6 +77,7 @@ class Run:
             "settings": self.suite.model_dump(mode="json", exclude={"base"}),
             "methods": {name: repr(method) for name, method in self.methods.items()},
             "missing": {},
+            "broken": {},
             "networks": [],
             "cells": [],
         }
@@ -158,6 +159,7 @@ class Run:
                 self._leave_out(spec.name, str(error))
             except Exception as error:
                 self._leave_out(spec.name, _reason(error))
+                self.record.setdefault("broken", {})[spec.name] = _reason(error)
         return {**found, **self._corrupted(found["test"].images)}
 
     def _beside(self, test: Split, split: Split, source: Any) -> Split:
@@ -447,7 +449,8 @@ def _reason(error: Exception) -> str:
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:
-    """One line for each cell that failed."""
+    """One line for each shift whose data set broke, and for each cell that failed."""
+    yield from (f"shift '{shift}': {why}" for shift, why in record.get("broken", {}).items())
     for cell in record["cells"]:
         if cell["state"] == "failed":
             yield f"{cell['method']} on {cell['backbone']} ({cell['protocol']}, seed {cell['seed']}): {cell['why']}"

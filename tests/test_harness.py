@@ -301,6 +301,17 @@ def test_a_missing_shift_is_named_and_the_rest_runs(material, tmp_path, capsys):
     assert "svhn" not in set(pd.read_csv(tmp_path / "results.csv")["shift"])
 
 
+def test_a_shift_whose_data_set_breaks_is_a_failure_and_the_rest_runs(material, tmp_path, monkeypatch, capsys):
+    def broken(self, split):
+        raise ZeroDivisionError("a bug of the plugin")
+
+    monkeypatch.setattr(DATASETS["svhn"], "split", broken)
+    extra = '\n[[shift]]\ndata = "svhn"\n'
+    assert run("run", write_suite(material, "breaking", ["msp"], ["none"], extra), "--out", tmp_path) == 1
+    assert "failed: shift 'svhn': " in capsys.readouterr().err
+    assert "svhn" not in set(pd.read_csv(tmp_path / "results.csv")["shift"])
+
+
 def test_leave_one_out_never_fits_on_the_shift(material, tmp_path, monkeypatch):
     seen: dict[str, int] = {}
     cls = METHODS["confound_detector"]
