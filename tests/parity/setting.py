@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from howsure import Features, Head, Labels, Logits, Reps
+from howsure import Features, Head, InputSpec, Labels, Logits, Method, Network, Reps
+from howsure.extract import run_pass
 from howsure.plugins import BACKBONES
 from howsure.representations import HeadWeights
 
@@ -22,21 +23,26 @@ N_TRAIN, N_TEST = 1000, 500
 
 @dataclass(frozen=True)
 class Images:
-    """Features `[N, D]`, logits `[N, C]` and labels `[N]` of a set of images."""
+    """Features `[N, D]`, logits `[N, C]`, labels `[N]` and the network's inputs `[N, …]` of a set of images."""
 
     h: Tensor
     z: Tensor
     y: Tensor
+    x: Tensor
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Images to fit on, in-distribution and shifted test images (in this order), and the last layer."""
+    """Images to fit on, in-distribution and shifted test images (in this order), the network and its last layer.
+
+    `network` is None for the digits, which are no images to it.
+    """
 
     name: str
     train: Images
     test: Images
     head: nn.Linear
+    network: Network | None = None
 
     @property
     def shifted(self) -> Tensor:
@@ -47,6 +53,16 @@ class Setting:
         """What a method reads."""
         head = HeadWeights(self.head.weight, self.head.bias)
         return Reps({Logits(): images.z, Features(): images.h, Labels(): images.y, Head(): head})
+
+    def look(self, images: Images, method: Method) -> Reps:
+        """What a method reads, by a pass of the network where it is more than `reps` gives."""
+        if all(need in self.reps(images) for need in method.needs):
+            return self.reps(images)
+        assert self.network is not None
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.network.input.mean, self.network.input.std))
+        pixels = (images.x * std + mean).movedim(1, -1) * 255
+        loaded = zip(pixels.split(100), images.y.split(100), torch.arange(len(pixels)).split(100), strict=True)
+        return run_pass(self.network, loaded, method.needs)
 
 
 @cache
@@ -65,9 +81,11 @@ def _cifar(folder: Path, checkpoint: Path) -> Setting:
     order = torch.arange(2 * N_TEST).reshape(10, 2, -1).transpose(0, 1).flatten()
     test, test_y = test[order], test_y[order]
     test[N_TEST:] = _noisy(test[N_TEST:], 25 / 255)
-    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    spec = InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
     images = [(test - mean) / std, (train - mean) / std]
-    return _setting("ResNet-20, CIFAR-10 and noise of sd 25", network, "linear", images, [test_y, train_y])
+    found = _setting("ResNet-20, CIFAR-10 and noise of sd 25", network, "linear", images, [test_y, train_y])
+    return replace(found, network=Network("resnet20", network, spec, 10))
 
 
 def _digits() -> Setting:
@@ -96,7 +114,7 @@ def _setting(name: str, network: nn.Module, head: str, images: list[Tensor], lab
     with torch.no_grad():
         logits = [network(x) for x in images]
     handle.remove()
-    test, train = (Images(*parts) for parts in zip(seen, logits, labels, strict=True))
+    test, train = (Images(*parts) for parts in zip(seen, logits, labels, images, strict=True))
     return Setting(name, train, test, layer.requires_grad_(False))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from pytorch_ood.detector.ash import ash_b, ash_p, ash_s
 from pytorch_ood.detector.scale import scale
 from scipy import stats
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn.functional import normalize
+
+from howsure import Confound
 
 from .compare import Array, Comparison
 from .setting import Images, Setting
@@ -57,6 +61,54 @@ def shaped(shape: Callable[..., Tensor], percentile: float) -> Callable[[Setting
     return lambda s: -torch.logsumexp(s.head(shape(maps(s.test.h), percentile).flatten(1)), dim=1)
 
 
+def on_images(make: Callable[[nn.Module], Any], sign: int = 1) -> Callable[[Setting], Tensor]:
+    """Scores of a detector that looks at images through the whole network."""
+
+    def scores(s: Setting) -> Tensor:
+        assert s.network is not None
+        detector = make(s.network.model)
+        return sign * torch.cat([detector.predict(x) for x in s.test.x.split(50)]).detach()
+
+    return scores
+
+
+def up_to(model: nn.Module, name: str) -> nn.Module:
+    """A ResNet's modules in a row, up to a stage."""
+    names = [n for n, _ in model.named_children()]
+    stem = [model.conv1, model.bn1, nn.ReLU()]
+    return nn.Sequential(*stem, *(model.get_submodule(n) for n in names[2 : names.index(name) + 1]))
+
+
+def pooled_head(model: nn.Module) -> nn.Module:
+    """What follows the last stage."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.linear)
+
+
+def gram(s: Setting) -> Tensor:
+    """Gram matrices of the last stage, with the ranges of the images that ours takes them of."""
+    assert s.network is not None
+    detector = peer.Gram(pooled_head(s.network.model), [up_to(s.network.model, "layer3")], 10, list(range(1, 11)))
+    detector.validation_fraction = 0.0
+    predicted = s.train.z.argmax(1)
+    place = torch.stack([predicted[: i + 1].eq(c).sum() - 1 for i, c in enumerate(predicted)])
+    kept = place % 10 != 9
+    detector.to("cpu").fit([(s.train.x[kept], predicted[kept])])
+    return detector.predict(s.test.x)
+
+
+def confound(s: Setting) -> Array:
+    """Squared gradient norm of -Σ log p, the cross-entropy of the softmax and a label of ones."""
+    assert s.network is not None
+    model = s.network.model
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return -functional_call(model, parameters, (x[None],)).log_softmax(1).sum()
+
+    each = vmap(grad(loss), in_dims=(None, 0))
+    found = [each(dict(model.named_parameters()), x) for x in s.test.x.split(50)]
+    return torch.cat([sum(g.flatten(1).double().square().sum(1) for g in f.values()) for f in found]).detach().numpy()
+
+
 def openmax(s: Setting) -> Tensor:
     """OpenMax fitted on correctly classified images, as the paper has it."""
     correct = s.train.z.argmax(1) == s.train.y
@@ -67,12 +119,12 @@ def openmax(s: Setting) -> Tensor:
 
 def with_cosines(images: Images) -> Images:
     """The same images with the cosines of features and axes for logits."""
-    return Images(images.h, normalize(images.h), images.y)
+    return replace(images, z=normalize(images.h))
 
 
 def softer(images: Images) -> Images:
     """The same images with logits so small that the peer clamps no probability."""
-    return Images(images.h, images.z / images.z.abs().max() * 5, images.y)
+    return replace(images, z=images.z / images.z.abs().max() * 5)
 
 
 def gen(s: Setting) -> Array:
@@ -188,6 +240,42 @@ COMPARISONS = [
     Comparison("ash_s", "ASH-S", shaped(ash_s, 0.9)),
     Comparison("scale", "SCALE", shaped(scale, 0.85)),
     Comparison("lts", "LTS", lambda s: peer.LTS(None, s.head, p=0.05).predict_features(s.test.h)),
+    Comparison("odin", "ODIN", on_images(lambda m: peer.ODIN(m, norm_std=[0.229, 0.224, 0.225])), network=True),
+    Comparison(
+        "gradnorm",
+        "GradNorm",
+        on_images(lambda m: peer.GradNorm(m, lambda name: name == "linear.weight")),
+        network=True,
+    ),
+    Comparison(
+        "gradnorm", "GradNorm-all", on_images(peer.GradNorm), {"layers": ("*",)}, network=True, note="all parameters"
+    ),
+    Comparison(
+        "confound",
+        "GradUncertainty",
+        on_images(peer.GradUncertainty, -1),
+        {"loss": Confound(output="softmax")},
+        differs="its gradient has p (1 - p) raised to 1e-12 in a denominator; its sign is turned here",
+        formula=confound,
+        network=True,
+        rtol=1e-2,
+    ),
+    Comparison(
+        "rankfeat",
+        "RankFeat",
+        on_images(lambda m: peer.RankFeat(up_to(m, "layer3"), pooled_head(m))),
+        {"layers": ("layer3",)},
+        network=True,
+        note="at the last stage",
+    ),
+    Comparison(
+        "gram",
+        "Gram",
+        gram,
+        {"layers": ("layer3",)},
+        network=True,
+        note="at the last stage; the peer given predicted classes, and the images that ours takes ranges of",
+    ),
     Comparison(
         "vra",
         "VRA",
