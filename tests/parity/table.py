@@ -23,6 +23,9 @@ ours against the paper's formula written out.
 
 Not in these libraries, and held against their formulas by `tests/test_methods_formulas.py` alone: {alone}.
 
+Not compared, since what the peers have is something else: `mahalanobis_layers` (a sum of the layers' distances with
+given weights), `nac` (parts that are denser towards 0 and 1), `mc_dropout` (means and variances of the softmax).
+
 Made by `tox -e parity`; without the real images the tests use scikit-learn's digits, and no detector that
 looks at images.
 """
