@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
+
+WORKER = "in DataLoader worker process"
 
 
 class UserError(Exception):
@@ -32,8 +35,11 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> User
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks."""
-    return " ".join(str(text).split())
+    """A text without line breaks; of an error in a process that loads data what it said, without its traceback."""
+    said = str(text)
+    if WORKER in said.partition("\n")[0]:
+        said = re.sub(r"^[\w.]+: ", "", said.strip().splitlines()[-1])
+    return " ".join(said.split())
 
 
 def why(error: BaseException) -> str:
