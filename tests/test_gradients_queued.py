@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from howsure.gradients import explain, grad_sq_norms, one_by_one
+from howsure.gradients.engine import _Plan
 from howsure.gradients.rule import QUEUED
 from howsure.losses import Confound, Predicted, Uniform
 
@@ -90,3 +91,12 @@ def test_a_gate_that_opens_is_seen_in_a_second_try(queued):
     got = grad_sq_norms(net, x, LOSSES, on_restart=lambda: restarts.append(1)).norms
     torch.testing.assert_close(got, one_by_one(net, x, LOSSES), rtol=1e-9, atol=1e-22)
     assert restarts
+
+
+def test_chunks_on_a_gpu_count_the_memory_that_torch_holds_unused(monkeypatch):
+    plan = _Plan(settled=True, total=10.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 10_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400)
+    assert plan.chunk(128, torch.device("cuda")) == 20
+    assert plan.chunk(8, torch.device("cuda")) == 8

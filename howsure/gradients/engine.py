@@ -92,9 +92,15 @@ class _Plan:
         if not self.settled or not self.total:
             return n
         if device.type == "cuda":
-            return max(1, min(n, int(torch.cuda.mem_get_info(device)[0] / 6 / self.total)))
+            return max(1, min(n, int(_free_memory(device) / 6 / self.total)))
         parts = max(1, round(n * self.activation / (_CACHE + self.weight)))
         return -(-n // parts)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a GPU: free ones, and those that torch holds and does not use."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 @dataclass
