@@ -10,6 +10,7 @@ import torch
 
 from howsure import ArrayImages, Network
 from howsure.check import networks
+from howsure.gradients import rule
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,6 +34,19 @@ def transformer() -> Network:
 def images() -> ArrayImages:
     rng = np.random.default_rng(0)
     return ArrayImages(rng.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8), np.arange(50) % 4)
+
+
+@pytest.fixture
+def queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work on the CPU counts as queued, as on a GPU."""
+    monkeypatch.setattr(rule, "QUEUED", {"cpu", "cuda"})
+
+
+@pytest.fixture(params=["at once", "queued"])
+def queued_or_not(request: pytest.FixtureRequest) -> None:
+    """Both ways of working."""
+    if request.param == "queued":
+        request.getfixturevalue("queued")
 
 
 @pytest.fixture(autouse=True)

@@ -12,18 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from howsure.gradients import explain, grad_sq_norms, one_by_one
 from howsure.gradients.engine import _Plan
-from howsure.gradients.rule import QUEUED
 from howsure.losses import Confound, Predicted, Uniform
 
 ASKING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "is_nonzero"}
 LOSSES = (Confound(), Confound(hot=2, output="softmax"), Predicted(), Uniform())
-
-
-@pytest.fixture
-def queued():
-    QUEUED.add("cpu")
-    yield
-    QUEUED.remove("cpu")
 
 
 class Asked(TorchDispatchMode):

@@ -209,6 +209,7 @@ def halves(net: Net, x: Tensor) -> Tensor:
     return net.last(x) + net.a[3] * (a + b)[:, :3]
 
 
+@pytest.mark.usefixtures("queued_or_not")
 @pytest.mark.parametrize("n", [2, 4, 9])
 def test_a_gradient_that_was_zero_at_first(n):
     net, x = Net(halves), images(n, 4)
@@ -218,6 +219,7 @@ def test_a_gradient_that_was_zero_at_first(n):
     exact(net, x)
 
 
+@pytest.mark.usefixtures("queued_or_not")
 def test_a_gate_that_opens_for_later_images():
     def run(net: Net, x: Tensor) -> Tensor:
         a, b = net.first(torch.cat([x, x.flip(1)])).tanh().chunk(2)

@@ -485,7 +485,7 @@ class _Pass:
         grads = tuple(g if g is not None and g.numel() else None for g in grads)
         if all(g is None for g in grads):
             return
-        self._refuse_unsure(site, grads)
+        self._refuse_unsure(site, grads, self.how.doubts)
         if site.index not in self.awaited:
             raise RuntimeError(
                 f"{site.label}: a gradient arrives that is not of the loss alone, since the network takes one itself in"
@@ -522,13 +522,13 @@ class _Pass:
                 self.unsure.add(site.index)
         return True
 
-    def _refuse_unsure(self, site: Site, grads: tuple) -> None:
+    def _refuse_unsure(self, site: Site, grads: tuple, doubts: list[Tensor] | None = None) -> None:
         """Raise ``Unsure`` where a gradient that was zero in every probe so far no longer is, or note whether."""
         if site.index in self.unsure:
             options = self.plan.layouts[site.index]
             came = [g.any() for g, o in zip(grads, options, strict=True) if g is not None and len(o) != 1]
-            if self.how.doubts is not None:
-                self.how.doubts += came
+            if doubts is not None:
+                doubts += came
             elif any(came):
                 raise Unsure
 
