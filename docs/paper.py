@@ -24,6 +24,7 @@ REFERENCE = DOCS.parent / "results" / "reference"
 PROBES = REFERENCE / "paper-probes-jpeg"
 RUNS = ("paper-ood-jpeg", "paper-corruption-jpeg", "paper-questions-jpeg")
 NETWORKS = "paper-digits"
+DENSENET = "paper-densenet-jpeg"
 DETECTOR = "confound_detector"
 CONTROLS = ("logit_detector", "feature_detector", "activation_detector", "activation_norm_detector")
 OWN = ("layerprint", "actprint", "gradprint", "confound")
@@ -121,7 +122,7 @@ def mean_table(rows: pd.DataFrame) -> str:
 
 
 def network_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
-    """A row a network and protocol: means of near, far and corruptions, ± over networks trained from other seeds."""
+    """A row a network and protocol: means of near, far and corruptions, ± over networks from other seeds."""
     rows = rows.assign(group=rows["group"].where(rows["task"] == "ood", "corruption"))
     by_group = rows.groupby(["backbone", "protocol", "seed", "method", "group"], sort=False)["value"].mean()
     means = by_group.groupby(["backbone", "protocol", "seed", "method"], sort=False).mean().unstack("method")
@@ -132,7 +133,8 @@ def network_table(rows: pd.DataFrame, controls: Sequence[str]) -> str:
             best = values[list(against)].mean().idxmax()
             lead = 100 * (values[DETECTOR] - values[best])
             line[name] = f"{best} {values[best].mean():.3f}"
-            line[f"lead over the {name}"] = f"{lead.mean():+.1f} ± {lead.std():.1f}"
+            spread = f" ± {lead.std():.1f}" if len(lead) > 1 else ""
+            line[f"lead over the {name}"] = f"{lead.mean():+.1f}{spread}"
         lines.append({**line, "layerprint": f"{values['layerprint'].mean():.3f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
@@ -306,6 +308,7 @@ def tables() -> dict[str, str]:
         "corruption means": mean_table(corruption),
         **{f"corruption {p}": corruption_table(corruption, p, CONTROLS, RUNS[1]) for p in _present(corruption)},
         "networks": network_table(aurocs(NETWORKS), CONTROLS),
+        "densenet": network_table(aurocs(DENSENET).query("protocol != 'none'"), CONTROLS[1:]),
         "variants": mean_table(variants),
         "learning": learning_table(PROBES / "learning.csv"),
         "importance": importance_table(PROBES / "importance.csv"),
