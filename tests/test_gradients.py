@@ -290,7 +290,7 @@ def test_however_a_weight_meets_data(how, late):
 
 
 def test_a_gradient_that_would_be_lost_is_an_error(monkeypatch):
-    monkeypatch.setattr("howsure.gradients.trace._SHAPE_ONLY", set())
+    monkeypatch.setattr("howsure.gradients.trace.SHAPE_ONLY", set())
     with pytest.raises(RuntimeError, match=r"0\.weight: its gradient would be lost in expand_as"):
         grad_sq_norms(model_of(Meeting(MEETINGS["expand_as"], True)), images(3, 6), LOSSES)
 

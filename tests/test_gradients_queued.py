@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from howsure.gradients import explain, grad_sq_norms, one_by_one
-from howsure.gradients.engine import _Plan
+from howsure.gradients.plan import Plan
 from howsure.losses import Confound, Predicted, Uniform
 
 ASKING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "is_nonzero"}
@@ -86,7 +86,7 @@ def test_a_gate_that_opens_is_seen_in_a_second_try(queued):
 
 
 def test_chunks_on_a_gpu_count_the_memory_that_torch_holds_unused(monkeypatch):
-    plan = _Plan(settled=True, total=10.0)
+    plan = Plan(settled=True, outputs=10.0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 10_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400)

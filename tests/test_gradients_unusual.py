@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howsure.gradients import grad_sq_norms, one_by_one
-from howsure.gradients.engine import _Pass, _plans
+from howsure.gradients.chunk import Chunk
+from howsure.gradients.plan import _plans
 
 
 def spread(z: Tensor) -> Tensor:
@@ -933,8 +934,8 @@ def test_a_check_of_the_data_costs_no_new_probe(monkeypatch):
 
     net, x, pulls = Net(run).double().eval(), images(5, 4), []
     grad_sq_norms(net, x, spread)
-    pull = _Pass._pull
-    monkeypatch.setattr(_Pass, "_pull", lambda *args, **options: (pulls.append(1), pull(*args, **options))[1])
+    pull = Chunk._pull
+    monkeypatch.setattr(Chunk, "_pull", lambda *args, **options: (pulls.append(1), pull(*args, **options))[1])
     grad_sq_norms(net, x, spread)
     assert len(pulls) == 2
 

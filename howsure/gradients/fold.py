@@ -15,22 +15,20 @@ fold.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .conv import Conv
+from .graph import readers_of
 from .layout import Layout
 from .norm import CENTRED, BatchNorm, SumsOnce
 from .rule import Again, Rule, merged, per_sample
 from .rules import bind
-
-if TYPE_CHECKING:
-    from .trace import Site
+from .site import Site
 
 _IMAGES = 8  # a kernel larger than the maps of so many images is not worth folding
 SHAPES = {
@@ -164,7 +162,7 @@ def find(sites: Mapping[Any, Site], reads: Mapping[int, int], logits: Tensor, di
     ``sites`` by the node of their output in the graph of ``logits``; ``reads`` of their outputs, by index; ``direct``
     are weights whose norms a rule gives by itself.
     """
-    readers, found = _readers(logits), {}
+    readers, found = readers_of(logits), {}
     for node, conv in sites.items():
         norm = sites.get(readers[node][0]) if len(readers[node]) == 1 else None
         if norm is not None and reads.get(conv.index) == 1 and _fit(conv, norm, direct):
@@ -187,17 +185,3 @@ def _fit(conv: Site, norm: Site, direct: set[int]) -> bool:
     dtypes = {weight.dtype, first.saved["input"].dtype, second.saved["input"].dtype, second.call["running_mean"].dtype}
     small = weight.numel() < _IMAGES * second.saved["input"][0].numel()
     return small and len(dtypes) == 1 and weight.dtype in (torch.float32, torch.float64)
-
-
-def _readers(logits: Tensor) -> dict[Any, list[Any]]:
-    """The nodes of the graph that read each node's output, once for each time."""
-    readers: dict[Any, list[Any]] = defaultdict(list)
-    stack, seen = [logits.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            for source, _ in node.next_functions:
-                readers[source].append(node)
-                stack.append(source)
-    return readers

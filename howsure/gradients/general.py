@@ -8,7 +8,7 @@ product (``is_grads_batched``), or one after the other where the call has no bat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from .layout import Layout
 from .rule import Rule
+from .weights import Weights
 
 
 def one_sample_each(d: Tensor, layout: Layout, n: int) -> Tensor:
@@ -80,8 +81,7 @@ class General(Rule):
         func: Any,
         args: tuple,
         kwargs: dict,
-        is_weight: Callable[[Tensor], bool],
-        strip: Callable[[Tensor], Tensor],
+        among: Weights,
         overwrites: bool = False,
     ) -> tuple[General, dict[int, Tensor]]:
         sparse = _SPARSE.get(getattr(func, "__name__", ""))
@@ -90,8 +90,8 @@ class General(Rule):
         if sparse is not None and any(args[sparse : sparse + 1]):
             args = (*args[:sparse], False, *args[sparse + 1 :])  # a dense gradient of the same entries
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        weights = {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor) and is_weight(t)}
-        plain = [strip(t) if isinstance(t, Tensor) else t for t in leaves]
+        weights = {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor) and among.wants(t)}
+        plain = [among.strip(t) if isinstance(t, Tensor) else t for t in leaves]
         return cls(func, plain, spec, set(weights), overwrites), weights
 
     def inputs(self) -> Iterator[Tensor]:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .general import General, pull_back
+from .graph import leaves
 from .rule import Again, sq_norm
-from .trace import Site, Tracer, leaves
+from .site import Site
+from .trace import Tracer
 
 
 class Misfit(Again):
@@ -46,7 +48,7 @@ class Ledger:
         self.dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         self.device = like.device
         self.columns = {id(p): k for k, p in enumerate(wanted.values())}
-        self.alias_of = {id(alias): tracer.weights[key] for key, alias in tracer.aliases.items()}
+        self.alias_of = {id(alias): tracer.weights.wanted[key] for key, alias in tracer.weights.aliases.items()}
         uses = Counter(id(w) for site in tracer.sites for w in site.weights.values())
         self.made_of: dict[int, list[Tensor]] = {}
         for site in tracer.sites:

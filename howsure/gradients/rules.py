@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from .elementwise import Add, Mul, Sub
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from .rule import Rule
+from .weights import Weights
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _PAIR = ("input", "other")
@@ -47,17 +47,15 @@ def bind(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     return {**dict(zip(RULES[func][0], args, strict=False)), **kwargs}
 
 
-def rule_for(
-    func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool], strip: Callable[[Tensor], Tensor]
-) -> tuple[Rule | None, dict[Any, Tensor]]:
+def rule_for(func: Any, args: tuple, kwargs: dict, among: Weights) -> tuple[Rule | None, dict[Any, Tensor]]:
     """The rule of this call and its weights by argument name, or None where only the general path is exact."""
     func = OUT_OF_PLACE.get(func, func)
     if func not in RULES:
         return None, {}
     names, rule = RULES[func]
     arguments = bind(func, args, kwargs)
-    weights = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and is_weight(v)}
-    plain = {k: strip(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    weights = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and among.wants(v)}
+    plain = {k: among.strip(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
     if any(isinstance(v, Tensor) and v.is_complex() for v in arguments.values()):
         return None, {}
     if len(args) > len(names) or not set(arguments) <= set(names) or not rule.accepts(plain, set(weights)):

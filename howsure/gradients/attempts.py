@@ -1,0 +1,127 @@
+"""Makes a call again, until all is known that its passes must know of the network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .attribution import Unsure
+from .caches import caches_aside, hooked
+from .parameters import requires_grad, select
+from .plan import Plan
+from .result import GradResult
+from .rule import Again, free_scratch, queued
+
+PROBE = 4  # samples of a first pass, which learns the layouts
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of logits that depend on the company, beside the largest
+
+
+@dataclass
+class Attempt:
+    """How a call is made, and what is asked only when all of it is done, since asking makes a GPU's host wait."""
+
+    limit: int | None = None
+    """The most samples in one pass."""
+    probe: bool = False
+    """Whether each pass finds its layouts out anew."""
+    alone: Collection[int] = ()
+    """Images to set apart."""
+    doubts: list[Tensor] | None = None
+    """Whether terms of a sum cancel, or a gradient has come where none was seen yet; None to see to it at once."""
+    mixing: list[Tensor] = field(default_factory=list)
+    """Whether a loss hangs on other samples' logits."""
+
+    def forget(self) -> None:
+        """Let go of what an earlier try noted."""
+        self.mixing.clear()
+        if self.doubts is not None:
+            self.doubts.clear()
+
+
+def until_it_holds(
+    run: Callable[[Tensor, Attempt], GradResult],
+    model: nn.Module,
+    x: Tensor,
+    plan: Plan,
+    limit: int | None,
+    on_restart: Callable[[], None] | None,
+) -> GradResult:
+    """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
+    attempt, off = Attempt(limit, doubts=[] if queued(x.device) else None), 0.0
+    look = not plan.compared and (on_restart is not None or not hooked(model))
+    while True:
+        try:
+            first = x[: min(PROBE, attempt.limit or PROBE)]
+            if look and len(first) > 1:
+                off = _off_in_company(model, first)
+                while not plan.settled:  # so that a first call gives, to the last bit, what later ones give
+                    run(first, attempt)
+                plan.compared, look = not off, False
+                if on_restart is not None:
+                    on_restart()
+            attempt.forget()
+            result = run(x, attempt)
+            if attempt.doubts is not None and _any(attempt.doubts):
+                attempt.doubts = None
+            elif attempt.alone or not (spoilt := _spoilt(result)):
+                break
+            else:
+                attempt.alone = spoilt
+        except torch.OutOfMemoryError:
+            size = min(attempt.limit or len(x), len(x))
+            if size <= 1:
+                raise
+            attempt.limit = size // 2
+        except Unsure:
+            attempt.probe = True
+        except Again as again:
+            again.learn(plan)
+        except Exception:
+            if not plan.give_up_format(x):
+                raise
+        finally:
+            free_scratch()
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if on_restart is not None:
+            on_restart()
+    if _any(attempt.mixing):
+        raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
+    if off:
+        raise RuntimeError(
+            f"the logits of an image depend on the other images of the batch, or on chance (off by {off:.1e} of the"
+            " largest), so no image has a gradient of its own; use running statistics, and no dropout"
+        )
+    return result
+
+
+def _any(noted: list[Tensor]) -> bool:
+    return bool(noted) and bool(torch.stack(noted).any())
+
+
+def _spoilt(result: GradResult) -> set[int]:
+    """Images with gradients that are not finite, if logits of some of them are: an overflow spoils, on the general
+    path, the others of its chunk (0 · inf)."""
+    bad = ~result.norms.isfinite().all(dim=2).all(dim=0)
+    if not (bad & result.logits.isfinite().all(dim=1)).any():
+        return set()
+    return set(bad.nonzero().flatten().tolist())
+
+
+def _off_in_company(model: nn.Module, x: Tensor) -> float:
+    """How far the logits of the first images are others when all of a few stand beside them, in parts of the largest;
+    0 where that is rounding."""
+    few, more = min(2, len(x) - 1), len(x)
+    watched = select(model, None).values()
+    with torch.enable_grad(), caches_aside(model), requires_grad(model, watched), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone, among = (model(x[:n].detach().clone()) for n in (few, more))
+    if not all(isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point() for z in (alone, among)):
+        return 0
+    alone, among = alone.detach(), among.detach()
+    off = (alone - among[:few]).abs().amax() / among.abs().amax().clamp_min(torch.finfo(among.dtype).tiny)
+    return float(off) if off > _TOLERANCE.get(among.dtype, 0.1) else 0

@@ -1,0 +1,155 @@
+"""Finds out which entries of the gradients in a chunk belong to which sample, and refuses samples that meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout, candidates, codes, explains
+from .plan import Plan
+from .rule import Again
+from .site import Site
+from .trace import Tracer
+
+Serve = Callable[[Site, tuple], None]
+
+
+class Unsure(Exception):
+    """A gradient has come where none was seen yet, or the network reads its maps in memory: the pass starts again."""
+
+
+class Unrooted(Again):
+    """Calls took for data what is made of weights that were used unseen, and so have no samples."""
+
+    def __init__(self, meetings: set[int]):
+        super().__init__("weights that were used unseen met others")
+        self.meetings = meetings
+
+    def learn(self, plan: Any) -> None:
+        plan.unseen_meetings |= self.meetings
+
+
+class Attribution:
+    """Gives each site of a chunk of ``n`` samples the layout of its gradients: from the plan, or by probing.
+
+    Parameters
+    ----------
+    hidden
+        Whether parameters are used unseen.
+    pull
+        ``pull(seed, serve)``: a backward pass from ``seed``, with ``serve`` called at each site.
+    """
+
+    def __init__(self, tracer: Tracer, plan: Plan, n: int, hidden: bool, pull: Callable[[Tensor, Serve], None]):
+        self.tracer, self.plan, self.n, self.hidden, self.pull = tracer, plan, n, hidden, pull
+        self.unsure: set[int] = set()
+        """Sites some of whose gradients were zero in every probe."""
+        self.unrooted: set[int] = set()
+
+    def find(self, logits: Tensor, anew: bool) -> None:
+        plan, n = self.plan, self.n
+        if n == 1:
+            for site in self.tracer.sites:
+                site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)
+            return
+        if anew or self.tracer.depends or not plan.settled or not self._apply():
+            self._probe(logits)
+        if n not in plan.apart or self.tracer.depends or self.tracer.branches:
+            self._refuse_meeting(logits)
+            plan.apart.add(n)
+
+    def refuse_unsure(self, site: Site, grads: tuple, doubts: list[Tensor] | None = None) -> None:
+        """Raise ``Unsure`` where a gradient that was zero in every probe so far no longer is, or note whether."""
+        if site.index in self.unsure:
+            options = self.plan.layouts[site.index]
+            came = [g.any() for g, o in zip(grads, options, strict=True) if g is not None and len(o) != 1]
+            if doubts is not None:
+                doubts += came
+            elif any(came):
+                raise Unsure
+
+    def _apply(self) -> bool:
+        """Take the layouts that the plan knows, if they fit."""
+        for site, options in zip(self.tracer.sites, self.plan.layouts, strict=True):
+            if not all(o and o[0].fits(torch.Size(s), self.n) for o, s in zip(options, site.shapes, strict=True) if o):
+                return False
+            site.layout = tuple(o[0] if o else Layout() for o in options)
+            if any(len(o) != 1 for o in options):
+                self.unsure.add(site.index)
+        return True
+
+    def _probe(self, logits: Tensor) -> None:
+        """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is; a third
+        tells samples of one code apart, where their order may hang on the data."""
+        generator = torch.Generator().manual_seed(0)
+        seed = torch.randn(logits.shape, generator=generator, device="cpu").to(logits)
+        before: dict[int, tuple] = {}
+        options: dict[int, tuple] = {}
+
+        def keep(site: Site, grads: tuple) -> None:
+            before[site.index] = grads
+
+        def compare(site: Site, grads: tuple) -> None:
+            plain = before.pop(site.index) if digit == digits - 1 else before[site.index]
+            allowed = options.get(site.index, [candidates(g.shape, self.n) if g is not None else [] for g in grads])
+            options[site.index] = tuple(
+                [] if g is None else self._explained(site, b, g, layouts, factors)
+                for b, g, layouts in zip(plain, grads, allowed, strict=True)
+            )
+
+        self.pull(seed, keep)
+        digits = 2 if self.tracer.depends and self.n > 8 else 1
+        for digit in range(digits):
+            factors = codes(self.n, seed, digit)
+            self.pull(seed * factors[:, None], compare)
+        self._raise_deferred()
+        found = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
+        for site, layouts in zip(self.tracer.sites, found, strict=True):
+            site.layout = tuple(o[0] if o else Layout() for o in layouts)
+        entries = sum(prod(shape) for site in self.tracer.sites for shape in site.shapes)
+        self.plan.settle(found, logits.element_size() * entries / self.n)
+
+    def _explained(
+        self, site: Site, plain: Tensor, coded: Tensor, allowed: list[Layout], factors: Tensor
+    ) -> list[Layout]:
+        if not plain.numel():
+            return []
+        found = [layout for layout in allowed if explains(layout, plain, coded, factors)]
+        if not found:
+            self._refuse_or_defer(site)
+        return found
+
+    def _refuse_meeting(self, logits: Tensor) -> None:
+        """A backward pass from some of the samples: nothing may arrive at the others, not the smallest number."""
+        generator = torch.Generator().manual_seed(self.n)
+        order = torch.randperm(self.n, generator=generator, device="cpu").to(logits.device)
+        some, others = order[: self.n // 2], order[self.n // 2 :]
+        seed = torch.zeros_like(logits)
+        seed[some] = torch.randn(seed[some].shape, generator=generator, device="cpu").to(logits)
+
+        def look(site: Site, grads: tuple) -> None:
+            self.refuse_unsure(site, grads)
+            for g, layout in zip(grads, site.layout, strict=True):
+                if g is not None and g.numel() and layout.split(g, self.n)[others].nan_to_num(0, 0, 0).any():
+                    self._refuse_or_defer(site)
+
+        self.pull(seed, look)
+        self._raise_deferred()
+
+    def _refuse_or_defer(self, site: Site) -> None:
+        """Raise since samples meet at a site, or note it until the pass is through if it may have none."""
+        if not self.hidden or self.tracer.hangs_on_data(site):
+            raise RuntimeError(
+                f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own"
+                " there: the network mixes the samples of a batch, or its values overflow; if it only sorts or routes"
+                " them, so that each alone has the same logits, pass max_batch=1"
+            )
+        self.unrooted.add(site.meeting)
+
+    def _raise_deferred(self) -> None:
+        if self.unrooted:
+            raise Unrooted(self.unrooted)

@@ -1,0 +1,49 @@
+"""What a call of a torch function does, told by its name and arguments."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+
+_IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
+STRIDED = {"as_strided", "stride"}
+CHOOSING = {
+    *("argsort", "sort", "msort", "topk", "kthvalue", "nonzero", "argwhere", "unique", "unique_consecutive"),
+    *("bincount", "masked_select", "multinomial", "item", "tolist", "numpy", "__int__", "__float__", "__index__"),
+    "_pack_padded_sequence",
+}
+INDEXING = {"__getitem__", "__setitem__", "index", "index_select", "index_put", "index_put_", "index_add",
+             "index_add_", "gather", "take_along_dim", "take", "scatter", "scatter_", "scatter_add",
+             "scatter_add_"}  # fmt: skip
+ORDERING = {"roll", "flip", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "rot90"}
+SHAPE_ONLY = {
+    *("type_as", "expand_as", "view_as", "reshape_as", "to"),
+    *("zeros_like", "ones_like", "empty_like", "is_same_size"),
+}
+
+transform_level = torch._C._functorch.maybe_current_level
+"""Of ``torch.func`` (``vmap``, ``grad``, ``jvp``): within, data and parameters are wrapped, and used unseen."""
+
+
+def name_of(func: Any) -> str:
+    """Its name, of an overload (``mul_.Tensor``) that of the operator."""
+    return getattr(func, "__name__", "").partition(".")[0]
+
+
+def in_place(func: Any, args: tuple, kwargs: dict) -> bool:
+    name = name_of(func)
+    if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+        return True
+    if not isinstance(func, types.FunctionType):
+        return False
+    names = func.__code__.co_varnames[: func.__code__.co_argcount]
+    if "inplace" not in names:
+        return False
+    position = names.index("inplace")
+    return bool(args[position] if len(args) > position else kwargs.get("inplace", False))
+
+
+def first(args: tuple, kwargs: dict) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))

@@ -1,0 +1,82 @@
+"""Which parameters are asked for, what a network must be like, and how it is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+def refuse_mixing(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a layer that normalises by the batch, naming it."""
+    for name, module in model.named_modules():
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        norm |= "BatchNorm" in str(getattr(module, "original_name", ""))  # a scripted one
+        if norm and (module.training or module.running_mean is None):
+            why = "is in training mode" if module.training else "keeps no running statistics"
+            raise ValueError(
+                f"{name or 'the network'} ({type(module).__name__}) {why}, so it normalises by the batch and no sample"
+                " has a gradient of its own; call model.eval() and use running statistics"
+            )
+
+
+def select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    """The named parameters that can have a gradient, all without names, in the order of the network."""
+    available = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
+    hooked = [name for name, p in available.items() if p._backward_hooks]
+    if hooked:
+        raise RuntimeError(f"{hooked[0]} has a hook that may change its gradient, which belongs to no single sample")
+    if names is None:
+        return available
+    first = _first_names(model)
+    chosen = [first.get(name, name) for name in ([names] if isinstance(names, str) else names)]
+    unknown = [name for name in chosen if name not in available]
+    if unknown:
+        raise ValueError(f"the network has no parameter {unknown[0]!r}; it has {', '.join(list(available)[:5])}, …")
+    return {name: p for name, p in available.items() if name in set(chosen)}
+
+
+def select_small(model: nn.Module, wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
+    """The names among those wanted of one-dimensional parameters whose gradients themselves are asked for."""
+    flat = [name for name, p in wanted.items() if p.dim() == 1 and not p.is_complex()]
+    if isinstance(small, bool):
+        return flat if small else []
+    first = _first_names(model)
+    chosen = {first.get(name, name) for name in ([small] if isinstance(small, str) else small)}
+    wrong = [name for name in chosen if name not in flat]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is not a one-dimensional (real) parameter among those asked for")
+    return [name for name in flat if name in chosen]
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Of each name of a parameter, also of one that is shared, the first."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+@contextmanager
+def requires_grad(model: nn.Module, watched: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters that a call might use unseen require grad meanwhile, and no other does. None may get a ``.grad``."""
+    before = [(name, p, p.requires_grad, p.grad) for name, p in model.named_parameters()]
+    on = {id(p) for p in watched}
+    summed: list[str] = []
+    try:
+        for _, p, was, grad in before:
+            if was != (id(p) in on):
+                p.requires_grad_(id(p) in on)
+            if grad is not None:
+                p.grad = None
+        yield
+    finally:
+        for name, p, was, grad in before:
+            p.requires_grad_(was)
+            if p.grad is not grad:
+                summed += [name] if p.grad is not None else []
+                p.grad = grad
+    if summed:
+        raise RuntimeError(
+            f"{summed[0]}: the network adds its gradient up by itself (an autograd function whose backward pass calls"
+            " backward, as in reversible blocks), so it is of no single sample; use the plain form of that function"
+        )

@@ -1,0 +1,74 @@
+"""A place where weights met data, and what it keeps until the gradient at its output arrives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .rule import Rule
+
+
+class Site:
+    """One call in which weights met data."""
+
+    def __init__(
+        self, index: int, meeting: int, rule: Rule, weights: dict[Any, Tensor], label: str, outputs: list[Tensor]
+    ):
+        self.index, self.meeting, self.rule, self.weights, self.label = index, meeting, rule, weights, label
+        self.shapes = tuple(tuple(t.shape) for t in outputs)
+        self.made = {key: t._version for key, t in weights.items()}
+        self.versions = {key: t._version for key, t in rule.saved.items()}
+        self.layout: tuple[Layout, ...] = ()
+
+    def check_inputs(self) -> None:
+        for key, version in self.versions.items():
+            if self.rule.saved[key]._version != version:
+                raise RuntimeError(
+                    f"the input of {self.label} was overwritten in place after it was used, so its gradient is lost"
+                    " (ordinary autograd refuses this too); make the later operation out of place"
+                )
+
+    def check_weight(self, key: Any) -> None:
+        if self.weights[key]._version != self.made[key]:
+            raise RuntimeError(
+                f"{self.label} was changed in place after it was used, so what it was made of at that time is lost;"
+                " make the change out of place"
+            )
+
+    def release(self) -> None:
+        """Let go of the inputs, which no later pass needs."""
+        self.rule.saved, self.versions = {}, {}
+
+    def release_for_overwrite(self, key: Any) -> None:
+        self.rule.saved[key] = self.rule.saved[key].clone()
+        self.versions[key] = self.rule.saved[key]._version
+
+
+class Start(torch.autograd.Function):
+    """Makes the output of the first site require grad though neither its input nor its weights do."""
+
+    @staticmethod
+    def forward(ctx, anchor, run):
+        return run()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, None
+
+
+class Tie(torch.autograd.Function):
+    """Holds several outputs of one call together, so that their gradients arrive at one time."""
+
+    @staticmethod
+    def forward(ctx, sink, *outputs):
+        ctx.sink = sink
+        ctx.set_materialize_grads(True)
+        return tuple(o.clone() for o in outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        ctx.sink(grads)
+        return (None, *grads)

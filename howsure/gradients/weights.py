@@ -1,0 +1,73 @@
+"""The parameters of one pass, and the tensors made of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .calls import in_place, name_of
+from .rewrites import repeat_as_expand
+from .rule import map_tensors, tensors
+
+
+class Weights:
+    """Tells weights from data, by identity.
+
+    Parameters
+    ----------
+    selected
+        Parameters whose gradients are wanted, by name.
+    others
+        Those that are constants of this pass.
+    """
+
+    def __init__(self, selected: Mapping[str, Tensor], others: Iterable[Tensor]):
+        self.names = {id(p): name for name, p in selected.items()}
+        self.wanted: dict[int, Tensor] = {id(p): p for p in selected.values()}
+        """The selected parameters, and what was made of some of them."""
+        self.constants: dict[int, Tensor] = {id(p): p for p in others}
+        self.aliases: dict[int, Tensor] = {}
+        """Of each selected parameter that others were made of, the leaf that they hang on."""
+        self._plain: dict[int, Tensor] = {}
+
+    def __contains__(self, t: Tensor) -> bool:
+        return id(t) in self.wanted or id(t) in self.constants
+
+    def wants(self, t: Tensor) -> bool:
+        return id(t) in self.wanted
+
+    def strip(self, t: Tensor) -> Tensor:
+        """What a call with data sees: a weight off the graph."""
+        return self._detached(t) if t in self else t
+
+    def alias(self, t: Tensor) -> Tensor:
+        """What a weight-only call sees: a leaf for a parameter, itself for a derived weight."""
+        if id(t) in self.constants:
+            return self._detached(t)
+        if id(t) not in self.names:
+            return t
+        if id(t) not in self.aliases:
+            self.aliases[id(t)] = t.detach().requires_grad_()
+        return self.aliases[id(t)]
+
+    def derive(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Make a call that takes no data; what it gives are weights too."""
+        if name_of(func) == "repeat" and len(args) > 1:
+            func = repeat_as_expand
+        out = func(*map_tensors(self.alias, args), **map_tensors(self.alias, kwargs))
+        changed = [args[0], *([args[0]._base] if args[0]._is_view() else [])] if in_place(func, args, kwargs) else []
+        for t in tensors((changed, out)):
+            if t.requires_grad and id(t) not in self.names:
+                self.wanted[id(t)] = t
+        return out
+
+    def clear(self) -> None:
+        for kept in (self.wanted, self.constants, self.aliases, self._plain):
+            kept.clear()
+
+    def _detached(self, t: Tensor) -> Tensor:
+        if id(t) not in self._plain:
+            self._plain[id(t)] = t.detach()
+        return self._plain[id(t)]
