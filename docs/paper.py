@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from howsure.plots import DASHES, MARKERS, OKABE_ITO
+from howsure.plots.style import DASHES, MARKERS, OKABE_ITO
 from howsure.plugins import METHODS
 from howsure.results import read_results
 from howsure.tables import tidy

@@ -5,8 +5,8 @@ import pytest
 from fake_run import fake_run
 from PIL import Image
 
-from howsure import plots
-from howsure.plots import write_plots
+from howsure.plots import cost, heat_map, histograms, style, write_plots
+from howsure.plots.roc import roc_curve
 
 
 def stems(paths):
@@ -39,7 +39,7 @@ def test_without_scores_timing_or_corruptions(tmp_path):
     (run / "timing.csv").unlink()
     for file in (run / "scores").rglob("*.safetensors"):
         file.unlink()
-    assert stems(write_plots(run)) == {"heatmap_same-shift", "cost_same-shift"}
+    assert stems(write_plots(run)) == {"heatmap_same-shift"}
 
 
 def test_plots_of_an_earlier_call_go_and_other_files_stay(tmp_path):
@@ -55,40 +55,40 @@ def test_plots_of_an_earlier_call_go_and_other_files_stay(tmp_path):
     ("id_scores", "shift_scores", "half"), [([0, 1], [2, 3], 1), ([2, 3], [0, 1], 0), ([1, 1], [1, 1, 1], 0.5)]
 )
 def test_roc_by_hand(id_scores, shift_scores, half):
-    curve = plots._roc(np.array(id_scores), np.array(shift_scores))
+    curve = roc_curve(np.array(id_scores), np.array(shift_scores))
     assert curve[50] == pytest.approx(half)
     assert (curve[0], curve[-1]) == (0, 1)
 
 
 def test_long_tails_are_squeezed_and_order_is_kept():
-    near, far = plots._squeezed([np.array([0.0, 1, 2, 3, 4]), np.array([2.0, 1e12])])
+    near, far = histograms._squeezed([np.array([0.0, 1, 2, 3, 4]), np.array([2.0, 1e12])])
     assert near[2] == far[0] == 0
     assert far[1] < 30
     assert (np.diff(near) > 0).all()
 
 
 def test_front_holds_what_no_cheaper_one_beats():
-    assert plots._front(np.array([1, 1, 2, 3, 4]), np.array([0.5, 0.6, 0.55, 0.7, 0.7])) == [1, 3]
+    assert cost._front(np.array([1, 1, 2, 3, 4]), np.array([0.5, 0.6, 0.55, 0.7, 0.7])) == [1, 3]
 
 
 def test_lines_differ_in_more_than_colour():
     chosen = [f"m{i}" for i in range(11)]
-    styles = [plots._style(m, chosen) for m in chosen]
+    styles = [style.style(m, chosen) for m in chosen]
     assert len({s["marker"] for s in styles}) == 11
     assert len({(s["color"], s["linestyle"]) for s in styles}) == 11
 
 
 def test_best_and_baselines_are_chosen():
     methods = [f"m{i}" for i in range(20)] + ["msp"]
-    assert plots._chosen(methods) == [*methods[: plots.TOP], "msp"]
+    assert style.best_and_baselines(methods) == [*methods[: style._TOP], "msp"]
 
 
 def test_columns_of_narrow_groups_make_room_for_their_names():
-    places = plots._places(["near", "misclassification-like", "far", "far"])
+    places = heat_map._places(["near", "misclassification-like", "far", "far"])
     assert places[1] - places[0] > 2
     assert places[3] - places[2] == pytest.approx(1)
 
 
 def test_constant_scores_have_a_histogram():
-    got = plots._histogram({"x": (np.ones(5), np.ones(5))}, {"x": "far"})
+    got = histograms.histogram({"x": (np.ones(5), np.ones(5))}, {"x": "far"})
     assert got["id"].sum() == got["far"].sum() == 1

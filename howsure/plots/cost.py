@@ -1,0 +1,101 @@
+"""What a method costs, and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .labels import label_points
+from .style import BASELINES, axes_at, two_digits, with_stars
+
+_SUPERVISION = {"none": ("o", "#56B4E9"), "id-train": ("s", "#0072B2"), "outliers": ("^", "#D55E00")}
+
+
+def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol: str) -> Figure | None:
+    """The leaderboard's mean AUROC against time an image, in forward passes; the line joins the best for the cost.
+
+    None where nothing was timed.
+    """
+    points = board.set_index("method")[["supervision", "mean"]].rename(columns={"mean": "value"})
+    points = points.join(costs.groupby("method")["ratio_to_forward"].mean()).dropna()
+    if points.empty:
+        return None
+    figure = Figure(figsize=(9, 6.5))
+    axes = axes_at(figure, 0.75, 0.65, 8, 5.4)
+    axes.set(xlabel="time an image / time of a forward pass (log scale)", ylabel="mean AUROC, groups of shifts alike")
+    axes.set_title(f"Protocol {protocol}", loc="left", fontsize=10)
+    axes.grid(color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    names = _cost_names(points["value"], with_stars(rows))
+    ratio, value = points["ratio_to_forward"].to_numpy(), np.maximum(points["value"].to_numpy(), 0.5)
+    low, high = np.log10(ratio.min()), np.log10(ratio.max())
+    pad = max(0.08 * (high - low), 0.05)
+    span = max(value.max() - value.min(), 0.02)
+    axes.set_xscale("log")
+    axes.set(
+        xlim=(10 ** (low - pad), 10 ** (high + 1.6 * pad)), ylim=(value.min() - 0.08 * span, value.max() + 0.1 * span)
+    )
+    _plain_log_ticks(axes)
+    front = _front(ratio, value)
+    axes.step(ratio[front], value[front], where="post", color="#7F7F7F", linewidth=1, zorder=1)
+    for kind in _kinds(points["supervision"]):
+        of = (points["supervision"] == kind).to_numpy()
+        axes.plot(ratio[of], value[of], **_marker(kind), zorder=3)
+    _supervision_legend(figure, _kinds(points["supervision"]))
+    first = [*front, *(i for i, m in enumerate(points.index) if m in BASELINES)]
+    left_out = label_points(figure, axes, ratio, value, names, list(dict.fromkeys([*first, *range(len(points))])))
+    notes = ["* mean over fewer shifts or backbones"] if any("*" in name for name in names) else []
+    notes += [f"{left_out} names left out, where they would cover others"] if left_out else []
+    notes += ["below 0.5 drawn at 0.5"] if (points["value"] < 0.5).any() else []
+    figure.text(0.972, 0.015, "; ".join(notes), fontsize=8, ha="right")
+    return figure
+
+
+def _kinds(supervision: pd.Series) -> list[str]:
+    return sorted(supervision.unique(), key=lambda kind: (list(_SUPERVISION).index(kind.partition("+")[0]), kind))
+
+
+def _marker(kind: str) -> dict[str, Any]:
+    """A marker for what a method was fitted on, hollow where its hyper-parameters were tuned on outliers."""
+    base, _, tuned = kind.partition("+")
+    marker, colour = _SUPERVISION[base]
+    inside = "white" if tuned else colour
+    return {"marker": marker, "color": colour, "markerfacecolor": inside, "linestyle": "", "markersize": 5}
+
+
+def _supervision_legend(figure: Figure, kinds: Sequence[str]) -> None:
+    handles = [Line2D([], [], **_marker(kind), label=kind) for kind in kinds]
+    handles.append(Line2D([], [], color="#7F7F7F", linewidth=1, label="best for the cost"))
+    figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False, columnspacing=1)
+
+
+def _cost_names(values: pd.Series, starred: dict[str, str]) -> list[str]:
+    """Names of points; one below 0.5 is drawn there, to leave room for the others, and its value is named."""
+    names = map(str, values.index)
+    return [starred.get(m, m) + (f" ({two_digits(v)})" if v < 0.5 else "") for m, v in zip(names, values, strict=True)]
+
+
+def _front(ratio: np.ndarray, value: np.ndarray) -> list[int]:
+    """Points that no other beats at less cost, by cost."""
+    best, front = -np.inf, []
+    for i in np.lexsort([-value, ratio]):
+        if value[i] > best:
+            best = value[i]
+            front.append(int(i))
+    return front
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    low, high = axes.get_xlim()
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500) if low <= t <= high]
+    if high / low > 4:
+        ticks = [t for t in ticks if t not in (1.1, 1.2, 1.5)]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -1,0 +1,91 @@
+"""Histograms of the scores of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from ..tables import ordered
+from .style import OKABE_ITO, axes_at, group_of
+
+_COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73", "errors": "#CC79A7"}
+
+
+def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
+    """Scores of every method: in-distribution filled, shifted sets as outlines; each panel has its own scale.
+
+    Scales are linear around the ID median and logarithmic far from it (asinh): many scores have long tails.
+    """
+    columns = min(5, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(0.3 + 1.9 * columns, 0.65 + 1.15 * rows))
+    axes = axes_at(figure, 0.15, 0.15, 1.9 * columns, 1.15 * rows)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.axis("off")
+    kinds = ordered((k for heights in panels.values() for k in heights if k != "id"), tuple(_COLOURS))
+    _draw_panels(axes, panels, columns, kinds)
+    handles: list[Any] = [Patch(color="#BDBDBD", label="in-distribution")]
+    handles += [Line2D([], [], color=_set_colour(k, kinds), linewidth=1.5, label=k) for k in kinds]
+    figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False)
+    at_top = 1 - (0.3 if columns < 4 else 0.09) / figure.get_figheight()
+    figure.text(
+        0.15 / figure.get_figwidth(),
+        at_top,
+        f"Scores, more uncertain to the right (asinh scale), {title}",
+        fontsize=9,
+        va="top",
+    )
+    return figure
+
+
+def _draw_panels(axes: Axes, panels: dict[str, dict[str, np.ndarray]], columns: int, kinds: Sequence[str]) -> None:
+    """All panels on one pair of axes, a unit square each, and all of one colour at once: one axes each is slow."""
+    outlines: dict[str, list[np.ndarray]] = {kind: [] for kind in ("id", *kinds)}
+    base = []
+    for place, (method, heights) in enumerate(panels.items()):
+        y, x = divmod(place, columns)
+        scale = 0.68 / max(h.max() for h in heights.values())
+        axes.text(x + 0.04, y + 0.12, method, fontsize=8, va="center")
+        base.append([(x + 0.04, y + 0.95), (x + 0.94, y + 0.95)])
+        for kind, height in heights.items():
+            edges = x + 0.04 + 0.9 * np.linspace(0, 1, len(height) + 1)
+            steps = np.concatenate([[0], np.repeat(height, 2), [0]])
+            outlines[kind].append(np.column_stack([np.repeat(edges, 2), y + 0.95 - scale * steps]))
+    axes.add_collection(PolyCollection(outlines.pop("id"), facecolor="#BDBDBD"), autolim=False)
+    for kind, lines in outlines.items():
+        axes.add_collection(LineCollection(lines, color=_set_colour(kind, kinds), linewidth=1.1), autolim=False)
+    axes.add_collection(LineCollection(base, color="black", linewidth=0.6), autolim=False)
+
+
+def _set_colour(kind: str, kinds: Sequence[str]) -> str:
+    return _COLOURS.get(kind, OKABE_ITO[(3 + list(kinds).index(kind)) % len(OKABE_ITO)])
+
+
+def histogram(
+    scores: dict[str, tuple[np.ndarray, np.ndarray]], groups: Mapping[str, str], bins: int = 40
+) -> dict[str, np.ndarray]:
+    """Shares of ID (`id`) and of each group of shifts, by bin, over the middle 99 %; what lies outside, at the ends."""
+    sets: dict[str, list[np.ndarray]] = {}
+    for shift, (low, high) in scores.items():
+        sets.setdefault("id", [low])
+        sets.setdefault(group_of(shift, groups), []).append(high)
+    values = {name: np.concatenate(many).astype(np.float64) for name, many in sets.items()}
+    values = dict(zip(values, _squeezed(list(values.values())), strict=True))
+    ends = np.array([np.quantile(v, [0.005, 0.995]) for v in values.values()])
+    low_end, high_end = ends[:, 0].min(), ends[:, 1].max()
+    edges = np.linspace(low_end, high_end if high_end > low_end else low_end + 1, bins + 1)
+    return {n: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for n, v in values.items()}
+
+
+def _squeezed(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """asinh of scores in quartile ranges from the median of the first set: linear near it, logarithmic far off."""
+    quarter, middle, three = np.quantile(values[0], [0.25, 0.5, 0.75])
+    scale = three - quarter or values[0].std() or 1.0
+    return [np.arcsinh((v - middle) / scale) for v in values]

@@ -1,0 +1,88 @@
+"""What the plots share: colours, lines and markers, legends, and places in inches.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart, each with a line style and a marker of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+DASHES = ((0, ()), (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+MARKERS = "osD^vP*X<>phd"
+BASELINES = ("msp", "energy", "gradnorm", "confound", "confound_detector")
+STAR_NOTE = "; * some cells missing"
+_TOP = 6
+
+
+def best_and_baselines(methods: Sequence[str]) -> list[str]:
+    """The best, and of the others those that every paper compares with; best first."""
+    return [m for place, m in enumerate(methods) if place < _TOP or m in BASELINES]
+
+
+def group_of(shift: str, groups: Mapping[str, str]) -> str:
+    """The group of a shift whose scores are kept under `shift`, perhaps a severity of a corruption."""
+    return groups.get(shift.partition("@")[0], groups.get(shift, "far"))
+
+
+def style(method: str, chosen: Sequence[str]) -> dict[str, Any]:
+    """A colour, a dash and a marker, so that no two lines share more than one of them."""
+    place = list(chosen).index(method)
+    lap, colour = divmod(place, len(OKABE_ITO))
+    dash = DASHES[(place + lap) % len(DASHES)]
+    return {"color": OKABE_ITO[colour], "linestyle": dash, "linewidth": 1.5, "marker": MARKERS[place % len(MARKERS)]}
+
+
+def legend(figure: Figure, chosen: Sequence[str], title: str, **more: Any) -> None:
+    handles = [Line2D([], [], **{**style(m, chosen), **more}, label=m) for m in chosen]
+    figure.legend(
+        handles=handles, title=title, loc="center right", fontsize=8, title_fontsize=8, frameon=False, handlelength=3.5
+    )
+
+
+def legend_width(methods: Sequence[str]) -> float:
+    return inches_of(methods, 8) + 0.75
+
+
+def panels_of(count: int, width: float, height: float, beside: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, inches each, and room on the right for a legend."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(0.35 + columns * width + beside, 0.3 + rows * height))
+    panels = []
+    for place in range(count):
+        row, column = divmod(place, columns)
+        axes = axes_at(figure, 0.65 + column * width, 0.5 + (rows - 1 - row) * height, width - 0.45, height - 0.55)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+        panels.append(axes)
+    return figure, panels
+
+
+def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, bottom / h, width / w, height / h))
+
+
+def with_stars(rows: pd.DataFrame) -> dict[str, str]:
+    """Names with a star of the methods that have fewer cells than others, and so other means."""
+    count = rows.groupby("method")["value"].count()
+    return {str(m): f"{m}*" for m in count.index[count < count.max()]}
+
+
+def two_digits(value: float) -> str:
+    """Two digits without the leading zero; a full 1 only where it is one to two digits."""
+    return "–" if value != value else f"{value:.2f}".removeprefix("0")
+
+
+def inches_of(names: Sequence[str], points: float) -> float:
+    """Inches that the longest name takes, about."""
+    return max(map(len, names)) * points * 0.6 / 72

@@ -1,0 +1,91 @@
+"""Draws a run's plots, as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..results import CellName, cleared, read_costs, read_results, read_scores, writing
+from ..tables import headline, leaderboard, ordered, slug, tidy
+from .cost import cost
+from .heat_map import heat_map
+from .histograms import histogram, histograms
+from .roc import roc, roc_curve
+from .severity import severity
+from .style import best_and_baselines, group_of
+
+_PREFIXES = ("heatmap", "cost", "severity", "roc", "scores")
+_SUFFIXES = (".png", ".svg")
+
+
+def write_plots(folder: Path) -> list[Path]:
+    """Draw `folder/plots/*.png|.svg`, in place of those of an earlier call: what results, timing and scores allow.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: the folder holds no results, a file that is not a table of them, or cannot be written to.
+    """
+    results = tidy(read_results(folder))
+    costs = read_costs(folder)
+    target = cleared(folder / "plots", _PREFIXES, _SUFFIXES)
+    paths = []
+    for protocol in ordered(results["protocol"]):
+        for name, figure in _figures(folder, results[results["protocol"] == protocol], protocol, costs):
+            paths += _save(figure, target / name)
+    return paths
+
+
+def _figures(folder: Path, rows: pd.DataFrame, protocol: str, costs: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    auroc = rows[rows["metric"] == "auroc"]
+    shifted = auroc[auroc["task"] != "misclassification"]
+    board = leaderboard(auroc, protocol)
+    chosen = best_and_baselines(board["method"].tolist())
+    if len(shifted):
+        yield slug("heatmap", protocol), heat_map(shifted, board["method"].tolist(), protocol)
+        costly = cost(shifted, costs, board, protocol)
+        if costly:
+            yield slug("cost", protocol), costly
+    if (auroc["task"] == "corruption").any():
+        yield slug("severity", protocol), severity(auroc[auroc["task"] == "corruption"], chosen, protocol)
+    yield from _of_scores(folder, auroc, board, chosen, protocol)
+
+
+def _of_scores(
+    folder: Path, auroc: pd.DataFrame, board: pd.DataFrame, chosen: Sequence[str], protocol: str
+) -> Iterator[tuple[str, Figure]]:
+    """ROC curves averaged over backbones, and the histograms of each backbone's first seed."""
+    groups = dict(zip(auroc["column"], headline(auroc), strict=True))
+    curves: dict[tuple[str, str], list[np.ndarray]] = {}
+    for backbone in ordered(auroc["backbone"]):
+        seeds = sorted(auroc.loc[auroc["backbone"] == backbone, "seed"].unique())
+        panels = {}
+        for method in board["method"]:
+            for seed in seeds if method in chosen else seeds[:1]:
+                scores = read_scores(folder, CellName(backbone, int(seed), protocol, method))
+                if not scores:
+                    continue
+                if seed == seeds[0]:
+                    panels[method] = histogram(scores, groups)
+                if method in chosen:
+                    for shift, (low, high) in scores.items():
+                        curves.setdefault((group_of(shift, groups), method), []).append(roc_curve(low, high))
+        if panels:
+            yield slug("scores", protocol, backbone), histograms(panels, f"{backbone}, protocol {protocol}")
+    if curves:
+        mean = {key: np.mean(many, axis=0) for key, many in curves.items()}
+        yield slug("roc", protocol), roc(mean, chosen, protocol)
+
+
+def _save(figure: Figure, path: Path) -> list[Path]:
+    paths = [path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES]
+    with writing(path.parent), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "howsure"}):
+        figure.savefig(paths[0], dpi=150)
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
