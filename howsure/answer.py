@@ -12,10 +12,11 @@ import torch
 from .cells import CellError, checked, refusal
 from .data import FolderImages, as_images, cache_root
 from .errors import UserError
-from .extract import Extractor, Split, seeded, union
+from .extract import Extractor, seeded, union
 from .networks import load_network
 from .representations import Logits
 from .sources import num_classes, resolve
+from .split import Split
 from .store import Store
 from .suite import make_method
 

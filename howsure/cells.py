@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .extract import Extractor, Split, seeded
+from .extract import Extractor, seeded
 from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
 from .protocol import FIT, TEST, VAL, Shift, gather, held_back, members, pseudo_unknowns, seen_outliers, spread
 from .representations import ImageIds, Labels, Reps
+from .split import Split
 from .suite import Protocol
 
 MOST_TO_TUNE_ON = {FIT: 1000, VAL: 500}

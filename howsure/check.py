@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from .backbone import InputSpec
 from .cells import refusal
 from .data import ArrayImages
-from .extract import Extractor, Split, batches, run_pass, seeded
+from .extract import Extractor, seeded
+from .forward import run_pass
 from .method import Method
 from .network import Network
 from .representations import Representation, Reps
+from .split import Split, batches
 
 CLASSES = 4
 

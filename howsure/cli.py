@@ -110,8 +110,9 @@ def run(
     plugin: Any,
 ) -> None:
     """Run SUITE (a name or a TOML file): every method on every shift and backbone."""
-    from .harness import Run, failures, skips
+    from .harness import Run
     from .plots import write_plots
+    from .record import failures, skips
     from .results import RunFolder
     from .tables import write_tables
 

@@ -1,228 +1,23 @@
-"""One pass over a split computes every representation that the selected methods need; what is stored is not redone."""
+"""Representations of splits, computed once an image: what is stored is not redone."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Subset
-from torch.utils.data import Dataset as TorchDataset
+from torch import Tensor
 
-from .backbone import InputSpec
-from .corruptions import corrupt
-from .data import Images
-from .errors import NoGradients, UserError
-from .gradients import GradResult, grad_sq_norms
+from .errors import UserError
+from .forward import Progress, run_pass
 from .keys import make_key, room, sources_of
-from .layers import module
-from .losses import Loss
 from .network import Network
-from .representations import Batch, Grads, Logits, Representation, Reps, Tap
+from .representations import Logits, Representation, Reps
 from .rows import Rows, passes
+from .split import Pixels, Split, load
 from .store import Memory, Store
-
-GPU_BATCH = 128
-CPU_BATCH = 64 * 32 * 32
-KEPT_BYTES = 2**29
-Item = tuple[np.ndarray, int, int]
-Loaded = tuple[Tensor, Tensor, Tensor]
-States = Mapping[Representation[Any], dict[str, Tensor]]
-Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images to look at, perhaps corrupted on the fly: `(type, severity)`."""
-
-    name: str
-    images: Images
-    corruption: tuple[str, int] | None = None
-    seed: int = 0
-    clean: Images | None = None
-    """The same images before somebody else corrupted them: theirs are the ids, and so the parts."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Changes whenever an image, a label or the corruption does."""
-        clean = f" beside {self.clean.fingerprint}" if self.clean else ""
-        return f"{self.images.fingerprint} {self.corruption} {self.seed if self.corruption else ''}{clean}"
-
-
-class Prepared(TorchDataset[Item]):
-    """A split as the network sees it: `(uint8 pixels [H, W, C], label, id)`; the id is a hash of the clean pixels.
-
-    What is in `kept`, by index, is taken from there; with `keep` what is seen is put there.
-    """
-
-    def __init__(self, split: Split, network: Network, kept: dict[int, Item] | None = None, keep: bool = False) -> None:
-        self.split, self.network, self.keep = split, network, keep
-        self.kept = {} if kept is None else kept
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> Item:
-        item = self.kept.get(index) or self._prepare(index)
-        if self.keep:
-            self.kept[index] = item
-        return item
-
-    def _prepare(self, index: int) -> Item:
-        image, label = self.split.images[index]
-        pixels = self.network.prepare(image)
-        known = pixels if self.split.clean is None else self.network.prepare(self.split.clean[index][0])
-        identity = int.from_bytes(hashlib.blake2b(known.tobytes(), digest_size=8).digest(), "big") >> 1
-        if self.split.corruption:
-            kind, severity = self.split.corruption
-            pixels = corrupt(pixels, kind, severity, (identity + self.split.seed) % 2**32)
-        return np.array(pixels), int(label), identity
-
-
-class Pixels:
-    """Prepared images in memory, up to half a gigabyte: grids, and networks with the same input, come back to them."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, InputSpec], dict[int, Item]] = {}
-        self._room = KEPT_BYTES
-
-    def __call__(self, split: Split, network: Network, index: Sequence[int]) -> TorchDataset[Item]:
-        """The images at `index`, in that order; kept where there is room for all of them."""
-        kept = self._kept.setdefault((split.fingerprint, network.input), {})
-        size = sum(i not in kept for i in index) * network.input.channels * math.prod(network.input.size)
-        fits = size <= self._room
-        self._room -= size if fits else 0
-        return Subset(Prepared(split, network, kept, fits), index)
-
-
-def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
-    """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order.
-
-    Without a `batch_size` 128 images on a GPU; on the CPU as many as the pixels of 64 images of 32×32, from 32 to 256:
-    more of them leave its cache.
-    """
-    return _load([Prepared(split, network)], network, batch_size)
-
-
-def _load(prepared: Sequence[TorchDataset[Item]], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
-    cpu = network.device.type == "cpu"
-    if batch_size is None:
-        batch_size = min(256, max(32, CPU_BATCH // math.prod(network.input.size))) if cpu else GPU_BATCH
-    workers = 0 if cpu else min(8, torch.get_num_threads())
-    own = torch.Generator()  # the global one would be moved on, and a fit that draws from it depend on what is stored
-    yield from DataLoader(ConcatDataset(prepared), batch_size, num_workers=workers, generator=own)
-
-
-def run_pass(
-    network: Network,
-    loaded: Iterable[Loaded],
-    representations: Sequence[Representation[Any]],
-    states: States | None = None,
-    progress: Progress = lambda n: None,
-) -> Reps:
-    """The representations of all batches, computed with one forward pass of the network over each.
-
-    Args:
-        loaded: batches as `batches` gives them.
-        representations: what to compute; those that are fitted need their state in `states`.
-        progress: called with the number of images done after each batch.
-    """
-    states = states or {}
-    rows: dict[Representation[Any], list[dict[str, Tensor]]] = {rep: [] for rep in representations}
-    for pixels, labels, ids in loaded:
-        batch = _look(network, pixels, labels, ids, representations)
-        for rep in representations:
-            if rep.per_image or not rows[rep]:
-                value = rep.pack(rep.compute(batch, **states.get(rep, {})))
-                rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
-        progress(len(pixels))
-    return Reps(
-        {rep: rep.unpack({k: torch.cat([r[k] for r in found]) for k in found[0]}) for rep, found in rows.items()}
-    )
-
-
-def _look(
-    network: Network, pixels: Tensor, labels: Tensor, ids: Tensor, representations: Sequence[Representation[Any]]
-) -> Batch:
-    """The shared forward pass, with one backward pass for each loss that is wanted."""
-    images = network.normalise(pixels)
-    taps = list(dict.fromkeys(tap for rep in representations for tap in rep.taps(network)))
-    losses = list(dict.fromkeys(loss for rep in representations for loss in rep.losses()))
-    grads: dict[Loss, Grads] = {}
-    with _reading(network.model, taps) as readings:
-        if losses:
-            small = any(rep.small for rep in representations)
-            result = _gradients(network, images, losses, small, readings.passes.clear)
-            logits = result.logits
-            for k, loss in enumerate(losses):
-                grads[loss] = Grads(result.norms[k], None if result.small is None else result.small[k])
-        else:
-            with torch.no_grad():
-                logits = network.model(images)
-    read = {tap: readings.rows(tap, len(images)) for tap in taps}
-    return Batch(network, images, pixels, labels, ids, logits.detach().float(), read, grads)
-
-
-def _gradients(
-    network: Network, images: Tensor, losses: list[Loss], small: bool, on_restart: Callable[[], None]
-) -> GradResult:
-    """The engine's result; NoGradients where a network has no gradients of single images."""
-    try:
-        return grad_sq_norms(network.model, images, losses, small=small, on_restart=on_restart)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise NoGradients(f"no gradients of single images from '{network.name}': {error}") from error
-
-
-@dataclass
-class _Readings:
-    """What hooks have read, by tap: one list a forward pass of the model, one entry a call of the layer."""
-
-    passes: list[dict[Tap, Tensor]] = field(default_factory=list)
-
-    def rows(self, tap: Tap, n: int) -> Tensor:
-        parts = [reading[tap] for reading in self.passes if tap in reading]
-        rows = torch.cat(parts) if parts else torch.empty(0)
-        if len(rows) != n:
-            raise UserError(f"layer '{tap.layer}' gives {len(rows)} rows for {n} images; name another layer")
-        return rows.float()
-
-
-@contextmanager
-def _reading(model: nn.Module, taps: Sequence[Tap]) -> Iterator[_Readings]:
-    readings = _Readings()
-
-    def start(_module: nn.Module, _inputs: Any) -> None:
-        readings.passes.append({})
-
-    def reader(tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
-        def read(layer: nn.Module, inputs: Any, output: Any) -> None:
-            value = inputs[0] if tap.side == "input" else output
-            with torch.no_grad():
-                readings.passes[-1][tap] = tap.reduce(value.detach(), layer).clone()
-
-        return read
-
-    hooks = [model.register_forward_pre_hook(start)] if taps else []
-    try:
-        hooks += [module(model, tap.layer).register_forward_hook(reader(tap)) for tap in taps]
-        yield readings
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def union(needs: Iterable[Sequence[Representation[Any]]]) -> list[Representation[Any]]:
@@ -312,7 +107,7 @@ class Extractor:
         self, seen: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
     ) -> Found:
         """One pass over some images of several splits."""
-        loaded = _load([self._pixels(split, self.network, images.tolist()) for split, images in seen], self.network)
+        loaded = load([self._pixels(split, self.network, images.tolist()) for split, images in seen], self.network)
         states = {rep: self.state(rep) for rep in reps if rep.needs}
         fresh = run_pass(self.network, loaded, reps, states, progress)
         sizes, found = [len(images) for _, images in seen], {}

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -21,22 +17,23 @@ import torch
 from tqdm import tqdm
 
 from .cells import Bench, CellError, Scorer, certain, refusal, runs_under
-from .corruptions import CORRUPTIONS, kinds
-from .data import Images, Subset, as_images, cache_root, data_root
-from .errors import MissingData, NoGradients, UserError, one_line, told
-from .extract import Extractor, Pixels, Split, accuracy, batches, seeded, union
+from .corruptions import kinds
+from .data import Subset, cache_root, data_root
+from .errors import NoGradients, UserError, one_line, told
+from .extract import Extractor, accuracy, seeded, union
 from .keys import make_key, room, sources_of
+from .material import Material
 from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import Shift, applicable
+from .protocol import applicable
+from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
-from .sources import Part, num_classes, resolve
+from .split import Pixels, Split, batches
 from .store import Store
-from .suite import BackboneSpec, Protocol, ShiftSpec, Suite
-from .synthetic import Synthetic
+from .suite import BackboneSpec, Protocol, Suite
 from .timing import time_method
 
 IMAGES_TO_TIME = 256
@@ -60,34 +57,17 @@ class Run:
     quiet: bool = False
     store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
     record: dict[str, Any] = field(default_factory=dict)
-    _classes: int = 0
-    _published: dict[str, tuple[str, int]] = field(default_factory=dict)
     _pixels: Pixels = field(default_factory=Pixels)
 
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
-        self.record = {
-            "suite": self.suite.name,
-            "started": _now(),
-            "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scikit-learn")},
-            "howsure": version("howsure"),
-            "python": sys.version.split()[0],
-            "machine": {"platform": platform.platform(), "processor": _processor(), "threads": torch.get_num_threads()},
-            "device": str(self.device),
-            "settings": self.suite.model_dump(mode="json", exclude={"base"}),
-            "methods": {name: repr(method) for name, method in self.methods.items()},
-            "missing": {},
-            "broken": {},
-            "networks": [],
-            "cells": [],
-        }
+        self.record = new_record(now(), self.suite, self.methods, self.device, self.material)
         try:
-            splits = self.splits()
-            self._refuse_nothing_to_do(splits)
+            self._refuse_nothing_to_do()
             self._refuse_to_overwrite()
             for spec in self.suite.backbone:
                 for seed in self.suite.seeds:
-                    self._run_network(spec, seed, splits, alone=len(self.suite.backbone) == 1)
+                    self._run_network(spec, seed, alone=len(self.suite.backbone) == 1)
         except BaseException:
             if self.record["cells"]:
                 self._note_earlier()
@@ -95,13 +75,13 @@ class Run:
             raise
         return self._assemble()
 
-    def _pairs(self, splits: dict[str, Split]) -> list[tuple[str, Protocol]]:
+    def _pairs(self) -> list[tuple[str, Protocol]]:
         """The methods with the protocols that they run under, each on every network."""
-        protocols = applicable(self.suite.chosen_protocols(), self._shifts(splits))
+        protocols = applicable(self.suite.chosen_protocols(), self.material.shifts(self.material.splits))
         return [(name, p) for name, p in product(self.methods, protocols) if runs_under(self.methods[name], p)]
 
-    def _refuse_nothing_to_do(self, splits: dict[str, Split]) -> None:
-        if not self._pairs(splits):
+    def _refuse_nothing_to_do(self) -> None:
+        if not self._pairs():
             methods, protocols = ", ".join(list(self.methods)[:5]), ", ".join(self.suite.chosen_protocols())
             raise UserError(
                 f"nothing to run: with the shifts that are here none of {methods} runs under {protocols};"
@@ -128,112 +108,30 @@ class Run:
                 self._note(cell)
 
     def _assemble(self) -> pd.DataFrame:
-        self.record["finished"] = _now()
+        self.record["finished"] = now()
         return self.folder.assemble(self.record)
 
-    def splits(self) -> dict[str, Split]:
-        """The suite's splits that are on this machine, shifts and corruptions too; what is missing is recorded."""
-        suite, base = self.suite, self.suite.base
-        train = resolve(suite.id.train, base)
-        test = resolve(suite.id.test, base, train.classes)
-        found = {name: self._split(name, source.split(name)) for name, source in (("train", train), ("test", test))}
-        self._classes = num_classes(train, found["train"].images)
-        largest = int(found["test"].images.y.max())
-        if largest >= self._classes:
-            raise UserError(
-                f"id: test has the label {largest}, but training {self._classes} classes; give matching sets"
-            )
-        val = resolve(suite.id.val, base, train.classes) if suite.id.val else None
-        if val is not None and "val" in val.splits:
-            found["val"] = self._split("val", val.split("val"))
-        if "synthetic" in suite.chosen_protocols():
-            images = found["train"].images
-            found["synthetic"] = Split("synthetic", Synthetic(images))
-        for spec in suite.shift:
-            try:
-                source = resolve(spec.data, base)
-                found[spec.name] = self._beside(found["test"], self._split(spec.name, source.split("test")), source)
-            except UserError as error:
-                if not isinstance(error, MissingData):
-                    raise
-                self._leave_out(spec.name, str(error))
-            except Exception as error:
-                self._leave_out(spec.name, _reason(error))
-                self.record.setdefault("broken", {})[spec.name] = _reason(error)
-        return {**found, **self._corrupted(found["test"].images)}
+    @cached_property
+    def material(self) -> Material:
+        return Material(self.suite)
 
-    def _beside(self, test: Split, split: Split, source: Any) -> Split:
-        """A published corrupted set, image by image beside the clean ones where it has as many, of the same classes."""
-        if isinstance(source, Part):
-            self._published[split.name] = source.kind, source.severity
-            if len(split) == len(test) and np.array_equal(split.images.y, test.images.y):
-                return replace(split, clean=test.images)
-        return split
-
-    def _leave_out(self, shift: str, why: str) -> None:
-        missing = self.record.setdefault("missing", {})
-        if missing.get(shift) == why:
-            return
-        missing[shift] = why
-        print(f"howsure: shift '{shift}' left out: {why}", file=sys.stderr)
-
-    def _corrupted(self, images: Images) -> dict[str, Split]:
-        found, spec = {}, self.suite.corruptions
-        for kind in spec.types if spec else ():
-            order = np.random.default_rng(crc32(kind.encode())).permutation(len(images))
-            for i, severity in enumerate(spec.severities if spec else ()):
-                name, some = f"{kind}@{severity}", images
-                if spec and spec.images and spec.images < len(images):
-                    some = Subset(images, np.sort(np.roll(order, -i * spec.images)[: spec.images]))
-                found[name] = Split(name, some, (kind, severity))
-        return found
-
-    def _split(self, name: str, images: Any) -> Split:
-        """A split, of at most `max_images` images, drawn from the whole of it."""
-        images = as_images(images, name)
-        if not len(images):
-            raise UserError(f"{name}: the split is empty; give it at least one image")
-        most = self.suite.max_images
-        if most and len(images) > most:
-            index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].sort().values
-            images = Subset(images, index.numpy())
-        return Split(name, images)
-
-    def _shifts(self, present: dict[str, Split]) -> list[Shift]:
-        found = [self._shift(spec) for spec in self.suite.shift if spec.name in present]
-        if self.suite.corruptions:
-            for kind in self.suite.corruptions.types:
-                for severity in self.suite.corruptions.severities:
-                    found.append(Shift(f"{kind}@{severity}", kind, CORRUPTIONS[kind], "corruption", severity))
-        return [shift for shift in found if shift.name in present]
-
-    def _shift(self, spec: ShiftSpec) -> Shift:
-        """All severities of a published corruption are one kind, and a corruption unless the suite says otherwise."""
-        if spec.name not in self._published:
-            return Shift(spec.name, spec.name, spec.group, spec.task)
-        kind, severity = self._published[spec.name]
-        given = spec.model_fields_set
-        group = spec.group if "group" in given else CORRUPTIONS.get(kind, "corruption")
-        return Shift(spec.name, kind, group, spec.task if "task" in given else "corruption", severity)
-
-    def bench(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Bench:
-        """A network, loaded or trained, before the splits that `splits` gave."""
-        network = self._network(spec, seed, splits)
+    def bench(self, spec: BackboneSpec, seed: int) -> Bench:
+        """A network, loaded or trained, before the suite's splits."""
+        network, splits = self._network(spec, seed), self.material.splits
         possible = kinds(network.input.channels)
         for kind in sorted({s.corruption[0] for s in splits.values() if s.corruption} - set(possible)):
-            self._leave_out(kind, f"it needs colour, and {spec.name} sees grey images")
+            self.material.leave_out(kind, f"it needs colour, and {spec.name} sees grey images")
         splits = {name: s for name, s in splits.items() if not s.corruption or s.corruption[0] in possible}
-        return Bench(
-            network, Extractor(network, self.store, splits["train"], self._pixels), splits, self._shifts(splits), seed
-        )
+        extractor = Extractor(network, self.store, splits["train"], self._pixels)
+        return Bench(network, extractor, splits, self.material.shifts(splits), seed)
 
-    def _run_network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split], alone: bool) -> None:
+    def _run_network(self, spec: BackboneSpec, seed: int, alone: bool) -> None:
         try:
-            bench = self.bench(spec, seed, splits)
+            bench = self.bench(spec, seed)
         except Exception as error:
             if alone:
                 raise
-            self._note_lost(spec.name, seed, splits, _reason(error))
+            self._note_lost(spec.name, seed, _reason(error))
             return
         network = bench.network
         refusals = {name: self._refusal(method, network) for name, method in self.methods.items()}
@@ -241,18 +139,20 @@ class Run:
         started = time.perf_counter()
         self._extract_what_can_be(bench, able)
         extracted = time.perf_counter() - started
-        test = bench.extractor(splits["test"], (Logits(), Labels()))
+        test = bench.extractor(bench.splits["test"], (Logits(), Labels()))
         network.accuracy = accuracy(test, test[Labels()])
         self.record["networks"].append({
             "name": spec.name, "use": spec.use, "seed": seed, "accuracy": network.accuracy, "digest": network.digest,
-            "extract_s": round(extracted, 2), "splits": {name: len(split) for name, split in splits.items()},
+            "extract_s": round(extracted, 2), "splits": {name: len(split) for name, split in bench.splits.items()},
         })  # fmt: skip
         errors = (test[Logits()].argmax(1) != test[Labels()]).numpy()
         self.folder.write_errors(spec.name, seed, errors)
         if set(self.suite.chosen_protocols()) != {"none"}:
             for shift in bench.shifts:
                 if shift not in bench.divisible:
-                    self._leave_out(shift.name, "too small for protocols that split it in three; only `none` has it")
+                    self.material.leave_out(
+                        shift.name, "too small for protocols that split it in three; only `none` has it"
+                    )
         self._run_cells(bench, spec.name, refusals, errors)
         self._time(bench, able)
 
@@ -264,7 +164,9 @@ class Run:
             return "failed", _reason(error)
         return ("skipped", why) if why else None
 
-    def _network(self, spec: BackboneSpec, seed: int, splits: dict[str, Split]) -> Network:
+    def _network(self, spec: BackboneSpec, seed: int) -> Network:
+        material = self.material
+        train, test = (material.splits[name].images for name in ("train", "test"))
         with self._bar(0, f"{spec.name}: training", "epoch") as bar:
 
             def progress(epoch: int, epochs: int) -> None:
@@ -272,9 +174,9 @@ class Run:
                 bar.update(epoch - bar.n)
 
             return load_network(
-                spec.name, spec.use, num_classes=self._classes, base=self.suite.base, mean=spec.mean, std=spec.std,
+                spec.name, spec.use, num_classes=material.classes, base=self.suite.base, mean=spec.mean, std=spec.std,
                 size=spec.size, checkpoint=self._checkpoint(spec), members=spec.members, device=self.device,
-                train_images=splits["train"].images, test_images=splits["test"].images, seed=seed, progress=progress,
+                train_images=train, test_images=test, seed=seed, progress=progress,
             )  # fmt: skip
 
     def _checkpoint(self, spec: BackboneSpec) -> str | None:
@@ -392,9 +294,9 @@ class Run:
         grid = (self.suite.name, protocol, bench.seed, *bench.shifts, *splits)
         return make_key(bench.network.digest, method, *code, *grid)
 
-    def _note_lost(self, backbone: str, seed: int, splits: dict[str, Split], why: str) -> None:
+    def _note_lost(self, backbone: str, seed: int, why: str) -> None:
         """All cells of a network that is not to be had fail; what is finished of them waits for it."""
-        for name, protocol in self._pairs(splits):
+        for name, protocol in self._pairs():
             cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
             kept = self.folder.read_cell(cell.name)
             if not kept or kept.state != "done":
@@ -448,33 +350,7 @@ def _reason(error: Exception) -> str:
     return one_line(error) if isinstance(error, CellError | UserError) else told(error)
 
 
-def failures(record: dict[str, Any]) -> Iterator[str]:
-    """One line for each shift whose data set broke, and for each cell that failed."""
-    yield from (f"shift '{shift}': {why}" for shift, why in record.get("broken", {}).items())
-    for cell in record["cells"]:
-        if cell["state"] == "failed":
-            yield f"{cell['method']} on {cell['backbone']} ({cell['protocol']}, seed {cell['seed']}): {cell['why']}"
-
-
-def skips(record: dict[str, Any]) -> Iterator[str]:
-    """One line for each method and network that do not go together."""
-    skipped = [cell for cell in record["cells"] if cell["state"] == "skipped"]
-    yield from dict.fromkeys(f"{cell['method']} on {cell['backbone']}: {cell['why']}" for cell in skipped)
-
-
 def _rows(row: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {**row, "metric": name, "value": m.value, "ci_low": m.low, "ci_high": m.high} for name, m in metrics.items()
     ]
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .backbone import InputSpec
 from .data import eight_bits
+from .errors import UserError, why
 from .keys import layers_of
 from .layers import find_head, stages
 
@@ -119,3 +120,25 @@ def _resize(image: Image.Image, height: int, width: int, crop: float, how: Image
     image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), how)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+@torch.no_grad()
+def check_output(network: Network, use: str) -> None:
+    """One forward pass: the network must take its inputs and give one finite logit a class."""
+    shape = [network.input.channels, *network.input.size]
+    try:
+        out = network.model(network.example())
+    except Exception as error:
+        raise UserError(
+            f"{use}: fails on images {shape} (channels, height, width): {why(error)}; check size and mean"
+        ) from error
+    if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 2:
+        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UserError(f"{use}: must map [2, {', '.join(map(str, shape))}] to logits [2, classes]; got {got}")
+    if out.shape[1] != network.num_classes:
+        raise UserError(
+            f"{use}: a network of {out.shape[1]} classes, but the data has {network.num_classes}; "
+            "give checkpoint = the weights of a network trained on this data"
+        )
+    if not out.isfinite().all():
+        raise UserError(f"{use}: gives logits that are NaN or infinite; give other weights, or train with a smaller lr")

@@ -13,7 +13,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from .extract import Extractor, run_pass
+from .extract import Extractor
+from .forward import run_pass
 from .method import Method
 from .network import Network
 from .representations import Logits

@@ -11,10 +11,11 @@ import torch
 
 from howsure import ArrayImages, Features, Head, Logits, Method, Network
 from howsure.cells import Bench, Scorer, certain
-from howsure.extract import Extractor, Split
+from howsure.extract import Extractor
 from howsure.plugins import METHODS
 from howsure.protocol import FIT, TEST, VAL, Shift, pseudo_unknowns
 from howsure.representations import ImageIds, Labels, Representation, Reps
+from howsure.split import Split
 from howsure.store import Store
 from howsure.synthetic import Synthetic
 

@@ -29,10 +29,12 @@ from howsure import (
 )
 from howsure.check import snapshot
 from howsure.data import Subset
-from howsure.extract import Extractor, Pixels, Split, batches, run_pass, union
+from howsure.extract import Extractor, union
+from howsure.forward import run_pass
 from howsure.plugins import METHODS
 from howsure.representations import ImageIds, channel_moments
 from howsure.rows import INDEX
+from howsure.split import Pixels, Split, batches
 from howsure.store import Store
 
 EVERYTHING = (
@@ -219,7 +221,7 @@ def test_pixels_are_prepared_once_for_networks_with_the_same_input(conv_net, ima
     other = replace(conv_net, input=replace(conv_net.input, size=(8, 8)))
     Extractor(other, None, split, pixels)(split, (Pixel(),))
     assert len(seen) == 2 * len(images)
-    monkeypatch.setattr("howsure.extract.KEPT_BYTES", 100)
+    monkeypatch.setattr("howsure.split._KEPT_BYTES", 100)
     small = Extractor(conv_net, None, split, Pixels())
     assert small(split, (Pixel(),))[Pixel()].equal(small(split, (Pixel(),))[Pixel()])
     assert len(seen) == 4 * len(images), "too large to keep"

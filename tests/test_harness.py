@@ -382,7 +382,7 @@ def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, tm
     shifts = "".join(f'[[shift]]\ndata = "cifar10-c:{name}"\n' for name in ("fog:2", "fog:5", "snow:2"))
     suite = load_suite(write_suite(material, "published", ["msp"], ["leave-one-out"], shifts))
     job = Run(suite, suite.chosen_methods(), RunFolder(tmp_path / "out"), torch.device("cpu"), quiet=True)
-    bench = job.bench(suite.backbone[0], 0, job.splits())
+    bench = job.bench(suite.backbone[0], 0)
     by_name = {shift.name: shift for shift in bench.shifts}
     fog = by_name["cifar10-c-fog-2"]
     assert (fog.kind, fog.severity, fog.task, fog.group) == ("fog", 2, "corruption", "weather")
@@ -565,7 +565,7 @@ def test_skipped_methods_are_told(material, tmp_path, capsys):
 def test_each_severity_of_a_corruption_takes_its_own_share_of_the_images(material, tmp_path):
     suite = load_suite(write_suite(material, "shares", extra="images = 10\n"))
     job = Run(suite, suite.chosen_methods(), RunFolder(tmp_path), torch.device("cpu"), quiet=True)
-    splits = job.splits()
+    splits = job.material.splits
     first, second = (splits[f"contrast@{severity}"] for severity in (1, 5))
     assert len(first) == len(second) == 10
     assert set(first.images.indices).isdisjoint(second.images.indices)

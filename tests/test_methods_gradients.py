@@ -31,7 +31,7 @@ from howsure import (
 )
 from howsure.check import networks, snapshot
 from howsure.detector import fit_detector, score_detector
-from howsure.extract import run_pass
+from howsure.forward import run_pass
 from howsure.plugins import METHODS
 from howsure.representations import ImageIds
 

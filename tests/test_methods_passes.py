@@ -25,7 +25,7 @@ from howsure import (
     UserError,
 )
 from howsure.check import networks, snapshot
-from howsure.extract import run_pass
+from howsure.forward import run_pass
 from howsure.layers import stages
 from howsure.plugins import METHODS
 

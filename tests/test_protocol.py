@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from howsure import ArrayImages
 from howsure.cells import Bench
-from howsure.extract import Extractor, Split
+from howsure.extract import Extractor
 from howsure.protocol import FIT, TEST, VAL, Shift, gather, members, parts, pseudo_unknowns, seen_outliers
 from howsure.representations import ImageIds, Reps
+from howsure.split import Split
 
 SHIFTS = [
     Shift("svhn", "svhn", "far", "ood"),

@@ -42,9 +42,8 @@ def main() -> None:
     found: dict[str, list[dict[str, object]]] = {"importance": [], "learning": []}
     with tempfile.TemporaryDirectory() as folder:
         job = Run(suite, {}, RunFolder(Path(folder)), torch.device("cpu"), quiet=True)
-        splits = job.splits()
         for seed in suite.seeds:
-            bench = job.bench(suite.backbone[0], seed, splits)
+            bench = job.bench(suite.backbone[0], seed)
             for shift in bench.shifts:
                 about = {"seed": seed, "shift": shift.kind, "severity": shift.severity}
                 found["importance"] += [{**about, **row} for row in importance(bench, shift.name)]

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from howsure import Features, Head, InputSpec, Labels, Logits, Method, Network, Reps
-from howsure.extract import run_pass
+from howsure.forward import run_pass
 from howsure.plugins import BACKBONES
 from howsure.representations import HeadWeights
 

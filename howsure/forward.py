@@ -1,0 +1,122 @@
+"""One pass over batches of images: every representation that is wanted, from one forward pass of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import NoGradients, UserError
+from .gradients import GradResult, grad_sq_norms
+from .layers import module
+from .losses import Loss
+from .network import Network
+from .representations import Batch, Grads, Representation, Reps, Tap
+from .split import Loaded
+
+States = Mapping[Representation[Any], dict[str, Tensor]]
+Progress = Callable[[int], object]
+
+
+def run_pass(
+    network: Network,
+    loaded: Iterable[Loaded],
+    representations: Sequence[Representation[Any]],
+    states: States | None = None,
+    progress: Progress = lambda n: None,
+) -> Reps:
+    """The representations of all batches, computed with one forward pass of the network over each.
+
+    Args:
+        loaded: batches as `batches` gives them.
+        representations: what to compute; those that are fitted need their state in `states`.
+        progress: called with the number of images done after each batch.
+    """
+    states = states or {}
+    rows: dict[Representation[Any], list[dict[str, Tensor]]] = {rep: [] for rep in representations}
+    for pixels, labels, ids in loaded:
+        batch = _look(network, pixels, labels, ids, representations)
+        for rep in representations:
+            if rep.per_image or not rows[rep]:
+                value = rep.pack(rep.compute(batch, **states.get(rep, {})))
+                rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
+        progress(len(pixels))
+    return Reps(
+        {rep: rep.unpack({k: torch.cat([r[k] for r in found]) for k in found[0]}) for rep, found in rows.items()}
+    )
+
+
+def _look(
+    network: Network, pixels: Tensor, labels: Tensor, ids: Tensor, representations: Sequence[Representation[Any]]
+) -> Batch:
+    """The shared forward pass, with one backward pass for each loss that is wanted."""
+    images = network.normalise(pixels)
+    taps = list(dict.fromkeys(tap for rep in representations for tap in rep.taps(network)))
+    losses = list(dict.fromkeys(loss for rep in representations for loss in rep.losses()))
+    grads: dict[Loss, Grads] = {}
+    with _reading(network.model, taps) as readings:
+        if losses:
+            small = any(rep.small for rep in representations)
+            result = _gradients(network, images, losses, small, readings.passes.clear)
+            logits = result.logits
+            for k, loss in enumerate(losses):
+                grads[loss] = Grads(result.norms[k], None if result.small is None else result.small[k])
+        else:
+            with torch.no_grad():
+                logits = network.model(images)
+    read = {tap: readings.rows(tap, len(images)) for tap in taps}
+    return Batch(network, images, pixels, labels, ids, logits.detach().float(), read, grads)
+
+
+def _gradients(
+    network: Network, images: Tensor, losses: list[Loss], small: bool, on_restart: Callable[[], None]
+) -> GradResult:
+    """The engine's result; NoGradients where a network has no gradients of single images."""
+    try:
+        return grad_sq_norms(network.model, images, losses, small=small, on_restart=on_restart)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise NoGradients(f"no gradients of single images from '{network.name}': {error}") from error
+
+
+@dataclass
+class _Readings:
+    """What hooks have read, by tap: one list a forward pass of the model, one entry a call of the layer."""
+
+    passes: list[dict[Tap, Tensor]] = field(default_factory=list)
+
+    def rows(self, tap: Tap, n: int) -> Tensor:
+        parts = [reading[tap] for reading in self.passes if tap in reading]
+        rows = torch.cat(parts) if parts else torch.empty(0)
+        if len(rows) != n:
+            raise UserError(f"layer '{tap.layer}' gives {len(rows)} rows for {n} images; name another layer")
+        return rows.float()
+
+
+@contextmanager
+def _reading(model: nn.Module, taps: Sequence[Tap]) -> Iterator[_Readings]:
+    readings = _Readings()
+
+    def start(_module: nn.Module, _inputs: Any) -> None:
+        readings.passes.append({})
+
+    def reader(tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+        def read(layer: nn.Module, inputs: Any, output: Any) -> None:
+            value = inputs[0] if tap.side == "input" else output
+            with torch.no_grad():
+                readings.passes[-1][tap] = tap.reduce(value.detach(), layer).clone()
+
+        return read
+
+    hooks = [model.register_forward_pre_hook(start)] if taps else []
+    try:
+        hooks += [module(model, tap.layer).register_forward_hook(reader(tap)) for tap in taps]
+        yield readings
+    finally:
+        for hook in hooks:
+            hook.remove()

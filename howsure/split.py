@@ -1,0 +1,111 @@
+"""Images as a network sees them: splits, prepared pixels kept in memory, and batches."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import Dataset as TorchDataset
+
+from .backbone import InputSpec
+from .corruptions import corrupt
+from .data import Images
+from .network import Network
+
+_GPU_BATCH = 128
+_CPU_BATCH = 64 * 32 * 32
+_KEPT_BYTES = 2**29
+Item = tuple[np.ndarray, int, int]
+Loaded = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to look at, perhaps corrupted on the fly: `(type, severity)`."""
+
+    name: str
+    images: Images
+    corruption: tuple[str, int] | None = None
+    seed: int = 0
+    clean: Images | None = None
+    """The same images before somebody else corrupted them: theirs are the ids, and so the parts."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes whenever an image, a label or the corruption does."""
+        clean = f" beside {self.clean.fingerprint}" if self.clean else ""
+        return f"{self.images.fingerprint} {self.corruption} {self.seed if self.corruption else ''}{clean}"
+
+
+class Prepared(TorchDataset[Item]):
+    """A split as the network sees it: `(uint8 pixels [H, W, C], label, id)`; the id is a hash of the clean pixels.
+
+    What is in `kept`, by index, is taken from there; with `keep` what is seen is put there.
+    """
+
+    def __init__(self, split: Split, network: Network, kept: dict[int, Item] | None = None, keep: bool = False) -> None:
+        self.split, self.network, self.keep = split, network, keep
+        self.kept = {} if kept is None else kept
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.kept.get(index) or self._prepare(index)
+        if self.keep:
+            self.kept[index] = item
+        return item
+
+    def _prepare(self, index: int) -> Item:
+        image, label = self.split.images[index]
+        pixels = self.network.prepare(image)
+        known = pixels if self.split.clean is None else self.network.prepare(self.split.clean[index][0])
+        identity = int.from_bytes(hashlib.blake2b(known.tobytes(), digest_size=8).digest(), "big") >> 1
+        if self.split.corruption:
+            kind, severity = self.split.corruption
+            pixels = corrupt(pixels, kind, severity, (identity + self.split.seed) % 2**32)
+        return np.array(pixels), int(label), identity
+
+
+class Pixels:
+    """Prepared images in memory, up to half a gigabyte: grids, and networks with the same input, come back to them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, InputSpec], dict[int, Item]] = {}
+        self._room = _KEPT_BYTES
+
+    def __call__(self, split: Split, network: Network, index: Sequence[int]) -> TorchDataset[Item]:
+        """The images at `index`, in that order; kept where there is room for all of them."""
+        kept = self._kept.setdefault((split.fingerprint, network.input), {})
+        size = sum(i not in kept for i in index) * network.input.channels * math.prod(network.input.size)
+        fits = size <= self._room
+        self._room -= size if fits else 0
+        return Subset(Prepared(split, network, kept, fits), index)
+
+
+def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
+    """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order.
+
+    Without a `batch_size` 128 images on a GPU; on the CPU as many as the pixels of 64 images of 32×32, from 32 to 256:
+    more of them leave its cache.
+    """
+    return load([Prepared(split, network)], network, batch_size)
+
+
+def load(prepared: Sequence[TorchDataset[Item]], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
+    cpu = network.device.type == "cpu"
+    if batch_size is None:
+        batch_size = min(256, max(32, _CPU_BATCH // math.prod(network.input.size))) if cpu else _GPU_BATCH
+    workers = 0 if cpu else min(8, torch.get_num_threads())
+    own = torch.Generator()  # the global one would be moved on, and a fit that draws from it depend on what is stored
+    yield from DataLoader(ConcatDataset(prepared), batch_size, num_workers=workers, generator=own)

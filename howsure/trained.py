@@ -1,0 +1,122 @@
+"""Registered backbones that are trained on the spot, once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from . import training
+from .backbone import Backbone, InputSpec
+from .blueprints import built
+from .checkpoints import load_checkpoint
+from .data import Images, cache_root
+from .errors import UserError
+from .keys import hash_file, layers_of, source_of
+from .network import Network, check_output
+from .training import Progress
+
+_TRAINED_WITH = ("torch", "timm", "numpy")
+
+
+@dataclass
+class Trainer:
+    """Trains a registered backbone, or reads what was trained before under the same key."""
+
+    use: str
+    backbone: Backbone
+    input: InputSpec
+    num_classes: int
+    images: Images | None
+    test_images: Images | None
+    device: torch.device
+    cache: Path | None
+    progress: Progress | None
+
+    def __call__(self, name: str, seed: int) -> Network:
+        if self.backbone.recipe is None or self.images is None:
+            reason = "has no recipe to be trained on the spot" if self.images is not None else "is not trained yet"
+            raise UserError(f"backbone '{self.use}' {reason}; give checkpoint = a file")
+        file = (self.cache or cache_root() / "networks") / self.key(seed) / "weights.safetensors"
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            network = Network(name, self.build(), self.input, self.num_classes)
+        check_output(network, self.use)
+        record = _cached(network, file)
+        if record is None:
+            network = replace(network, device=self.device)
+            training.train(network, self.images, self.backbone.recipe, seed, self.progress)
+            network = replace(network, device=torch.device("cpu"))
+            check_output(network, self.use)
+            record = self.record(network, seed)
+            _keep(network, record, file)
+        network.accuracy = record.get("test_accuracy")
+        return network
+
+    def build(self) -> nn.Module:
+        return built(self.use, self.backbone, self.num_classes)
+
+    def record(self, network: Network, seed: int) -> dict[str, Any]:
+        """What is kept beside the weights."""
+        assert self.images is not None
+        assert self.backbone.recipe is not None
+        record: dict[str, Any] = {
+            "use": self.use,
+            "seed": seed,
+            "num_classes": self.num_classes,
+            "recipe": asdict(self.backbone.recipe),
+            "input": asdict(self.input),
+            "train_images": self.images.fingerprint,
+            "train_accuracy": training.accuracy(network, self.images),
+            "versions": {package: version(package) for package in _TRAINED_WITH},
+        }
+        if self.test_images is not None:
+            record["test_accuracy"] = training.accuracy(network, self.test_images)
+        return record
+
+    def key(self, seed: int) -> str:
+        """Changes with whatever changes the weights: code of the network and of its training, recipe, data, seed."""
+        assert self.images is not None
+        layers = layers_of(self.build())
+        code = [source_of(type(self.backbone)), layers, hash_file(training.__file__), *map(version, _TRAINED_WITH)]
+        parts = (self.use, code, self.backbone.recipe, self.input, self.num_classes, self.images.fingerprint, seed)
+        return f"{self.use}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
+
+
+def _cached(network: Network, file: Path) -> dict[str, Any] | None:
+    """Load kept weights into the network; returns their record, or None where there are none, or damaged ones."""
+    record = file.with_name("network.json")
+    if not (file.is_file() and record.is_file()):
+        return None
+    with suppress(UserError, ValueError, OSError):
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        load_checkpoint(network, file)
+        return kept
+    return None
+
+
+def _keep(network: Network, record: dict[str, Any], file: Path) -> None:
+    """Write weights and record so that a reader sees all of a file or nothing of it."""
+    state = {key: value.contiguous() for key, value in network.model.state_dict().items()}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write(file, safetensors.torch.save(state))
+        _write(file.with_name("network.json"), json.dumps(record, indent=2).encode())
+    except OSError as error:
+        raise UserError(f"{file.parent}: cannot be written to ({error.strerror}); set HOWSURE_CACHE") from error
+
+
+def _write(file: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+        temporary.write(content)
+    os.replace(temporary.name, file)
