@@ -12,7 +12,7 @@ from .errors import MissingData, UserError  # noqa: E402
 from .losses import Confound, Loss, Predicted, Uniform  # noqa: E402
 from .method import Method  # noqa: E402
 from .network import Network  # noqa: E402
-from .registry import register  # noqa: E402
+from .plugins import register  # noqa: E402
 from .representations import (  # noqa: E402
     ActivationNorms,
     Batch,

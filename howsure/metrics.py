@@ -15,82 +15,46 @@ order in which images are listed: equal scores are never told apart.
   arXiv:1705.08500). Among equal scores the risk is its expected value over all orders of them.
 - **E-AURC**: AURC less that of the best possible order, all correct images first (Geifman et al., 2019,
   arXiv:1805.08206), with the exact sum for that order rather than the paper's integral.
-
-The bootstrap draws images with replacement and works on how often each image was drawn: `[images, resamples]` counts,
-put in order of score, and their cumulative sums answer every metric of every resample at once. Equal sizes and seed
-mean the same draws, so intervals of two methods on the same images are paired.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from math import isqrt, prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .bootstrap import (
+    Floats,
+    Interval,
+    Ints,
+    added,
+    counts_of,
+    cumulative,
+    in_order,
+    intervals,
+    memory,
+    once,
+    rows_at,
+    width_for,
+)
+
 DETECTION = ("auroc", "fpr95", "aupr_in", "aupr_out", "detection_accuracy")
 MISCLASSIFICATION = ("auroc", "fpr95", "aupr_success", "aupr_error", "detection_accuracy", "aurc", "eaurc")
-
-ROUNDING = 1e-5  # resamples are summed in single precision
-WORKING_SET = 2**19  # numbers in a table: what stays in a processor's cache is several times faster
-
-Floats = NDArray[Any]
-Ints = NDArray[np.intp]
-
-
-class Interval(NamedTuple):
-    """A value and its 95 % percentile bootstrap interval; NaN where undefined."""
-
-    value: float
-    low: float
-    high: float
 
 
 def auroc(id_scores: Any, shift_scores: Any) -> float:
     """AUROC alone, without an interval; the same value as `detection` gives."""
-    return float(_below(_scores(id_scores, "ID scores"), _scores(shift_scores, "shifted scores")).mean())
+    return float(shares_below(checked(id_scores, "ID scores"), checked(shift_scores, "shifted scores")).mean())
 
 
-def _below(some: Floats, others: Floats) -> Floats:
+def shares_below(some: Floats, others: Floats) -> Floats:
     """The share of `some` below each of the `others`; ties count one half."""
     ordered = np.sort(some)
     return (ordered.searchsorted(others, "left") + ordered.searchsorted(others, "right")) / (2 * len(ordered))
-
-
-def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
-    """How much higher the AUROC of one score is than that of another on the same images, in [-1, 1].
-
-    Args:
-        first: `(id_scores [n], shift_scores [m])`, higher means more uncertain.
-        second: the other score of the same images in the same order.
-
-    Returns:
-        The difference with its 95 % interval after DeLong et al., 1988 (doi:10.2307/2531595): each image's share in
-        either AUROC is known, and the variance of the difference of shares is that of a mean. It counts the chance of
-        the test images, not that of the fit.
-
-    Raises:
-        ValueError: sizes that differ, fewer than two images of a kind, or a score that is not finite.
-    """
-    known, other_known = (_scores(scores[0], "ID scores") for scores in (first, second))
-    shifted, other_shifted = (_scores(scores[1], "shifted scores") for scores in (first, second))
-    if known.shape != other_known.shape or shifted.shape != other_shifted.shape:
-        raise ValueError("both scores must be of the same images: their sizes differ")
-    if min(len(known), len(shifted)) < 2:
-        raise ValueError("a lead needs at least two ID images and two shifted ones")
-    apart = (
-        _below(other_shifted, other_known) - _below(shifted, known),
-        _below(known, shifted) - _below(other_known, other_shifted),
-    )
-    lead = float(apart[1].mean())
-    half = 1.959964 * float(np.sqrt(sum(d.var(ddof=1) / len(d) for d in apart)))
-    return Interval(lead, lead - half, lead + half)
 
 
 def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
@@ -108,16 +72,16 @@ def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed:
     Raises:
         ValueError: a set is empty, not one-dimensional, or holds a score that is not finite.
     """
-    pair = _Pair.of(_scores(id_scores, "ID scores"), _scores(shift_scores, "shifted scores"))
+    pair = _Pair.of(checked(id_scores, "ID scores"), checked(shift_scores, "shifted scores"))
     n, m = len(pair.id_order), len(pair.shift_order)
 
     def resampled() -> Iterator[Floats]:
-        width = _width(n + m)
-        parts = zip(_counts(n, resamples, width, seed, 0), _counts(m, resamples, width, seed, 1), strict=True)
+        width = width_for(n + m)
+        parts = zip(counts_of(n, resamples, width, seed, 0), counts_of(m, resamples, width, seed, 1), strict=True)
         return (_detection(pair, id_counts, shift_counts, np.float32) for id_counts, shift_counts in parts)
 
-    value = _detection(pair, _once(n), _once(m), np.float64)
-    return _intervals(DETECTION, value, resampled, resamples)
+    value = _detection(pair, once(n), once(m), np.float64)
+    return intervals(DETECTION, value, resampled, resamples)
 
 
 def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
@@ -138,7 +102,7 @@ def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: 
     Raises:
         ValueError: no scores, one that is not finite, or sizes that differ.
     """
-    scores = _scores(scores, "scores")
+    scores = checked(scores, "scores")
     wrong = _errors(errors, len(scores))
     right, n = ~wrong, len(scores)
     risk = _Risk.of(scores, wrong)
@@ -151,9 +115,9 @@ def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: 
         return np.vstack([_detection(pair, counts[right], counts[wrong], dtype), curve])
 
     def resampled() -> Iterator[Floats]:
-        return (at(counts, np.float32) for counts in _counts(n, resamples, _width(2 * n), seed, 2))
+        return (at(counts, np.float32) for counts in counts_of(n, resamples, width_for(2 * n), seed, 2))
 
-    return _intervals(MISCLASSIFICATION, at(_once(n), np.float64), resampled, resamples)
+    return intervals(MISCLASSIFICATION, at(once(n), np.float64), resampled, resamples)
 
 
 def why_undefined(errors: Any) -> str | None:
@@ -193,17 +157,17 @@ class _Pair:
 
 def _detection(pair: _Pair, id_counts: NDArray[np.uint8], shift_counts: NDArray[np.uint8], dtype: type) -> Floats:
     """`DETECTION` metrics `[5, B]` where images were drawn `[n, B]` and `[m, B]` times."""
-    _memory.reset()
-    w_id, w_shift = _ordered(id_counts, pair.id_order, dtype), _ordered(shift_counts, pair.shift_order, dtype)
-    sum_id, sum_shift = _cumulative(w_id), _cumulative(w_shift)
+    memory.reset()
+    w_id, w_shift = in_order(id_counts, pair.id_order, dtype), in_order(shift_counts, pair.shift_order, dtype)
+    sum_id, sum_shift = cumulative(w_id), cumulative(w_shift)
     n, m = sum_id[-1], sum_shift[-1]
-    kept_id, kept_shift = _rows(sum_id, pair.id_up_to), _rows(sum_shift, pair.shift_up_to)
+    kept_id, kept_shift = rows_at(sum_id, pair.id_up_to), rows_at(sum_shift, pair.shift_up_to)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.stack(
             [
                 _auroc(pair, w_id, kept_shift, sum_shift, n, m),
                 _fpr95(pair, sum_id, sum_shift),
-                _precision(w_id, kept_id, _add(kept_id, kept_shift)) / n,
+                _precision(w_id, kept_id, added(kept_id, kept_shift)) / n,
                 _aupr_out(pair, w_shift, sum_id, sum_shift),
                 _accuracy(kept_id, kept_shift, n, m),
             ]
@@ -214,9 +178,9 @@ def _auroc(pair: _Pair, w_id: Floats, kept_shift: Floats, sum_shift: Floats, n: 
     not_above = np.einsum("ib,ib->b", w_id, kept_shift)
     (tied,) = np.nonzero(pair.shift_up_to != pair.shift_below)
     if len(tied):
-        equal = _rows(kept_shift, tied, copy=True)
-        equal -= _rows(sum_shift, pair.shift_below[tied])
-        not_above -= np.einsum("ib,ib->b", _rows(w_id, tied), equal) / 2
+        equal = rows_at(kept_shift, tied, copy=True)
+        equal -= rows_at(sum_shift, pair.shift_below[tied])
+        not_above -= np.einsum("ib,ib->b", rows_at(w_id, tied), equal) / 2
     return 1 - not_above / n / m
 
 
@@ -233,10 +197,10 @@ def _fpr95(pair: _Pair, sum_id: Floats, sum_shift: Floats) -> Floats:
 
 
 def _aupr_out(pair: _Pair, w_shift: Floats, sum_id: Floats, sum_shift: Floats) -> Floats:
-    found = _rows(sum_shift, pair.shift_under, copy=True)
+    found = rows_at(sum_shift, pair.shift_under, copy=True)
     np.subtract(sum_shift[-1], found, out=found)
-    flagged = _add(found, sum_id[-1])
-    flagged -= _rows(sum_id, pair.id_under)
+    flagged = added(found, sum_id[-1])
+    flagged -= rows_at(sum_id, pair.id_under)
     return _precision(w_shift, found, flagged) / sum_shift[-1]
 
 
@@ -248,7 +212,7 @@ def _precision(weights: Floats, found: Floats, taken: Floats) -> Floats:
 
 def _accuracy(kept_id: Floats, kept_shift: Floats, n: Floats, m: Floats) -> Floats:
     """Between two ID scores the share of ID kept stands still, so the best threshold is an ID score, or below all."""
-    gap = _memory.table(kept_shift.shape, kept_shift.dtype)
+    gap = memory.table(kept_shift.shape, kept_shift.dtype)
     np.multiply(kept_shift, -n / m, out=gap)
     gap += kept_id
     return (1 + np.maximum(gap.max(axis=0), 0) / n) / 2
@@ -275,11 +239,11 @@ def _risk(risk: _Risk, counts: NDArray[np.uint8]) -> Floats:
     With E errors among W images before a group of equal scores, and a share p of errors within it, the expected risk
     at its j-th image is (E + p j) / (W + j) = p + (E - p W) / (W + j): sums of those are harmonic numbers.
     """
-    _memory.reset()
-    weights = _ordered(counts, risk.order, np.float64)
-    images = _rows(_cumulative(weights), risk.bounds)
+    memory.reset()
+    weights = in_order(counts, risk.order, np.float64)
+    images = rows_at(cumulative(weights), risk.bounds)
     weights[risk.right] = 0
-    errors = _rows(_cumulative(weights), risk.bounds)
+    errors = rows_at(cumulative(weights), risk.bounds)
     harmonic = _harmonic(len(risk.order))
     n, wrong = images[-1].astype(np.intp), errors[-1].astype(np.intp)
     right = n - wrong
@@ -290,7 +254,7 @@ def _risk(risk: _Risk, counts: NDArray[np.uint8]) -> Floats:
 
 def _excess(images: Floats, errors: Floats) -> Floats:
     """E - p W for each group."""
-    size, share = (_memory.table((len(images) - 1, images.shape[1]), images.dtype) for _ in range(2))
+    size, share = (memory.table((len(images) - 1, images.shape[1]), images.dtype) for _ in range(2))
     np.maximum(np.subtract(images[1:], images[:-1], out=size), 1, out=size)
     np.divide(np.subtract(errors[1:], errors[:-1], out=share), size, out=share)
     return np.subtract(errors[:-1], np.multiply(share, images[:-1], out=share), out=share)
@@ -298,7 +262,7 @@ def _excess(images: Floats, errors: Floats) -> Floats:
 
 def _steps(harmonic: Floats, images: Floats) -> Floats:
     """By how much the harmonic number grows over each group."""
-    index, number = _memory.table(images.shape, np.intp), _memory.table(images.shape, harmonic.dtype)
+    index, number = memory.table(images.shape, np.intp), memory.table(images.shape, harmonic.dtype)
     np.copyto(index, images, casting="unsafe")
     np.take(harmonic, index, out=number, mode="clip")
     return np.subtract(number[1:], number[:-1], out=index[1:].view(number.dtype))
@@ -310,110 +274,7 @@ def _harmonic(n: int) -> Floats:
     return np.append(0.0, np.cumsum(1 / np.arange(1, n + 1)))
 
 
-def _cumulative(rows: Floats) -> Floats:
-    """Sums `[n + 1, B]` of the rows before each: within blocks, then of blocks; far fewer calls than row by row."""
-    n, size = len(rows), isqrt(len(rows)) + 1
-    total = _memory.table((1 + size * -(-n // size), rows.shape[1]), rows.dtype)
-    total[0], total[1 : n + 1], total[n + 1 :] = 0, rows, 0
-    blocks = total[1:].reshape(-1, size, rows.shape[1])
-    for row in range(1, size):
-        blocks[:, row] += blocks[:, row - 1]
-    for before, block in pairwise(blocks):
-        block += before[-1]
-    return total[: n + 1]
-
-
-def _rows(table: Floats, index: Ints, copy: bool = False) -> Floats:
-    """`table[index]` for an ascending index, without a copy where it counts by ones."""
-    if not copy and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
-        return table[index[0] : index[-1] + 1]
-    return np.take(table, index, 0, _memory.table((len(index), table.shape[1]), table.dtype), "clip")
-
-
-def _ordered(counts: NDArray[np.uint8], order: Ints, dtype: type) -> Floats:
-    """`counts[order]` as floating-point numbers."""
-    weights = _memory.table(counts.shape, dtype)
-    np.copyto(weights, _rows(counts, order, copy=True))
-    return weights
-
-
-def _add(table: Floats, other: Floats) -> Floats:
-    return np.add(table, other, out=_memory.table(table.shape, table.dtype))
-
-
-class _Memory(threading.local):
-    """Memory for tables, used again for every part of the resamples: fresh pages cost more than the arithmetic."""
-
-    def __init__(self) -> None:
-        self.pool, self.used = np.empty(0, np.uint8), 0
-
-    def reset(self) -> None:
-        """Gives back all tables, and grows to what was asked for since the last time."""
-        if self.used > len(self.pool):
-            self.pool = np.empty(self.used, np.uint8)
-        self.used = 0
-
-    def table(self, shape: tuple[int, ...], dtype: Any) -> Floats:
-        """An array of any content, valid until `reset`."""
-        size = prod(shape) * np.dtype(dtype).itemsize
-        start, self.used = self.used, self.used + -(-size // 64) * 64
-        if self.used > len(self.pool):
-            return np.empty(shape, dtype)
-        return self.pool[start : start + size].view(dtype).reshape(shape)
-
-
-_memory = _Memory()
-
-
-@lru_cache(maxsize=32)
-def _counts(n: int, resamples: int, width: int, seed: int, stream: int) -> tuple[NDArray[np.uint8], ...]:
-    """How often each of n images is drawn in each resample: parts `[n, width]`, the same draws for any width."""
-    random = np.random.default_rng([seed, stream])
-    parts = []
-    for start in range(0, resamples, width):
-        draws = [np.bincount(random.integers(n, size=n), minlength=n) for _ in range(min(width, resamples - start))]
-        parts.append(np.stack(draws, axis=1, dtype=np.uint8, casting="unsafe"))
-    return tuple(parts)
-
-
-def _width(rows: int) -> int:
-    """Resamples to work on at once, such that a table of so many rows stays small."""
-    return max(64, WORKING_SET // rows)
-
-
-def _once(n: int) -> NDArray[np.uint8]:
-    return np.ones((n, 1), np.uint8)
-
-
-def _intervals(
-    names: tuple[str, ...], value: Floats, resampled: Callable[[], Iterator[Floats]], resamples: int
-) -> dict[str, Interval]:
-    low = high = np.full(len(names), np.nan)
-    if resamples:
-        low, high = _percentiles(np.concatenate(list(resampled()), axis=1))
-    rows = zip(names, value[:, 0].tolist(), low.tolist(), high.tolist(), strict=True)
-    return {name: Interval(v, *_snap(v, a, b)) if v == v else Interval(v, v, v) for name, v, a, b in rows}
-
-
-def _snap(value: float, low: float, high: float) -> tuple[float, float]:
-    """Ends that differ from the value by rounding alone become the value."""
-    return value if abs(low - value) < ROUNDING else low, value if abs(high - value) < ROUNDING else high
-
-
-def _percentiles(samples: Floats) -> Floats:
-    """The 2.5th and 97.5th percentile `[2, k]` of `samples` `[k, B]`, NaN left out."""
-    defined = ~np.isnan(samples[0])
-    if defined.all():
-        return np.quantile(samples, [0.025, 0.975], axis=1)
-    limits = np.full((2, len(samples)), np.nan)
-    for k, row in enumerate(samples):
-        kept = row[~np.isnan(row)]
-        if len(kept):
-            limits[:, k] = np.quantile(kept, [0.025, 0.975])
-    return limits
-
-
-def _scores(scores: Any, what: str) -> Floats:
+def checked(scores: Any, what: str) -> Floats:
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{what} must be one number an image, got shape {list(array.shape)}")

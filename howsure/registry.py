@@ -19,7 +19,6 @@ from zlib import crc32
 from .errors import UserError, unknown
 
 T = TypeVar("T")
-C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True)
@@ -137,17 +136,6 @@ def import_file(path: str | Path) -> ModuleType:
     finally:
         sys.path.remove(str(file.parent))
     return module
-
-
-def register(cls: C) -> C:
-    """Register a plugin class defined anywhere (a notebook, a test); its `name` is needed. Use as a decorator."""
-    from .plugins import REGISTRIES
-
-    for registry in REGISTRIES.values():
-        if issubclass(cls, registry.base):
-            registry.add(str(vars(cls).get("name") or cls.__name__.lower()), cls)
-            return cls
-    raise TypeError(f"{cls.__name__} is no Method, Dataset or Backbone")
 
 
 def _place(cls: type) -> str:

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from howsure import metrics
+from howsure import bootstrap, metrics
+from howsure.bootstrap import counts_of
+from howsure.lead import auroc_lead
 from howsure.metrics import DETECTION, MISCLASSIFICATION, Interval, detection, misclassification, why_undefined
 
 few_values = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=30)
@@ -174,7 +176,7 @@ def test_a_resample_without_errors_leaves_auroc_defined():
 def test_bootstrap_of_detection_is_a_loop_over_the_same_draws(decimals):
     random = np.random.default_rng(1)
     low, high = random.normal(size=37).round(decimals), random.normal(1, 1, 53).round(decimals)
-    draws = [np.concatenate(metrics._counts(n, 100, 70, 5, stream), axis=1) for stream, n in enumerate((37, 53))]
+    draws = [np.concatenate(counts_of(n, 100, 70, 5, stream), axis=1) for stream, n in enumerate((37, 53))]
     loop = [slow_detection(np.repeat(low, i), np.repeat(high, s)) for i, s in zip(*(d.T for d in draws), strict=True)]
     got = detection(low, high, resamples=100, seed=5)
     for name in DETECTION:
@@ -187,7 +189,7 @@ def test_bootstrap_of_misclassification_is_a_loop_over_the_same_draws(decimals):
     random = np.random.default_rng(2)
     errors = random.random(41) < 0.3
     scores = (random.normal(size=41) + errors).round(decimals)
-    draws = np.concatenate(metrics._counts(41, 200, 70, 5, 2), axis=1).T
+    draws = np.concatenate(counts_of(41, 200, 70, 5, 2), axis=1).T
     loop = [values(misclassification(np.repeat(scores, w), np.repeat(errors, w), resamples=0)) for w in draws]
     got = misclassification(scores, errors, resamples=200, seed=5)
     for name in MISCLASSIFICATION:
@@ -199,14 +201,14 @@ def test_width_of_the_parts_changes_nothing(monkeypatch):
     random = np.random.default_rng(3)
     low, high = random.normal(size=500), random.normal(1, 1, 400)
     whole = detection(low, high, resamples=200)
-    monkeypatch.setattr(metrics, "WORKING_SET", 1)
+    monkeypatch.setattr(bootstrap, "_WORKING_SET", 1)
     assert detection(low, high, resamples=200) == whole
 
 
 def test_large_sets_stay_exact_enough():
     random = np.random.default_rng(4)
     low, high = random.normal(size=20_000), random.normal(1, 1, 20_000)
-    draws = [metrics._counts(20_000, 3, 64, 0, stream)[0] for stream in (0, 1)]
+    draws = [counts_of(20_000, 3, 64, 0, stream)[0] for stream in (0, 1)]
     pair = metrics._Pair.of(low, high)
     single, double = (metrics._detection(pair, *draws, dtype) for dtype in (np.float32, np.float64))
     np.testing.assert_allclose(single, double, atol=metrics.ROUNDING)
@@ -239,7 +241,7 @@ def test_lead_is_the_difference_with_the_interval_of_delong():
     rng = np.random.default_rng(0)
     known, shifted = rng.normal(size=(2, 300)), rng.normal(0.7, size=(2, 200))
     known[1], shifted[1] = (known[0] + known[1]).round(1), (shifted[0] + shifted[1]).round(1)
-    lead = metrics.auroc_lead((known[0], shifted[0]), (known[1], shifted[1]))
+    lead = auroc_lead((known[0], shifted[0]), (known[1], shifted[1]))
     assert lead.value == pytest.approx(metrics.auroc(known[0], shifted[0]) - metrics.auroc(known[1], shifted[1]))
     draws = []
     for _ in range(2000):
@@ -254,7 +256,7 @@ def test_lead_is_the_difference_with_the_interval_of_delong():
     )
     by_hand = above.mean(0).var(ddof=1) / 200 + above.mean(1).var(ddof=1) / 300
     assert sd == pytest.approx(by_hand**0.5, rel=1e-9)
-    same = metrics.auroc_lead((known[0], shifted[0]), (known[0] * 3, shifted[0] * 3))
+    same = auroc_lead((known[0], shifted[0]), (known[0] * 3, shifted[0] * 3))
     assert same == (0, 0, 0)
 
 
@@ -262,4 +264,4 @@ def test_lead_is_the_difference_with_the_interval_of_delong():
 def test_a_lead_needs_the_same_images_and_two_of_each(sizes, others):
     first, second = (tuple(map(np.zeros, n)) for n in (sizes, others))
     with pytest.raises(ValueError, match="sizes differ" if sizes != others else "at least two"):
-        metrics.auroc_lead(first, second)
+        auroc_lead(first, second)

@@ -2,7 +2,7 @@
 
 `python benchmarks/paper/leads.py NAME RUN_FOLDER...` writes `results/reference/NAME/leads.parquet`: of each protocol,
 shift, severity and seed the lead of the detector over each method, in AUROC, with its 95 % interval
-(`howsure.metrics.auroc_lead`). Several runs of one suite, each with some of its methods, are taken together.
+(`howsure.lead.auroc_lead`). Several runs of one suite, each with some of its methods, are taken together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from howsure.metrics import auroc_lead
+from howsure.lead import auroc_lead
 from howsure.results import Cell, RunFolder, read_scores
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"

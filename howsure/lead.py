@@ -1,0 +1,40 @@
+"""How much better one score is than another on the same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .bootstrap import Interval
+from .metrics import checked, shares_below
+
+
+def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
+    """How much higher the AUROC of one score is than that of another on the same images, in [-1, 1].
+
+    Args:
+        first: `(id_scores [n], shift_scores [m])`, higher means more uncertain.
+        second: the other score of the same images in the same order.
+
+    Returns:
+        The difference with its 95 % interval after DeLong et al., 1988 (doi:10.2307/2531595): each image's share in
+        either AUROC is known, and the variance of the difference of shares is that of a mean. It counts the chance of
+        the test images, not that of the fit.
+
+    Raises:
+        ValueError: sizes that differ, fewer than two images of a kind, or a score that is not finite.
+    """
+    known, other_known = (checked(scores[0], "ID scores") for scores in (first, second))
+    shifted, other_shifted = (checked(scores[1], "shifted scores") for scores in (first, second))
+    if known.shape != other_known.shape or shifted.shape != other_shifted.shape:
+        raise ValueError("both scores must be of the same images: their sizes differ")
+    if min(len(known), len(shifted)) < 2:
+        raise ValueError("a lead needs at least two ID images and two shifted ones")
+    apart = (
+        shares_below(other_shifted, other_known) - shares_below(shifted, known),
+        shares_below(known, shifted) - shares_below(other_known, other_shifted),
+    )
+    lead = float(apart[1].mean())
+    half = 1.959964 * float(np.sqrt(sum(d.var(ddof=1) / len(d) for d in apart)))
+    return Interval(lead, lead - half, lead + half)
