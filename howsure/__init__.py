@@ -13,9 +13,9 @@ from .losses import Confound, Loss, Predicted, Uniform  # noqa: E402
 from .method import Method  # noqa: E402
 from .network import Network  # noqa: E402
 from .plugins import register  # noqa: E402
+from .representation import Batch, Representation, Reps, Tap  # noqa: E402
 from .representations import (  # noqa: E402
     ActivationNorms,
-    Batch,
     Features,
     GradNorms,
     Head,
@@ -23,10 +23,7 @@ from .representations import (  # noqa: E402
     LayerMeans,
     LayerMoments,
     Logits,
-    Representation,
-    Reps,
     SmallGrads,
-    Tap,
 )
 
 __version__ = "0.1.0"

@@ -17,7 +17,8 @@ from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
 from .protocol import FIT, TEST, VAL, Shift, gather, held_back, members, pseudo_unknowns, seen_outliers, spread
-from .representations import ImageIds, Labels, Reps
+from .representation import Reps
+from .representations import ImageIds, Labels
 from .split import Split
 from .suite import Protocol
 

@@ -30,7 +30,7 @@ from .extract import Extractor, seeded
 from .forward import run_pass
 from .method import Method
 from .network import Network
-from .representations import Representation, Reps
+from .representation import Representation, Reps
 from .split import Split, batches
 
 CLASSES = 4

@@ -14,7 +14,8 @@ from .errors import UserError
 from .forward import Progress, run_pass
 from .keys import make_key, room, sources_of
 from .network import Network
-from .representations import Logits, Representation, Reps
+from .representation import Representation, Reps
+from .representations import Logits
 from .rows import Rows, passes
 from .split import Pixels, Split, load
 from .store import Memory, Store

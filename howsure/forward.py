@@ -15,7 +15,7 @@ from .gradients import GradResult, grad_sq_norms
 from .layers import module
 from .losses import Loss
 from .network import Network
-from .representations import Batch, Grads, Representation, Reps, Tap
+from .representation import Batch, Grads, Representation, Reps, Tap
 from .split import Loaded
 
 States = Mapping[Representation[Any], dict[str, Tensor]]

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .representations import ImageIds, Reps
+from .representation import Reps
+from .representations import ImageIds
 from .suite import Protocol
 
 FIT, VAL, TEST = 0, 1, 2

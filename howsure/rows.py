@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .representations import Representation
+from .representation import Representation
 
 INDEX = "index of images"
 

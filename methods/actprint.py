@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
-from howsure.representations import ImageIds, channel_moments
+from howsure.readings import channel_moments
+from howsure.representations import ImageIds
 
 from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from howsure import Batch, Features, Logits, Method, Network, Representation, Reps, Tap
 from howsure.layers import by_channel
-from howsure.representations import ImageIds, rms_difference
+from howsure.readings import rms_difference
+from howsure.representations import ImageIds
 
 from ._neighbours import kth_distance, unit
 from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers

@@ -12,7 +12,7 @@ from howsure import Batch, Labels, LayerMeans, Method, Network, Representation, 
 from howsure.detector import fit_detector, score_detector
 from howsure.gaussian import class_means, sq_distances
 from howsure.layers import module
-from howsure.representations import channel_means
+from howsure.readings import channel_means
 
 from ._gaussians import whiten
 from ._passes import output_at, recorded, tracked

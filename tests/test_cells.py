@@ -14,7 +14,8 @@ from howsure.cells import Bench, Scorer, certain
 from howsure.extract import Extractor
 from howsure.plugins import METHODS
 from howsure.protocol import FIT, TEST, VAL, Shift, pseudo_unknowns
-from howsure.representations import ImageIds, Labels, Representation, Reps
+from howsure.representation import Representation, Reps
+from howsure.representations import ImageIds, Labels
 from howsure.split import Split
 from howsure.store import Store
 from howsure.synthetic import Synthetic

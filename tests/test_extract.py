@@ -32,7 +32,8 @@ from howsure.data import Subset
 from howsure.extract import Extractor, union
 from howsure.forward import run_pass
 from howsure.plugins import METHODS
-from howsure.representations import ImageIds, channel_moments
+from howsure.readings import channel_moments
+from howsure.representations import ImageIds
 from howsure.rows import INDEX
 from howsure.split import Pixels, Split, batches
 from howsure.store import Store
@@ -331,7 +332,7 @@ def test_a_corrupted_image_has_the_id_of_the_clean_one(conv_net, split):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("cached", [1, 200, 2**18])
 def test_channel_moments_a_few_images_at_a_time(monkeypatch, layout, cached):
-    monkeypatch.setattr("howsure.representations.CACHED", cached)
+    monkeypatch.setattr("howsure.readings._CACHED", cached)
     maps = 100 + torch.randn(7, 5, 6, 6, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
     mean, deviation = channel_moments(maps, nn.BatchNorm2d(5)).unbind(1)
     torch.testing.assert_close(mean, maps.mean((2, 3)))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from howsure import Features, Head, Labels, LayerMeans, Logits, Method, Reps, Tap, UserError
 from howsure.plugins import METHODS
-from howsure.representations import HeadWeights, channel_means
+from howsure.readings import channel_means
+from howsure.representations import HeadWeights
 
 ARRAYS = {Logits(), Features(), Labels(), Head()}
 

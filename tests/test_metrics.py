@@ -211,7 +211,7 @@ def test_large_sets_stay_exact_enough():
     draws = [counts_of(20_000, 3, 64, 0, stream)[0] for stream in (0, 1)]
     pair = metrics._Pair.of(low, high)
     single, double = (metrics._detection(pair, *draws, dtype) for dtype in (np.float32, np.float64))
-    np.testing.assert_allclose(single, double, atol=metrics.ROUNDING)
+    np.testing.assert_allclose(single, double, atol=bootstrap._ROUNDING)
 
 
 def test_intervals_cover_the_truth_and_repeat():

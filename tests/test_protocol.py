@@ -14,7 +14,8 @@ from howsure import ArrayImages
 from howsure.cells import Bench
 from howsure.extract import Extractor
 from howsure.protocol import FIT, TEST, VAL, Shift, gather, members, parts, pseudo_unknowns, seen_outliers
-from howsure.representations import ImageIds, Reps
+from howsure.representation import Reps
+from howsure.representations import ImageIds
 from howsure.split import Split
 
 SHIFTS = [
