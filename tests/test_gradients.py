@@ -678,7 +678,7 @@ def test_nothing_is_kept_from_call_to_call():
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3)
     ).eval()
     kept: list[weakref.ref[Tensor]] = []
-    hook = net[4].register_forward_pre_hook(lambda m, inputs: kept.append(weakref.ref(inputs[0])))
+    hook = net[4].register_forward_hook(lambda m, inputs, out: kept.extend(map(weakref.ref, (inputs[0], out))))
     for _ in range(3):
         grad_sq_norms(net, torch.randn(5, 3, 8, 8), [lambda z: z.logsumexp(1)])
     gc.collect()

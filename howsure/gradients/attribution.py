@@ -16,6 +16,8 @@ from .site import Site
 from .trace import Tracer
 
 Serve = Callable[[Site, tuple], None]
+Pull = Callable[[Tensor, Serve], None]
+"""``pull(seed, serve)``: a backward pass from ``seed``, with ``serve`` called at each site."""
 
 
 class Unsure(Exception):
@@ -36,30 +38,25 @@ class Unrooted(Again):
 class Attribution:
     """Gives each site of a chunk of ``n`` samples the layout of its gradients: from the plan, or by probing.
 
-    Parameters
-    ----------
-    hidden
-        Whether parameters are used unseen.
-    pull
-        ``pull(seed, serve)``: a backward pass from ``seed``, with ``serve`` called at each site.
+    ``hidden``: whether parameters are used unseen. A ``Pull`` is not kept, since it holds the graph.
     """
 
-    def __init__(self, tracer: Tracer, plan: Plan, n: int, hidden: bool, pull: Callable[[Tensor, Serve], None]):
-        self.tracer, self.plan, self.n, self.hidden, self.pull = tracer, plan, n, hidden, pull
+    def __init__(self, tracer: Tracer, plan: Plan, n: int, hidden: bool):
+        self.tracer, self.plan, self.n, self.hidden = tracer, plan, n, hidden
         self.unsure: set[int] = set()
         """Sites some of whose gradients were zero in every probe."""
         self.unrooted: set[int] = set()
 
-    def find(self, logits: Tensor, anew: bool) -> None:
+    def find(self, logits: Tensor, pull: Pull, anew: bool) -> None:
         plan, n = self.plan, self.n
         if n == 1:
             for site in self.tracer.sites:
                 site.layout = tuple(Layout(0, shape[0] if shape else 1) for shape in site.shapes)
             return
         if anew or self.tracer.depends or not plan.settled or not self._apply():
-            self._probe(logits)
+            self._probe(logits, pull)
         if n not in plan.apart or self.tracer.depends or self.tracer.branches:
-            self._refuse_meeting(logits)
+            self._refuse_meeting(logits, pull)
             plan.apart.add(n)
 
     def refuse_unsure(self, site: Site, grads: tuple, doubts: list[Tensor] | None = None) -> None:
@@ -82,7 +79,7 @@ class Attribution:
                 self.unsure.add(site.index)
         return True
 
-    def _probe(self, logits: Tensor) -> None:
+    def _probe(self, logits: Tensor, pull: Pull) -> None:
         """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is; a third
         tells samples of one code apart, where their order may hang on the data."""
         generator = torch.Generator().manual_seed(0)
@@ -101,11 +98,11 @@ class Attribution:
                 for b, g, layouts in zip(plain, grads, allowed, strict=True)
             )
 
-        self.pull(seed, keep)
+        pull(seed, keep)
         digits = 2 if self.tracer.depends and self.n > 8 else 1
         for digit in range(digits):
             factors = codes(self.n, seed, digit)
-            self.pull(seed * factors[:, None], compare)
+            pull(seed * factors[:, None], compare)
         self._raise_deferred()
         found = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
         for site, layouts in zip(self.tracer.sites, found, strict=True):
@@ -123,7 +120,7 @@ class Attribution:
             self._refuse_or_defer(site)
         return found
 
-    def _refuse_meeting(self, logits: Tensor) -> None:
+    def _refuse_meeting(self, logits: Tensor, pull: Pull) -> None:
         """A backward pass from some of the samples: nothing may arrive at the others, not the smallest number."""
         generator = torch.Generator().manual_seed(self.n)
         order = torch.randperm(self.n, generator=generator, device="cpu").to(logits.device)
@@ -137,7 +134,7 @@ class Attribution:
                 if g is not None and g.numel() and layout.split(g, self.n)[others].nan_to_num(0, 0, 0).any():
                     self._refuse_or_defer(site)
 
-        self.pull(seed, look)
+        pull(seed, look)
         self._raise_deferred()
 
     def _refuse_or_defer(self, site: Site) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,9 +127,8 @@ class Chunk:
         self.ledger = Ledger(self.task.wanted, self.task.small, self.tracer, self.hidden, self.n, logits)
         for site in self.tracer.sites:
             site.rule.doubts = self.attempt.doubts
-        pull = lambda seed, serve: self._pull(logits, seed, serve)  # noqa: E731
-        self.attribution = Attribution(self.tracer, self.task.plan, self.n, bool(self.hidden), pull)
-        self.attribution.find(logits, self.attempt.probe)
+        self.attribution = Attribution(self.tracer, self.task.plan, self.n, bool(self.hidden))
+        self.attribution.find(logits, partial(self._pull, logits), self.attempt.probe)
         self._find_folds(logits)
         for k, seed in enumerate(seeds):
             last = k == len(seeds) - 1
