@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import chain, product
 from typing import Any
 
@@ -12,74 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .extract import Extractor, seeded
+from .bench import Bench, Some
+from .extract import seeded
 from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
-from .protocol import FIT, TEST, VAL, Shift, gather, held_back, members, pseudo_unknowns, seen_outliers, spread
+from .protocol import FIT, TEST, VAL, Shift, gather, held_back, pseudo_unknowns, seen_outliers
 from .representation import Reps
-from .representations import ImageIds, Labels
-from .split import Split
+from .representations import Labels
 from .suite import Protocol
 
-MOST_TO_TUNE_ON = {FIT: 1000, VAL: 500}
-MOST_TO_FIT_ON = 8000
-MADE_OF_TRAINING = ("pseudo-unknown", "synthetic")
-Some = Sequence[tuple[str, Tensor | None]]
+_MOST_TO_FIT_ON = 8000
+_MADE_OF_TRAINING = ("pseudo-unknown", "synthetic")
 
 
 class CellError(Exception):
     """Why a cell failed, in one line."""
-
-
-@dataclass
-class Bench:
-    """A network with all splits of a suite laid out before it.
-
-    Attributes:
-        splits: by name: `train`, `test`, perhaps `val` and `synthetic`, and one a shift.
-        shifts: what is told apart from `test`.
-        seed: of the protocol's parts and of whatever a method draws at random.
-    """
-
-    network: Network
-    extractor: Extractor
-    splits: Mapping[str, Split]
-    shifts: Sequence[Shift]
-    seed: int
-
-    def reps(self, split: str, needs: Sequence[Any], method: str, index: Tensor | None = None) -> Reps:
-        """What a method needs of a split, or of its images at `index`, and nothing else."""
-        return self.look([(split, index)], needs, method)[0]
-
-    def look(self, some: Some, needs: Sequence[Any], method: str) -> list[Reps]:
-        """The same of several splits, looking at the images of all together."""
-        found = self.extractor.together([(self.splits[split], index) for split, index in some], needs)
-        return [reps.only(tuple(needs), method) for reps in found]
-
-    @cached_property
-    def ids(self) -> dict[str, Reps]:
-        return {name: self.extractor(split, (ImageIds(), Labels())) for name, split in self.splits.items()}
-
-    def part(self, split: str, part: int) -> Tensor:
-        """Indices of the images of a split that belong to a part."""
-        return members(self.ids[split], part, self.seed)
-
-    @cached_property
-    def divisible(self) -> list[Shift]:
-        """The shifts with an image in every part; the others are too small for protocols that split."""
-        return [s for s in self.shifts if all(len(self.part(s.name, part)) for part in (FIT, VAL, TEST))]
-
-    def indices(self, split: str, part: int, tuning: bool = False) -> Tensor:
-        """Those to fit or tune on: the part's, or for tuning a few of them.
-
-        Altered training images are in the parts of their originals. A grid looks at no more than 1,000 images of the
-        fit part and 500 of the validation part of each kind of shift, at random, an equal share of each severity.
-        """
-        index = self.part("train" if split == "synthetic" else split, part)
-        kinds = {shift.name: shift.kind for shift in self.shifts}
-        severities = sum(kind == kinds.get(split) for kind in kinds.values())
-        return spread(index, MOST_TO_TUNE_ON[part] // max(1, severities), self.seed) if tuning else index
 
 
 def candidates(method: Method) -> list[Method]:
@@ -161,7 +108,7 @@ class Scorer:
 
     def _seen(self, protocol: Protocol, shift: Shift) -> tuple[str, ...]:
         """The sets of outliers that a method may be fitted on, or the protocol that makes them."""
-        if protocol in MADE_OF_TRAINING:
+        if protocol in _MADE_OF_TRAINING:
             return (protocol,)
         return tuple(seen_outliers(protocol, shift, self.bench.divisible))
 
@@ -179,13 +126,13 @@ class Scorer:
         self.bench.look(some, _needs(options), self.name)
 
     def _to_validate(self, pool: tuple[str, ...]) -> Some:
-        if pool[0] in MADE_OF_TRAINING:
+        if pool[0] in _MADE_OF_TRAINING:
             return [*chain(*self._to_learn(pool, VAL, tuning=True))]
         return [(split, self.bench.indices(split, VAL, tuning=True)) for split in ("test", *pool)]
 
     def _validate(self, option: Method, pool: tuple[str, ...]) -> float:
         """AUROC of an option on validation images alone."""
-        if pool[0] in MADE_OF_TRAINING:
+        if pool[0] in _MADE_OF_TRAINING:
             state = self._state(option, pool, tuning=True)
             pair = self._pair(option, pool, VAL, tuning=True)
             return auroc(*(checked(option.score(reps, **state), reps, pool[0]) for reps in pair))
@@ -243,14 +190,14 @@ class Scorer:
     def _to_learn(self, known: tuple[str, ...], part: int, tuning: bool) -> tuple[Some, Some]:
         """In-distribution images and outliers of one part: of shifts, or made of training images."""
         bench = self.bench
-        if known[0] in MADE_OF_TRAINING:
+        if known[0] in _MADE_OF_TRAINING:
             index = bench.indices("train", part, tuning)
             if known[0] == "synthetic":
                 return [("train", index[index % 2 == 0])], [("synthetic", index[index % 2 == 1])]
-            known_to_it, held = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, MOST_TO_FIT_ON)
+            known_to_it, held = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, _MOST_TO_FIT_ON)
             return [("train", known_to_it)], [("train", held)]
         indices = {split: bench.indices(split, part, tuning) for split in ("test", *known)}
-        inside = gather({"test": indices.pop("test")}, bench.seed, MOST_TO_FIT_ON)
+        inside = gather({"test": indices.pop("test")}, bench.seed, _MOST_TO_FIT_ON)
         return inside, gather(indices, bench.seed, len(inside[0][1]))
 
 

@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .cells import Bench, CellError, Scorer, certain, refusal, runs_under
+from .bench import Bench
+from .cells import CellError, Scorer, certain, refusal, runs_under
 from .corruptions import kinds
 from .data import Subset, cache_root, data_root
 from .errors import NoGradients, UserError, one_line, told

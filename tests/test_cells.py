@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from howsure import ArrayImages, Features, Head, Logits, Method, Network
-from howsure.cells import Bench, Scorer, certain
+from howsure.bench import Bench
+from howsure.cells import Scorer, certain
 from howsure.extract import Extractor
 from howsure.plugins import METHODS
 from howsure.protocol import FIT, TEST, VAL, Shift, pseudo_unknowns
@@ -120,7 +121,7 @@ def test_what_is_fitted_on_training_images_is_not_tuned_on_them(bench, protocol)
 
 
 def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_whole_fit_part(bench, monkeypatch):
-    monkeypatch.setattr("howsure.cells.MOST_TO_TUNE_ON", {FIT: 12, VAL: 6})
+    monkeypatch.setattr("howsure.bench._MOST_TO_TUNE_ON", {FIT: 12, VAL: 6})
     bench.splits["other@2"] = Split("other@2", made_up(60, 3))
     bench.shifts[:] = [Shift(name, "other", "noise", "corruption", i) for i, name in enumerate(("other", "other@2"), 1)]
     SEEN.clear()
@@ -139,7 +140,7 @@ def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_wh
 
 
 def test_images_to_tune_on_are_of_all_classes_though_the_set_is_in_their_order(bench, monkeypatch):
-    monkeypatch.setattr("howsure.cells.MOST_TO_TUNE_ON", {FIT: 30, VAL: 20})
+    monkeypatch.setattr("howsure.bench._MOST_TO_TUNE_ON", {FIT: 30, VAL: 20})
     labels = np.sort(np.arange(300) % 10)
     x = np.random.default_rng(0).integers(0, 255, (300, 4, 4, 3), dtype=np.uint8)
     bench.splits["test"] = Split("test", ArrayImages(x, labels))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from howsure import ArrayImages
-from howsure.cells import Bench
+from howsure.bench import Bench
 from howsure.extract import Extractor
 from howsure.protocol import FIT, TEST, VAL, Shift, gather, members, parts, pseudo_unknowns, seen_outliers
 from howsure.representation import Reps

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from howsure.cells import Bench
+from howsure.bench import Bench
 from howsure.detector import fit_detector, score_detector
 from howsure.harness import Run
 from howsure.metrics import auroc
