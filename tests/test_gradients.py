@@ -122,7 +122,7 @@ def test_kernels_are_cut_to_what_meets_the_input():
     exact(net, x)
     conv = Conv(torch.conv2d, {"input": images(3, 8, 2, 2), "weight": net[1].weight, "stride": 2, "padding": 1}, set())
     conv.forward()
-    assert (conv.kernel, conv.pads) == ((2, 2), ((0, 0), (0, 0)))
+    assert (conv.geometry.kernel, conv.geometry.pads) == ((2, 2), ((0, 0), (0, 0)))
 
 
 @settings(deadline=None, max_examples=10)

@@ -132,7 +132,7 @@ class Folded(SumsOnce, Conv):
 
     def _pieces(self, d: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The gradient in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
-        weight = self.touching(self.arguments["weight"])
+        weight = self.geometry.touching(self.arguments["weight"])
         if self.choose() != "windows":
             yield self.explicit(d, a).flatten(2), weight.flatten(1)
             return
@@ -143,8 +143,8 @@ class Folded(SumsOnce, Conv):
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         if key == "weight":
             g = per_sample(self.explicit(merged(d, layout, n), merged(self.input("input"), layout, n)), n)
-            self.products = (g * self.touching(self.arguments["weight"])).flatten(2).sum(2)
-            return self.whole(g) * self.fold.scale.view(-1, *[1] * (g.dim() - 2))
+            self.products = (g * self.geometry.touching(self.arguments["weight"])).flatten(2).sum(2)
+            return self.geometry.whole(g, self.arguments["weight"]) * self.fold.scale.view(-1, *[1] * (g.dim() - 2))
         sums = per_sample(self.sums(d) if layout.rows else self.sums(merged(d, layout, n)), n)
         if key == "shift":
             return sums

@@ -1,0 +1,133 @@
+"""Where a convolution's kernel meets its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One number, or pair, a dimension. Of the kernel only the part that meets the input at some position.
+
+    Attributes:
+        kernel, stride, dilation: as in the call; the kernel's size is that of the part.
+        pads: entries before and after the input.
+        maps: the output's size.
+        touched: the part of the kernel, as an index; None where it is all of it.
+    """
+
+    kernel: Sizes
+    stride: Sizes
+    dilation: Sizes
+    pads: tuple[tuple[int, int], ...]
+    maps: Sizes
+    touched: tuple[Any, ...] | None = None
+
+    @classmethod
+    def of(cls, sizes: Sizes, kernel: Sizes, call: dict[str, Any]) -> Geometry:
+        """Of an input of these sizes, and the arguments of the call."""
+        dims = len(kernel)
+        stride, dilation = _each(call.get("stride", 1), dims), _each(call.get("dilation", 1), dims)
+        reach = [e * (k - 1) for e, k in zip(dilation, kernel, strict=True)]
+        pads = _pads(call.get("padding", 0), reach)
+        maps = tuple(
+            (size + before + after - r - 1) // s + 1
+            for size, (before, after), r, s in zip(sizes, pads, reach, stride, strict=True)
+        )
+        return cls(kernel, stride, dilation, pads, maps)._cut(sizes, reach)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the kernel's positions do not overlap, and cover the input but for a stride's gaps."""
+        if any(p for pair in self.pads for p in pair):
+            return False
+        return all(k == 1 for k in self.kernel) or (self.kernel == self.stride and all(e == 1 for e in self.dilation))
+
+    def _cut(self, sizes: Sizes, reach: list[int]) -> Geometry:
+        """Without what meets nothing but padding at any position: all but the middle, on a map of one position."""
+        dims = list(zip(sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, reach, strict=True))
+        if all(s * (m - 1) >= before and r - before < size for size, _, _, s, m, (before, _), r in dims):
+            return self
+        cuts, pads = [], []
+        for size, k, e, s, m, (before, _), _ in dims:
+            meets = [i for i in range(k) if any(0 <= s * p + e * i - before < size for p in range(m))]
+            first, last = (meets[0], meets[-1]) if meets else (0, k - 1)
+            pad = before - e * first
+            if pad < 0 or (size + 2 * pad - e * (last - first) - 1) // s + 1 != m:
+                return self
+            cuts.append(slice(first, last + 1))
+            pads.append((pad, pad))
+        kernel = tuple(cut.stop - cut.start for cut in cuts)
+        return Geometry(kernel, self.stride, self.dilation, tuple(pads), self.maps, (..., *cuts))
+
+    def touching(self, weight: Tensor) -> Tensor:
+        """The part of the kernel that meets the input."""
+        return weight if self.touched is None else weight[self.touched]
+
+    def whole(self, grads: Tensor, weight: Tensor) -> Tensor:
+        """Gradients of the whole kernel ``[n, *weight.shape]`` from those of the part."""
+        if self.touched is None:
+            return grads
+        whole = grads.new_zeros(*grads.shape[:2], *weight.shape[1:])
+        whole[self.touched] = grads
+        return whole
+
+    def padded(self, a: Tensor) -> Tensor:
+        if not any(p for pair in self.pads for p in pair):
+            return a
+        return F.pad(a, [p for pair in reversed(self.pads) for p in pair])
+
+    def tiles(self, a: Tensor) -> Tensor:
+        """The input where positions are ``apart``, ``[n, I * offsets, L]``; a view if 1×1 at stride 1."""
+        n, size = a.shape[:2]
+        if all(k == 1 for k in self.kernel):
+            steps = [slice(None), slice(None), *(slice(None, None, s) for s in self.stride)]
+            return a[tuple(steps)].flatten(2)
+        dims, pairs = len(self.kernel), list(zip(self.maps, self.kernel, strict=True))
+        inside = [slice(None), slice(None), *(slice(0, m * k) for m, k in pairs)]
+        a = a[tuple(inside)].reshape(n, size, *(v for pair in pairs for v in pair))
+        order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]
+        return a.permute(order).flatten(2 + dims).flatten(1, 1 + dims)
+
+    def unfolded(self, a: Tensor) -> Tensor:
+        """Each position's whole window, ``[n, I * offsets, L]``."""
+        n, size, a = *a.shape[:2], self.padded(a).contiguous()
+        images, channels, *along = a.stride()
+        within = [step * e for step, e in zip(along, self.dilation, strict=True)]
+        between = [step * s for step, s in zip(along, self.stride, strict=True)]
+        windows = a.as_strided((n, size, *self.kernel, *self.maps), (images, channels, *within, *between))
+        return windows.reshape(n, -1, prod(self.maps))
+
+    def lines(self, a: Tensor) -> Tensor:
+        """The padded input with the windows' positions along the last dimension side by side, ``[n, …, L, k * I]``:
+        one copy, as many times as the kernel is wide."""
+        n, size = a.shape[:2]
+        a = self.padded(a)
+        images, channels, *along, step = a.stride()
+        shape = (n, *a.shape[2:-1], self.maps[-1], self.kernel[-1], size)
+        strides = (images, *along, step * self.stride[-1], step * self.dilation[-1], channels)
+        return a.as_strided(shape, strides, a.storage_offset()).contiguous().flatten(-2)
+
+    def positions(self, offset: Sizes) -> list[slice]:
+        """Where the padded input meets the kernel's ``offset``, along the dimensions that it names."""
+        each = zip(offset, self.dilation, self.maps, self.stride, strict=False)
+        return [slice(k * e, k * e + (m - 1) * s + 1, s) for k, e, m, s in each]
+
+
+def _pads(padding: Any, reach: list[int]) -> tuple[tuple[int, int], ...]:
+    if padding == "same":
+        return tuple((r // 2, r - r // 2) for r in reach)
+    if padding == "valid":
+        return ((0, 0),) * len(reach)
+    return tuple((p, p) for p in _each(padding, len(reach)))
+
+
+def _each(value: Any, dims: int) -> Sizes:
+    return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
