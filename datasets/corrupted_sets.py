@@ -17,8 +17,10 @@ from PIL import Image
 
 from howsure import Dataset, FolderImages, Images, MissingData, UserError
 from howsure.corruptions import CORRUPTIONS
-from howsure.data import FileImages, Joined, data_root
+from howsure.data import data_root
 from howsure.errors import unknown
+from howsure.image_files import FileImages
+from howsure.images import Joined
 
 SEVERITIES = range(1, 6)
 

@@ -10,7 +10,8 @@ import numpy as np
 import torchvision
 
 from howsure import ArrayImages, Dataset, FolderImages, Images, MissingData, UserError
-from howsure.data import FileImages, data_root, download
+from howsure.data import data_root, download
+from howsure.image_files import FileImages
 
 
 class _Torchvision(Dataset):

@@ -7,8 +7,10 @@ if (_root / "setup.cfg").is_file():  # a checkout: the plugin folders stand besi
     __path__.append(str(_root))
 
 from .backbone import Backbone, InputSpec, Recipe  # noqa: E402
-from .data import ArrayImages, Dataset, FolderImages, Images  # noqa: E402
+from .data import Dataset  # noqa: E402
 from .errors import MissingData, UserError  # noqa: E402
+from .image_files import FolderImages  # noqa: E402
+from .images import ArrayImages, Images  # noqa: E402
 from .losses import Confound, Loss, Predicted, Uniform  # noqa: E402
 from .method import Method  # noqa: E402
 from .network import Network  # noqa: E402

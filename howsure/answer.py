@@ -10,9 +10,11 @@ import pandas as pd
 import torch
 
 from .cells import CellError, checked, refusal
-from .data import FolderImages, as_images, cache_root
+from .data import cache_root
 from .errors import UserError
 from .extract import Extractor, seeded, union
+from .image_files import FolderImages
+from .images import as_images
 from .networks import load_network
 from .representations import Logits
 from .sources import num_classes, resolve

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from .backbone import InputSpec
 from .cells import refusal
-from .data import ArrayImages
 from .extract import Extractor, seeded
 from .forward import run_pass
+from .images import ArrayImages
 from .method import Method
 from .network import Network
 from .representation import Representation, Reps

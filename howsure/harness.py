@@ -19,9 +19,10 @@ from tqdm import tqdm
 from .bench import Bench
 from .cells import CellError, Scorer, certain, refusal, runs_under
 from .corruptions import kinds
-from .data import Subset, cache_root, data_root
+from .data import cache_root, data_root
 from .errors import NoGradients, UserError, one_line, told
 from .extract import Extractor, accuracy, seeded, union
+from .images import Subset
 from .keys import make_key, room, sources_of
 from .material import Material
 from .method import Method

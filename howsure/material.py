@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from .corruptions import CORRUPTIONS
-from .data import Images, Subset, as_images
 from .errors import MissingData, UserError, told
+from .images import Images, Subset, as_images
 from .protocol import Shift
 from .sources import Part, num_classes, resolve
 from .split import Split

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .backbone import InputSpec
-from .data import eight_bits
 from .errors import UserError, why
+from .images import eight_bits
 from .keys import layers_of
 from .layers import find_head, stages
 

@@ -10,8 +10,8 @@ import torch
 
 from .blueprints import blueprint_of
 from .checkpoints import load_checkpoint
-from .data import Images
 from .errors import UserError
+from .images import Images
 from .keys import hash_module, source_of
 from .network import Network, check_output
 from .plugins import BACKBONES

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .data import ArrayImages, Dataset, FolderImages, Images
+from .data import Dataset
 from .errors import UserError, why
+from .image_files import FolderImages
+from .images import ArrayImages, Images
 from .plugins import DATASETS
 
 SPLITS = ("train", "val", "test")

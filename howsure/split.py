@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .backbone import InputSpec
 from .corruptions import corrupt
-from .data import Images
+from .images import Images
 from .network import Network
 
 _GPU_BATCH = 128

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from .data import Images, eight_bits
+from .images import Images, eight_bits
 
 GREY = ("1", "L", "LA", "La")
 KINDS = ("patch_shuffle", "mixture", "inversion", "low_contrast", "noise", "blur", "pixel_shuffle")

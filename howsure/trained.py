@@ -20,8 +20,9 @@ from . import training
 from .backbone import Backbone, InputSpec
 from .blueprints import built
 from .checkpoints import load_checkpoint
-from .data import Images, cache_root
+from .data import cache_root
 from .errors import UserError
+from .images import Images
 from .keys import hash_file, layers_of, source_of
 from .network import Network, check_output
 from .training import Progress

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Recipe
-from .data import Images
+from .images import Images
 from .network import Network
 
 Progress = Callable[[int, int], object]

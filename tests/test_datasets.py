@@ -14,7 +14,8 @@ from PIL import Image
 
 from howsure import ArrayImages, Dataset, FolderImages, MissingData, UserError
 from howsure.corruptions import CORRUPTIONS
-from howsure.data import FileImages, Joined, Subset, as_images
+from howsure.image_files import FileImages
+from howsure.images import Joined, Subset, as_images
 from howsure.plugins import DATASETS
 from howsure.sources import resolve
 

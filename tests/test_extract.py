@@ -28,9 +28,9 @@ from howsure import (
     UserError,
 )
 from howsure.check import snapshot
-from howsure.data import Subset
 from howsure.extract import Extractor, union
 from howsure.forward import run_pass
+from howsure.images import Subset
 from howsure.plugins import METHODS
 from howsure.readings import channel_moments
 from howsure.representations import ImageIds

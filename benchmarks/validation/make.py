@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
-from howsure.data import Images
 from howsure.errors import UserError
+from howsure.images import Images
 from howsure.sources import resolve
 from howsure.synthetic import alter
 

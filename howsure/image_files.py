@@ -1,0 +1,108 @@
+"""Images in files and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .errors import MissingData, UserError, why
+from .images import Images, eight_bits
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+
+
+class FileImages(Images):
+    """Image files and their labels; each is read when it is asked for.
+
+    The fingerprint is made of the folder, names below it, sizes, times of change and labels; no image is read for it.
+    """
+
+    def __init__(self, files: Sequence[Path], y: np.ndarray | Sequence[int], folder: Path) -> None:
+        self.files, self.folder = list(files), folder
+        self.y = np.asarray(y, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file = self.files[index]
+        try:
+            with Image.open(file) as image:
+                image.load()
+                return eight_bits(image, str(file)), int(self.y[index])
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{file}: not a readable image ({why(error)}); repair or remove it") from error
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        digest = hashlib.sha256(str(self.folder.resolve()).encode())
+        for file, label in zip(self.files, self.y, strict=True):
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise UserError(f"{file}: not a readable image ({why(error)}); repair or remove it") from error
+            times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+            digest.update(f"{file.relative_to(self.folder)} {label} {stat.st_size} {times}\n".encode())
+        return digest.hexdigest()
+
+
+class FolderImages(FileImages):
+    """A folder with one sub-folder a class (searched to any depth), or a flat folder of images, all of class 0.
+
+    `classes` fixes the class order (names of sub-folders); left out, it is alphabetical. Hidden files and folders are
+    passed over, and so are sub-folders without an image and links to a folder that they lie in.
+
+    Raises:
+        MissingData: there is no such folder. UserError: it holds no image, loose images beside class folders, or a
+            class that `classes` lacks.
+    """
+
+    def __init__(self, folder: str | Path, classes: Sequence[str] | None = None) -> None:
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise MissingData(f"{folder}: no such folder; put the images there or name another")
+        by_class = _images_by_class(folder)
+        if not by_class:
+            raise UserError(f"{folder}: no image in it; expected files ending in {' '.join(EXTENSIONS)}")
+        loose = by_class.get("")
+        if loose and (len(by_class) > 1 or classes):
+            raise UserError(f"{loose[0]}: a loose image where class folders are; move it into one of them or remove it")
+        self.classes = list(classes or sorted(name for name in by_class if name))
+        strangers = sorted(set(by_class) - {"", *self.classes})
+        if strangers:
+            raise UserError(f"{folder}: class '{strangers[0]}' is not one of the {len(self.classes)} trained on")
+        order = self.classes or [""]
+        pairs = [(file, label) for label, name in enumerate(order) for file in by_class.get(name, ())]
+        super().__init__([file for file, _ in pairs], [label for _, label in pairs], folder)
+
+
+def _images_by_class(folder: Path) -> dict[str, list[Path]]:
+    """Image files by the name of the sub-folder that they lie in (at any depth); those right in `folder` under ''."""
+    found: dict[str, list[Path]] = {}
+    for path, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
+        below = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in below if not _leads_back(Path(path) / name)]
+        parts = Path(path).relative_to(folder).parts
+        images = [Path(path) / name for name in sorted(files) if _is_image(name)]
+        if images:
+            found.setdefault(parts[0] if parts else "", []).extend(images)
+    return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({why(error)}); see to its permissions or remove it") from error
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in."""
+    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.absolute().parents}
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
