@@ -4,7 +4,8 @@ Several runs on the same splits, each with some of the methods or seeds, are put
 takes the place of what an earlier one holds, which may be a kept run itself.
 
 AUROC and FPR@95TPR of every cell, to four digits, in the schema of a run's folder, so that `howsure table` and `howsure
-plot` read it; the timing; the run's record without its list of cells but what tuning chose and what failed.
+plot` read it; the timing; the runs' records without their lists of cells but what tuning chose and what failed, and
+without those runs of which nothing is left.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,6 +36,7 @@ def keep(runs: Sequence[Path], target: Path) -> None:
     timing.to_csv(target / "timing.csv", index=False)
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     records = [part for record in records for part in (record if isinstance(record, list) else [record])]
+    kept: list[dict[str, Any]] = []
     replaced: set[tuple[str, ...]] = set()
     for record in reversed(records):
         held = {cell_of(cell) for cell in record["cells"]}
@@ -42,8 +45,9 @@ def keep(runs: Sequence[Path], target: Path) -> None:
             for cell in record["cells"]
             if (cell["chosen"] or cell["state"] != "done") and cell_of(cell) not in replaced
         ]
+        kept += [] if held and held <= replaced else [record]
         replaced |= held
-    text = json.dumps(records, indent=1).replace(str(data_root()), "$HOWSURE_DATA")
+    text = json.dumps(kept[::-1], indent=1).replace(str(data_root()), "$HOWSURE_DATA")
     (target / "run.json").write_text(text + "\n")
 
 

@@ -68,3 +68,6 @@ def test_a_kept_run_takes_newer_methods_in(tmp_path: Path, monkeypatch: pytest.M
     assert pd.read_csv(target / "timing.csv").set_index("method")["fit_s"].to_dict() == expected
     records = json.loads((target / "run.json").read_text())
     assert [{c["method"]: c["chosen"]["k"] for c in r["cells"]} for r in records] == [{"knn": 0.1}, {"vim": 0.9}]
+    reference.keep([target, run("newest", {"vim": 0.7})], target)
+    records = json.loads((target / "run.json").read_text())
+    assert [{c["method"]: c["chosen"]["k"] for c in r["cells"]} for r in records] == [{"knn": 0.1}, {"vim": 0.7}]
