@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 import weakref
+from unittest import mock
 
 import pytest
 import torch
@@ -110,6 +111,39 @@ def test_convolution_of_maps_smaller_than_its_kernel(data):
     kind, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
     layers = [kind(2 * groups, 4, kernel, stride, padding, dilation, groups, bias), *([norm(4)] if normed else [])]
     exact(model_of(*layers), images(data.draw(batches), 2 * groups, *size), small=True)
+
+
+class Twice(nn.Module):
+    """A layer used twice, so that its gradients are added up before they are squared."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 2 * self.layer(x.sin())
+
+
+@pytest.mark.parametrize("rule", ["gram", "unfolded", "windows", "grouped"])
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_each_rule_holds_for_a_convolution_of_any_configuration(rule, data):
+    """Most of them are chosen for many channels alone, whose gradients take long one by one: here each is told to."""
+    dims = data.draw(st.integers(1, 3))
+    each = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
+    groups = data.draw(st.sampled_from([1, 2])) if rule in ("gram", "grouped") else 1
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](
+        2 * groups, 2 * groups, each(1, 3), each(1, 3), each(0, 2), each(1, 3), groups
+    )
+    net = model_of(Twice(layer) if data.draw(st.booleans()) else layer)
+    x = images(data.draw(batches), 2 * groups, *each(7, 8))
+    with mock.patch.object(Conv, "choose", return_value=rule):
+        exact(net, x)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_cut_kernel_used_twice(size):
+    exact(model_of(Twice(nn.Conv2d(3, 2, 3, padding=1))), images(3, 3, size, size))
 
 
 def test_grouped_convolution_of_maps_of_one_position():

@@ -233,6 +233,21 @@ def test_a_gate_that_opens_for_later_images():
     exact(Net(run), x)
 
 
+def test_gates_that_open_in_turn_are_learned_once():
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.last(x) + x[:, :1].relu() * net.first(x)[:, :3] + (-x[:, :1]).relu() * (x * net.a)[:, :3]
+
+    net, x, restarts = Net(run).double().eval(), images(4, 4), []
+    x[:, 0] = x[:, 0].abs()
+    other = torch.cat([-x[:, :1], x[:, 1:]], 1)
+    for part in (x, other):
+        grad_sq_norms(net, part, spread)
+    for part in (x, other):
+        got = grad_sq_norms(net, part, spread, on_restart=lambda: restarts.append(1)).norms[0]
+        torch.testing.assert_close(got, plainly(net, part), rtol=1e-9, atol=1e-18)
+    assert not restarts
+
+
 MIXED = {
     "the order of the data": lambda net, x: ordered(net, x, x.abs().sum(1).argsort()),
     "an order for some sizes alone": lambda net, x: ordered(net, x, torch.arange(len(x)).roll(int(len(x) > 4))),
