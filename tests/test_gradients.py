@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
 from howsure.gradients.conv import Conv
 from howsure.gradients.gram import sequence_gram_sq_norms
+from howsure.gradients.linear import linear_sq_norms, reached
 
 C = 3
 
@@ -137,7 +138,7 @@ def test_each_rule_holds_for_a_convolution_of_any_configuration(rule, data):
     )
     net = model_of(Twice(layer) if data.draw(st.booleans()) else layer)
     x = images(data.draw(batches), 2 * groups, *each(7, 8))
-    with mock.patch.object(Conv, "choose", return_value=rule):
+    with mock.patch.object(Conv, "choose", return_value=rule), mock.patch("howsure.gradients.gram._BAND", 20):
         exact(net, x)
 
 
@@ -392,6 +393,53 @@ def test_positions_that_cancel():
     d[:2] -= d[:2].mean(2, keepdim=True)
     want = (d.double() @ a.double().mT).square().sum((1, 2))
     torch.testing.assert_close(sequence_gram_sq_norms(a, d).double(), want, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("length", [2, 63, 64, 65, 128, 150])
+def test_gram_matrices_are_made_in_bands_of_any_length(length):
+    a, d = images(3, 5, length), images(3, 4, length).flip(2)
+    torch.testing.assert_close(sequence_gram_sq_norms(a, d), (d @ a.mT).square().sum((1, 2)))
+
+
+class Pick(nn.Module):
+    """Of the positions of a sequence, the first; or of each sample the one where a feature is largest."""
+
+    def __init__(self, largest: bool):
+        super().__init__()
+        self.largest = largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = x[..., 0].argmax(1) if self.largest else torch.zeros(len(x), dtype=torch.long)
+        return x.gather(1, at[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+
+
+@pytest.mark.parametrize("queues", [False, True])
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_positions_without_a_gradient_are_left_out(n, largest, queues, monkeypatch):
+    """As behind a class token; on a GPU, which would have to be asked, they are not."""
+    monkeypatch.setattr("howsure.gradients.rule.QUEUED", {"cpu"} if queues else set())
+    lengths = []
+
+    def spy(a: Tensor, d: Tensor, doubts: list[Tensor] | None) -> Tensor:
+        lengths.append(a.shape[2])
+        return linear_sq_norms(a, d, doubts)
+
+    net = model_of(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh(), Pick(largest))
+    x = torch.cat([images(n, 1, 6), images(n, 20, 6) / 9], dim=1)
+    with mock.patch("howsure.gradients.linear.linear_sq_norms", spy):
+        exact(net, x, max_batch=3)
+    assert queues == (max(lengths) == 21)
+
+
+def test_few_positions_are_told_from_many():
+    d = torch.zeros(2, 6, 3)
+    assert reached(d).tolist() == []
+    d[1, 4, 2] = torch.nan
+    d[0, 1, 1] = 1e-40
+    assert reached(d).tolist() == [1, 4]
+    d[:, :3, 0] = 1
+    assert all(reached(many) is None for many in (d, torch.ones(2, 6, 3), torch.ones(2, 0, 3)))
 
 
 def test_groups_that_cancel():

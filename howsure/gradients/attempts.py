@@ -52,7 +52,7 @@ def until_it_holds(
 ) -> GradResult:
     """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
     attempt, off = Attempt(limit, doubts=[] if queued(x.device) else None), 0.0
-    look = not plan.compared and (on_restart is not None or not hooked(model))
+    look = not plan.compared and (on_restart is not None or not hooked(model.modules()))
     while True:
         try:
             first = x[: min(PROBE, attempt.limit or PROBE)]

@@ -8,7 +8,7 @@ Others (the old ``weight_norm``, pruning) set their weight anew in every pass, o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -33,11 +33,11 @@ class Emptied(Again, KeyError):
     """A cache that was emptied is needed; from now on it is left as it is."""
 
 
-def hooked(model: nn.Module) -> bool:
+def hooked(modules: Iterable[nn.Module]) -> bool:
     """Whether someone looks at what modules give."""
     if registry._global_forward_hooks or registry._global_forward_pre_hooks:
         return True
-    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
 @contextmanager
@@ -45,11 +45,12 @@ def caches_aside(model: nn.Module) -> Iterator[None]:
     """Empty every dictionary attribute of tensors with "cache" in its name meanwhile, and put back afterwards what
     attributes, and lists and dictionaries there, held. Forward hooks may keep tensors on modules: with any, only what
     hangs on a graph is taken off, and a copy off the graph left until the next pass."""
-    for m in model.modules():
+    modules = list(model.modules())
+    for m in modules:
         for name, copy in _copies.pop(m, {}).items():
             if vars(m).get(name) is copy:
                 del vars(m)[name]
-    kept = [(m, vars(m), {k: v for k, v in vars(m).items() if k not in _OWN}) for m in model.modules()]
+    kept = [(m, vars(m), {k: v for k, v in vars(m).items() if k not in _OWN}) for m in modules]
     held = {id(v): (v, _items(v)) for *_, before in kept for v in before.values() if isinstance(v, (dict, list))}
     caches = [
         (m, name, v, dict(v))
@@ -57,7 +58,7 @@ def caches_aside(model: nn.Module) -> Iterator[None]:
         for name, v in before.items()
         if "cache" in name and isinstance(v, dict) and name not in _left.get(m, ()) and any(True for _ in tensors(v))
     ]
-    spare = hooked(model)
+    spare = hooked(modules)
     try:
         for *_, cache, _content in caches:
             cache.clear()

@@ -112,8 +112,12 @@ class Conv(Rule):
     def by_gram(self, d: Tensor, a: Tensor) -> Tensor:
         n = len(d)
         flat = d.reshape(n * self.groups, -1, prod(self.geometry.maps))
-        shifted, d_gram = shifted_gram(a, self.groups, self.geometry), flat.mT @ flat
-        return gram_sq_norms(shifted, d_gram, n, lambda at: self.grouped(d[at], a[at]), self.doubts)
+        shifted = shifted_gram(a, self.groups, self.geometry)
+
+        def band(start: int, stop: int) -> Tensor:
+            return shifted[:, start:, start:stop]
+
+        return gram_sq_norms(band, flat, n, lambda at: self.grouped(d[at], a[at]), self.doubts)
 
     def by_tiles(self, d: Tensor, a: Tensor) -> Tensor:
         o, i = self.arguments["weight"].shape[:2]

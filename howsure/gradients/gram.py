@@ -3,42 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-_BAND = 48  # rows of a Gram matrix made at a time: both matrices are symmetric, so nearly half of them is left out
+_BAND = 64
+"""Columns of a Gram matrix made at a time: it is symmetric, so what lies above a band's own square is left out."""
 
 
 def gram_is_cheaper(length: int, i: int, o: int) -> bool:
     """Whether half of ``L^2 (I + O)`` is less work than ``L I O``, each with the reading of its result.
 
-    A multiplication of the narrow bands costs 1.45 times one of the whole product.
+    A multiplication of the narrow bands costs 1.13 times one of the whole product.
     """
     rows = length + min(length, _BAND)
-    return 1.45 * rows * length * (i + o + 12) < 2 * i * o * (length + 4)
+    return 1.13 * rows * length * (i + o + 12) < 2 * i * o * (length + 4)
 
 
 def sequence_gram_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) -> Tensor:
     """``sum_{l,m} (a_l . a_m)(d_l . d_m)`` for ``a [n, I, L]`` and ``d [n, O, L]``: ``[n]``."""
-    length = a.shape[2]
-    total = trace = a.new_zeros(len(a))
-    for start in range(0, length, _BAND):
-        stop = min(start + _BAND, length)
-        both = a[:, :, start:stop].mT @ a[:, :, start:]
-        both *= d[:, :, start:stop].mT @ d[:, :, start:]
-        square = both[:, :, : stop - start]
-        total = total + 2 * both.sum((1, 2)) - square.sum((1, 2))
-        trace = trace + torch.diagonal(square, dim1=1, dim2=2).sum(1)
-    return guarded(total, trace, lambda at: d[at] @ a[at].mT, doubts)
+    return gram_sq_norms(partial(_band, a), d, len(a), lambda at: d[at] @ a[at].mT, doubts)
 
 
 def gram_sq_norms(
-    a: Tensor, d: Tensor, n: int, explicit: Callable[[Tensor], Tensor], doubts: list[Tensor] | None
+    other: Callable[[int, int], Tensor],
+    d: Tensor,
+    n: int,
+    explicit: Callable[[Tensor], Tensor],
+    doubts: list[Tensor] | None,
 ) -> Tensor:
-    """``sum(a * d)`` over two Gram matrices, and over the groups of each sample: ``[n * groups, L, L] -> [n]``."""
-    trace = (torch.diagonal(a, dim1=1, dim2=2) * torch.diagonal(d, dim1=1, dim2=2)).reshape(n, -1).sum(1)
-    return guarded(a.mul_(d).reshape(n, -1).sum(1), trace, explicit, doubts)
+    """``sum(A * D)`` over two symmetric matrices and each sample's groups, ``D`` the Gram matrix of ``d``: ``[n]``.
+
+    Parameters
+    ----------
+    other
+        ``other(start, stop)`` gives of ``A`` the columns from ``start`` to ``stop``, and the rows from ``start`` on.
+    d
+        ``[n * groups, O, L]``.
+    explicit
+        The gradients themselves of chosen samples, ``[len(samples), …]``.
+    """
+    length = d.shape[2]
+    total = trace = d.new_zeros(len(d))
+    for start in range(0, length, _BAND):
+        stop = min(start + _BAND, length)
+        both = _band(d, start, stop).mul_(other(start, stop))
+        square = both[:, : stop - start]
+        trace = trace + torch.diagonal(square, dim1=1, dim2=2).sum(1)
+        total = total + both.sum((1, 2))
+        if stop < length:
+            total = total + both[:, stop - start :].sum((1, 2))
+    return guarded(total.view(n, -1).sum(1), trace.view(n, -1).sum(1), explicit, doubts)
+
+
+def _band(t: Tensor, start: int, stop: int) -> Tensor:
+    """Of the Gram matrix of ``t [n, I, L]`` the columns from ``start`` to ``stop``, and the rows from ``start`` on.
+
+    Columns, not rows: this way round the products take 0.8 of the time on the CPUs measured.
+    """
+    return t[:, :, start:].mT @ t[:, :, start:stop]
 
 
 def guarded(total: Tensor, trace: Tensor, explicit: Callable[[Tensor], Tensor], doubts: list[Tensor] | None) -> Tensor:

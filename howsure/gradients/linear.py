@@ -4,7 +4,8 @@ With L positions per sample, input a [L, I] and output gradient d [L, O]:
 
     |grad W|^2 = |sum_l d_l a_l^T|^2 = sum_{l,m} (a_l . a_m)(d_l . d_m)        grad b = sum_l d_l
 
-The left form costs ``L I O`` multiplications, the right one ``L^2 (I + O) / 2`` by symmetry.
+The left form costs ``L I O`` multiplications, the right one ``L^2 (I + O) / 2`` by symmetry. Where the gradient is zero
+at most positions, as behind a class token, the others are left out, here and on the way to the input.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .gram import gram_is_cheaper, sequence_gram_sq_norms
 from .layout import Layout
-from .rule import Rule, sq_norm
+from .rule import Rule, queued, sq_norm
 
 
 def linear_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) -> Tensor:
@@ -27,6 +28,34 @@ def linear_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) ->
     if gram_is_cheaper(length, i, o):
         return sequence_gram_sq_norms(a, d, doubts)
     return sq_norm(d @ a.mT)
+
+
+def reached(d: Tensor) -> Tensor | None:
+    """The positions of ``d [n, L, O]`` at which any sample has a gradient; None where those are not known to be few.
+
+    A look at one feature of the first sample tells nearly always that they are many. A GPU is not asked, since the host
+    would wait for it.
+    """
+    if queued(d.device) or not d.numel() or 2 * int(d[0, :, 0].count_nonzero()) > d.shape[1]:
+        return None
+    at = (d.abs().amax(-1) != 0).any(0).nonzero()[:, 0]
+    return at if 2 * len(at) <= d.shape[1] else None
+
+
+class _Product(torch.autograd.Function):
+    """``x W^T + b`` for rows ``x [m, I]``; rows without a gradient are left out on the way back."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.weight = weight
+        return torch.nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, d):
+        at = reached(d[None])
+        if at is None:
+            return d @ ctx.weight, None, None
+        return d.new_zeros(len(d), ctx.weight.shape[1]).index_copy_(0, at, d[at] @ ctx.weight), None, None
 
 
 class Linear(Rule):
@@ -48,7 +77,9 @@ class Linear(Rule):
         if x.dim() == 2 or not x.is_contiguous() or torch.is_autocast_enabled(x.device.type):
             return super().forward()
         # as `linear` does, but its output would be a view, and a view cannot carry the hook without a copy
-        flat = torch.nn.functional.linear(x.flatten(0, -2), weight, a.get("bias"))
+        constants = not any(isinstance(t, Tensor) and t.requires_grad for t in (weight, a.get("bias")))
+        product = _Product.apply if constants else torch.nn.functional.linear
+        flat = product(x.flatten(0, -2), weight, a.get("bias"))
         self.settle()
         return torch.ops.aten._unsafe_view(flat, [*x.shape[:-1], weight.shape[0]])
 
@@ -71,7 +102,9 @@ class Linear(Rule):
         if key == "bias":
             return sq_norm(self.grads(key, d, layout, n))
         d = self.positions(d, layout, n)
-        a = self.positions(self.input("input"), layout, n)
+        a, at = self.positions(self.input("input"), layout, n), reached(d)
+        if at is not None:
+            a, d = a[:, at], d[:, at]
         return linear_sq_norms(a.mT, d.mT, self.doubts)
 
     def describe(self, key: Any, n: int) -> str:

@@ -261,12 +261,13 @@ class Tracer(TorchFunctionMode):
         label = ", ".join(
             self.weights.names.get(id(w), f"a tensor made of parameters in {name}") for w in weights.values()
         )
-        if not any(t.requires_grad for t in tensors((out,))):
-            if any(t.is_floating_point() for t in tensors((out,))):
+        outputs = [out] if not several else list(tensors(out))
+        if not any(t.requires_grad for t in outputs):
+            if any(t.is_floating_point() for t in outputs):
                 raise RuntimeError(f"{label}: its gradient would be lost in {name}, whose result hangs on no data")
             self._mark(out)
             return out
-        site = Site(len(self.sites), self.meetings, rule, weights, label, list(tensors((out,))))
+        site = Site(len(self.sites), self.meetings, rule, weights, label, outputs)
         if several:
             tied = Tie.apply(lambda grads: self.sink(site, grads), *out)
             out = tied if type(out) in (tuple, list) else type(out)(tied)
