@@ -8,7 +8,7 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
 - **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel) the layer is a linear
   layer on a sequence, and takes its rules.
 - **unfolded**: each position's whole window side by side, one product. For the few channels of an image.
-- **windows**: the positions along a row of the kernel side by side, one batched matrix product per row.
+- **windows**: the positions along a row of the kernel side by side, one batched matrix product per row. For small maps.
 - **grouped**: all samples side by side as groups of one convolution, whose weight gradient is then each sample's own.
 """
 
@@ -33,7 +33,7 @@ from .rule import Rule, merged, per_sample, sq_norm
 _SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
 _READ = 4  # one entry of a gradient written and squared
 _FEW = 32  # entries of a whole window up to which it is unfolded
-_NARROW = 64  # entries of a window's row below which copying rows loses to grouped convolution
+_WIDE = 6  # positions an output channel from which copying rows of windows loses to grouped convolution
 
 
 class Conv(Rule):
@@ -51,8 +51,6 @@ class Conv(Rule):
         a["weight"] = self.geometry.touching(weight)
         if self.geometry.touched is not None:
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
-        if weight.dim() == 4 and a["input"].is_contiguous(memory_format=torch.channels_last):
-            a["weight"] = a["weight"].contiguous(memory_format=torch.channels_last)  # once, not in each direction
         out = super().forward()
         self.arguments["weight"] = weight
         return out
@@ -72,7 +70,7 @@ class Conv(Rule):
             return "gram"
         if g == 1 and i * offsets <= _FEW:
             return "unfolded"
-        return "windows" if g == 1 and i * kernel[-1] >= _NARROW else "grouped"
+        return "windows" if g == 1 and length < _WIDE * o else "grouped"
 
     @property
     def makes_gradient(self) -> bool:
@@ -154,8 +152,7 @@ class Conv(Rule):
             a, padding = at.padded(a), [0] * len(at.pads)
         n, (o, i) = len(d), self.arguments["weight"].shape[:2]
         weight = d.new_empty(1).expand(n * o, i, *at.kernel)
-        # by way of one dimension: the stride of a dimension of one entry is free, and torch may take it for a format
-        a, d = (t.flatten().view(1, -1, *t.shape[2:]) for t in (a, d))
+        a, d = _beside(a), _beside(d)
         _, grad, _ = torch.ops.aten.convolution_backward(
             d, a, weight, None, at.stride, padding, at.dilation, False, [0] * len(at.pads), n * self.groups,
             [False, True, False],
@@ -169,3 +166,11 @@ class Conv(Rule):
         if rule == "tiles":
             rule += ", |a|² |d|²" if prod(self.geometry.maps) == 1 else ", product" if self.makes_gradient else ", Gram"
         return f"convolution: {rule} over {'×'.join(map(str, self.geometry.maps))} positions"
+
+
+def _beside(t: Tensor) -> Tensor:
+    """The channels of all samples side by side, ``[1, n * C, …]``; in memory too where each sample's are."""
+    if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
+        return t.permute(2, 3, 0, 1).reshape(1, *t.shape[2:], -1).movedim(-1, 1)
+    # by way of one dimension: the stride of a dimension of one entry is free, and torch may take it for a format
+    return t.flatten().view(1, -1, *t.shape[2:])
