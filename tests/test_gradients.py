@@ -151,6 +151,26 @@ def test_grouped_convolution_of_maps_of_one_position():
     exact(model_of(nn.Conv2d(4, 4, (1, 2), 1, (0, 1), 1, 2)), images(2, 4, 1, 1))
 
 
+@pytest.mark.parametrize("layer", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_kernel_as_large_as_the_map(layer, bias):
+    dims = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}[layer]
+    net = model_of(layer(2, 5, 3, padding=1), nn.Tanh(), layer(5, 4, 3, bias=bias), nn.Tanh(), layer(4, 3, 1))
+    exact(net, images(3, 2, *[3] * dims))
+
+
+@pytest.mark.parametrize("groups", [1, 3, 6])
+@pytest.mark.parametrize("kernel", [3, 5, (1, 3)])
+def test_grouped_convolution_of_maps_whose_channels_lie_side_by_side(groups, kernel):
+    """In single precision, where another library makes it: its own error is what can be asked for."""
+    padding = kernel // 2 if isinstance(kernel, int) else (0, 1)
+    net, x = model_of(nn.Conv2d(6, 12, kernel, padding=padding, groups=groups)), images(3, 6, 20, 20) / 9
+    want = one_by_one(net, x, [spread])
+    with mock.patch.object(Conv, "choose", return_value="grouped"):
+        got = grad_sq_norms(net.float(), x.float(), [spread]).norms.double()
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=0)
+
+
 def test_kernels_are_cut_to_what_meets_the_input():
     net, x = model_of(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)), images(3, 8, 1, 1)
     assert dict(explain(net, x))["0.weight"] == "convolution: tiles, |a|² |d|² over 1×1 positions"

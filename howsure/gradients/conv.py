@@ -32,7 +32,7 @@ from .rule import Rule, merged, per_sample, sq_norm
 
 _SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
 _READ = 4  # one entry of a gradient written and squared
-_FEW = 32  # entries of a whole window up to which it is unfolded
+_FEW = 32  # entries of a whole window up to which it is unfolded, and of its row up to which rows are not copied
 _WIDE = 6  # positions an output channel from which copying rows of windows loses to grouped convolution
 
 
@@ -51,9 +51,16 @@ class Conv(Rule):
         a["weight"] = self.geometry.touching(weight)
         if self.geometry.touched is not None:
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
-        out = super().forward()
+        out = self._at_once() if self.groups == 1 and self.geometry.covers(a["input"]) else super().forward()
         self.arguments["weight"] = weight
         return out
+
+    def _at_once(self) -> Tensor:
+        """The one position of a kernel as large as the map: a linear layer, for which no kernel is reordered."""
+        a = self.arguments
+        flat = torch.nn.functional.linear(a["input"].flatten(1), a["weight"].flatten(1), a.get("bias"))
+        self.settle()
+        return torch.ops.aten._unsafe_view(flat, [*flat.shape, *self.geometry.maps])
 
     # -- which rule ---------------------------------------------------------------------------------------------
 
@@ -70,7 +77,7 @@ class Conv(Rule):
             return "gram"
         if g == 1 and i * offsets <= _FEW:
             return "unfolded"
-        return "windows" if g == 1 and length < _WIDE * o else "grouped"
+        return "windows" if g == 1 and i * kernel[-1] > _FEW and length < _WIDE * o else "grouped"
 
     @property
     def makes_gradient(self) -> bool:
@@ -152,7 +159,8 @@ class Conv(Rule):
             a, padding = at.padded(a), [0] * len(at.pads)
         n, (o, i) = len(d), self.arguments["weight"].shape[:2]
         weight = d.new_empty(1).expand(n * o, i, *at.kernel)
-        a, d = _beside(a), _beside(d)
+        last = i > 1 or (o == self.groups and at.kernel == (3, 3))  # other depthwise ones would be many times slower
+        a, d = _beside(a, last), _beside(d, last)
         _, grad, _ = torch.ops.aten.convolution_backward(
             d, a, weight, None, at.stride, padding, at.dilation, False, [0] * len(at.pads), n * self.groups,
             [False, True, False],
@@ -168,9 +176,9 @@ class Conv(Rule):
         return f"convolution: {rule} over {'×'.join(map(str, self.geometry.maps))} positions"
 
 
-def _beside(t: Tensor) -> Tensor:
-    """The channels of all samples side by side, ``[1, n * C, …]``; in memory too where each sample's are."""
-    if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
+def _beside(t: Tensor, last: bool) -> Tensor:
+    """The channels of all samples side by side, ``[1, n * C, …]``; ``last``: in memory too, where each sample's are."""
+    if last and t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
         return t.permute(2, 3, 0, 1).reshape(1, *t.shape[2:], -1).movedim(-1, 1)
     # by way of one dimension: the stride of a dimension of one entry is free, and torch may take it for a format
     return t.flatten().view(1, -1, *t.shape[2:])

@@ -50,6 +50,10 @@ class Geometry:
             return False
         return all(k == 1 for k in self.kernel) or (self.kernel == self.stride and all(e == 1 for e in self.dilation))
 
+    def covers(self, a: Tensor) -> bool:
+        """Whether the kernel is as large as the input, and so has one position."""
+        return tuple(a.shape[2:]) == self.kernel and not any(p for pair in self.pads for p in pair)
+
     def _cut(self, sizes: Sizes, reach: list[int]) -> Geometry:
         """Without what meets nothing but padding at any position: all but the middle, on a map of one position."""
         dims = list(zip(sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, reach, strict=True))
