@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
 from howsure.gradients.conv import Conv
+from howsure.gradients.general import pull_back
 from howsure.gradients.gram import sequence_gram_sq_norms
-from howsure.gradients.linear import linear_sq_norms, reached
+from howsure.gradients.linear import Linear, linear_sq_norms, reached
 
 C = 3
 
@@ -450,6 +451,17 @@ def test_positions_without_a_gradient_are_left_out(n, largest, queues, monkeypat
     with mock.patch("howsure.gradients.linear.linear_sq_norms", spy):
         exact(net, x, max_batch=3)
     assert queues == (max(lengths) == 21)
+
+
+def test_many_gradients_at_once_go_through_a_linear_layer_of_positions():
+    """As a parameter used unseen needs them: vectorised, not one after the other."""
+    layer = Linear(F.linear, {"input": images(2, 3, 5).requires_grad_(), "weight": images(4, 5)}, {"weight"})
+    x, rows = layer.arguments["input"], images(7, 2, 3, 4)
+    out = layer.forward()
+    with mock.patch("torch.autograd.grad", wraps=torch.autograd.grad) as calls:
+        (got,) = pull_back([out], [x], [rows])
+    torch.testing.assert_close(got, rows @ images(4, 5))
+    assert calls.call_count == 1
 
 
 def test_few_positions_are_told_from_many():

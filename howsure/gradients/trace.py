@@ -261,7 +261,7 @@ class Tracer(TorchFunctionMode):
         label = ", ".join(
             self.weights.names.get(id(w), f"a tensor made of parameters in {name}") for w in weights.values()
         )
-        outputs = [out] if not several else list(tensors(out))
+        outputs = list(tensors((out,)))
         if not any(t.requires_grad for t in outputs):
             if any(t.is_floating_point() for t in outputs):
                 raise RuntimeError(f"{label}: its gradient would be lost in {name}, whose result hangs on no data")
