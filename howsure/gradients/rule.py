@@ -127,7 +127,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     for item in tree.values() if isinstance(tree, dict) else tree:
         if isinstance(item, Tensor):
             yield item
-        elif isinstance(item, (tuple, list, dict)) and item:
+        elif isinstance(item, (tuple, list, dict)):
             yield from tensors(item)
 
 
