@@ -11,13 +11,18 @@ from torch import Tensor
 
 from .layout import Layout, candidates, codes, explains
 from .plan import Plan
-from .rule import Again
+from .rule import Again, queued
 from .site import Site
 from .trace import Tracer
 
 Serve = Callable[[Site, tuple], None]
 Pull = Callable[[Tensor, Serve], None]
 """``pull(seed, serve)``: a backward pass from ``seed``, with ``serve`` called at each site."""
+
+_NOISE = 1e-3
+"""What two backward passes may differ by on a GPU, where sums are made in no fixed order, and what that changes is
+rounded to ten bits before the next convolution (TF32): 1e-5 of a gradient's size a layer were estimated. Entries that
+stay below are looked at by ``_refuse_meeting``, which wants zeros."""
 
 
 class Unsure(Exception):
@@ -115,7 +120,8 @@ class Attribution:
     ) -> list[Layout]:
         if not plain.numel():
             return []
-        found = [layout for layout in allowed if explains(layout, plain, coded, factors)]
+        noise = _NOISE if queued(plain.device) else 1e-6
+        found = [layout for layout in allowed if explains(layout, plain, coded, factors, noise)]
         if not found:
             self._refuse_or_defer(site)
         return found

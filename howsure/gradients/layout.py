@@ -54,16 +54,16 @@ def codes(n: int, like: Tensor, digit: int = 0) -> Tensor:
     return (torch.ones_like(i) << exponents).to(like.dtype)
 
 
-def explains(layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor) -> Tensor:
+def explains(layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor, noise: float = 1e-6) -> Tensor:
     """Whether ``coded`` is ``plain`` with each sample's entries, as ``layout`` has them, times that sample's factor.
 
     ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's
     seed times its factor. An entry that hangs on another sample, or on two, is scaled otherwise. A sample whose values
-    overflow says nothing, but not all may.
+    overflow says nothing, but not all may. ``noise``: what two passes may differ by, in parts of the largest entry.
     """
     n = len(factors)
     before, after = layout.split(plain, n).reshape(n, -1), layout.split(coded, n).reshape(n, -1)
     finite = (before.isfinite() & after.isfinite()).all(dim=1)
     want = before * factors[:, None].to(before.dtype)
-    slack = 1e-2 * want.abs() + 1e-6 * want.abs().amax(dim=1, keepdim=True)
+    slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True)
     return (((after - want).abs() <= slack) | ~finite[:, None]).all() & finite.any()
