@@ -25,18 +25,29 @@ Output = tuple[str, str, int]
 
 
 def find_head(model: nn.Module, x: Tensor) -> str | None:
-    """Name of the linear layer whose output is the logits and whose input is one vector an image, or None."""
+    """Name of the linear layer whose output is the logits and whose input is one vector an image, or None.
+
+    A 1×1 convolution of a map of one position is such a layer too.
+    """
     outputs: dict[str, Tensor] = {}
 
     def note(name: str, module: nn.Module, out: object) -> None:
-        if isinstance(module, nn.Linear) and isinstance(out, Tensor):
+        if isinstance(out, Tensor) and (isinstance(module, nn.Linear) or _is_pointwise(module)):
             outputs[name] = out
 
     logits = _run(model, x, note)
     for name, out in reversed(outputs.items()):
-        if out.shape == logits.shape and torch.equal(out, logits):
+        one_position = out.shape[:2] == logits.shape and out.numel() == logits.numel()
+        if one_position and torch.equal(out.flatten(1), logits):
             return name
     return None
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution that is linear at each position of its input."""
+    if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
+        return False
+    return (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
 
 
 def norm_layers(model: nn.Module) -> list[str]:

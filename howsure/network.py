@@ -29,7 +29,7 @@ class Network:
         model: `[N, channels, H, W] -> [N, num_classes]`.
         input: size, mean, std of its inputs.
         num_classes: C.
-        head: dotted name of the linear layer that makes the logits, None where there is no single one.
+        head: dotted name of the layer that makes the logits (linear, or a 1×1 convolution), None where there is none.
         accuracy: top-1 accuracy on the in-distribution test split, recorded once it is known.
         members: further networks of the same kind, trained independently, for ensembles.
         origin: what names it and the code that built it, for its digest.

@@ -10,9 +10,9 @@ from .layers import by_channel
 _CACHED = 2**18
 
 
-def as_is(value: Tensor, layer: nn.Module) -> Tensor:
-    """The reading itself."""
-    return value
+def as_vector(value: Tensor, layer: nn.Module) -> Tensor:
+    """All of it, one vector an image."""
+    return value.flatten(1)
 
 
 def channel_means(value: Tensor, layer: nn.Module) -> Tensor:

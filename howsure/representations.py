@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .layers import module, norm_layers
 from .losses import Confound, Loss
-from .readings import as_is, channel_means, channel_moments, moment_norms
+from .readings import as_vector, channel_means, channel_moments, moment_norms
 from .representation import Batch, Representation, Tap
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class HeadWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Head(Representation[HeadWeights]):
-    """The last linear layer of the network; no image is looked at."""
+    """The last linear layer of the network (a 1×1 convolution of one position counts); no image is looked at."""
 
     cost = "free"
     per_image = False
@@ -65,9 +65,10 @@ class Head(Representation[HeadWeights]):
         return None if network.head else "the network has no single last linear layer"
 
     def compute(self, batch: Batch, **state: Tensor) -> HeadWeights:
-        layer = cast(nn.Linear, module(batch.network.model, str(batch.network.head)))
-        bias = torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias
-        return HeadWeights(layer.weight.detach().clone(), bias.detach().clone())
+        layer = cast(nn.Linear | nn.Conv2d, module(batch.network.model, str(batch.network.head)))
+        weight = layer.weight.detach().flatten(1).clone()
+        bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach().clone()
+        return HeadWeights(weight, bias)
 
     def pack(self, value: HeadWeights) -> dict[str, Tensor]:
         return value._asdict()
@@ -84,7 +85,7 @@ class Features(Representation[Tensor]):
         return Head().skip(network)
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        return (Tap(str(network.head), as_is, "input"),)
+        return (Tap(str(network.head), as_vector, "input"),)
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         (tap,) = self.taps(batch.network)

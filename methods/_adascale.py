@@ -10,7 +10,7 @@ from torch import Tensor
 
 from howsure import Batch, Features, Head, Method, Network, Representation, Reps, UserError
 
-from ._passes import input_gradient
+from ._passes import features, input_gradient
 from ._prune import check
 
 LEVELS = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 99.0)
@@ -31,19 +31,11 @@ class PerturbedFeatures(Representation[Tensor]):
         return Features().skip(network)
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
-        model, x = batch.network.model, batch.images
-        gradient = input_gradient(model, x, lambda logits: logits.amax(1))
+        x = batch.images
+        gradient = input_gradient(batch.network.model, x, lambda logits: logits.amax(1))
         least = gradient.flatten(1).abs().topk(int(self.o * gradient[0].numel()), largest=False).indices
         mask = torch.zeros_like(gradient).flatten(1).scatter_(1, least, 1).view_as(gradient)
-        found: list[Tensor] = []
-        head = model.get_submodule(str(batch.network.head))
-        hook = head.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0]))
-        try:
-            with torch.no_grad():
-                model(x + self.epsilon * mask * gradient.sign())
-        finally:
-            hook.remove()
-        return found[-1]
+        return features(batch.network, x + self.epsilon * mask * gradient.sign())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from howsure import Batch
+from howsure import Batch, Network
 from howsure.layers import module
 
 Change = Callable[[Tensor], Tensor]
@@ -49,6 +49,19 @@ def recorded(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Ten
 
     with changed(model, {name: keep(name) for name in names}):
         yield outputs
+
+
+def features(network: Network, images: Tensor) -> Tensor:
+    """Penultimate features `[n, D]` from a pass over images `[n, …]`."""
+    found: list[Tensor] = []
+    head = module(network.model, str(network.head))
+    handle = head.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0].flatten(1)))
+    try:
+        with torch.no_grad():
+            network.model(images)
+    finally:
+        handle.remove()
+    return found[-1]
 
 
 class _Reached(Exception):

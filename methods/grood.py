@@ -13,7 +13,7 @@ from howsure.gaussian import class_means
 from howsure.layers import by_channel, channels_come_last
 
 from ._neighbours import kth_distance
-from ._passes import changed
+from ._passes import changed, features
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,8 @@ class MixedFeatures(Representation[Tensor]):
                 mean = mean.transpose(1, 2)
             return self.lam * output + (1 - self.lam) * mean.reshape(output.shape)
 
-        model, found = batch.network.model, []
-        head = model.get_submodule(str(batch.network.head))
-        hook = head.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0]))
-        try:
-            with torch.no_grad(), changed(model, {name: mix}):
-                model(batch.images)
-        finally:
-            hook.remove()
-        return found[-1]
+        with changed(batch.network.model, {name: mix}):
+            return features(batch.network, batch.images)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
-from howsure import Logits, Method
-from howsure.check import check_method
+from howsure import Features, Head, Logits, Method, Network
+from howsure.cells import refusal
+from howsure.check import check_method, make_trial, networks
+from howsure.extract import union
 from howsure.plugins import METHODS
 
 
@@ -17,6 +21,27 @@ def test_method_keeps_its_contracts(name):
     outcomes = list(check_method(name, METHODS[name]))
     assert outcomes
     assert [f"{contract}: {problem}" for contract, problem in outcomes if problem] == []
+
+
+def ending_in_a_convolution(network: Network) -> Network:
+    """The same function with a 1×1 convolution for the last linear layer, as in timm's BiT."""
+    *body, pool, _flatten, dropout, head = copy.deepcopy(network.model)
+    conv = nn.Conv2d(head.in_features, head.out_features, 1)
+    with torch.no_grad():
+        conv.weight.copy_(head.weight[:, :, None, None])
+        conv.bias.copy_(head.bias)
+    return replace(network, model=nn.Sequential(*body, pool, dropout, conv, nn.Flatten()), members=[])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_last_layer_may_be_a_convolution(name):
+    method, network = METHODS[name](**METHODS[name].test_params), networks()[0]
+    if {Features(), Head()}.isdisjoint(union([method.needs])) or refusal(method, network):
+        return
+    want, got = make_trial(method, network), make_trial(method, ending_in_a_convolution(network))
+    assert got.network.head == "13"
+    scores = method.score(got.reps, **want.state)
+    torch.testing.assert_close(scores, method.score(want.reps, **want.state), rtol=1e-3, atol=1e-4)
 
 
 def problems(cls: type[Method]) -> set[str]:
