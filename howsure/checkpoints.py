@@ -71,7 +71,7 @@ def _flat(content: Any, file: Path) -> dict[str, Tensor]:
 
 def _check_classes(network: Network, state: Mapping[str, Tensor], file: Path) -> None:
     try:
-        weight = state.get(f"{network.head}.weight")
+        weight = next((state[key] for name in network.heads if (key := f"{name}.weight") in state), None)
     except Exception:  # a network that fails on its inputs is reported by _check_output
         return
     if weight is not None and len(weight) != network.num_classes:

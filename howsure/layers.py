@@ -1,4 +1,4 @@
-"""Finding layers by rule in any network: the last linear layer, normalisation layers, and the ends of its stages."""
+"""Finding layers by rule in any network: the last linear layers, normalisation layers, and the ends of its stages."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Output = tuple[str, str, int]
 """A layer's name, the kind of its module, and the positions of its output."""
 
 
-def find_head(model: nn.Module, x: Tensor) -> str | None:
-    """Name of the linear layer whose output is the logits and whose input is one vector an image, or None.
+def find_heads(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Names of the linear layer whose output is the logits, or of several whose mean is (distillation); none otherwise.
 
-    A 1×1 convolution of a map of one position is such a layer too.
+    Each sees one vector an image. A 1×1 convolution of a map of one position is such a layer too.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -36,11 +36,17 @@ def find_head(model: nn.Module, x: Tensor) -> str | None:
             outputs[name] = out
 
     logits = _run(model, x, note)
-    for name, out in reversed(outputs.items()):
-        one_position = out.shape[:2] == logits.shape and out.numel() == logits.numel()
-        if one_position and torch.equal(out.flatten(1), logits):
-            return name
-    return None
+    found = {
+        name: out.flatten(1)
+        for name, out in outputs.items()
+        if out.shape[:2] == logits.shape and out.numel() == logits.numel()
+    }
+    for name, out in reversed(found.items()):
+        if torch.equal(out, logits):
+            return (name,)
+    if len(found) > 1 and torch.allclose(torch.stack(list(found.values())).mean(0), logits, rtol=1e-4, atol=1e-6):
+        return tuple(found)
+    return ()
 
 
 def _is_pointwise(layer: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""A trained classifier, ready to be measured: the module, its last linear layer, and what its inputs look like."""
+"""A trained classifier, ready to be measured: the module, its last linear layers, and what its inputs look like."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .backbone import InputSpec
 from .errors import UserError, why
 from .images import eight_bits
 from .keys import layers_of
-from .layers import find_head, stages
+from .layers import find_heads, stages
 
 RESAMPLING = {m.name.lower(): m for m in Image.Resampling}
 
@@ -29,7 +29,7 @@ class Network:
         model: `[N, channels, H, W] -> [N, num_classes]`.
         input: size, mean, std of its inputs.
         num_classes: C.
-        head: dotted name of the layer that makes the logits (linear, or a 1×1 convolution), None where there is none.
+        heads: dotted names of the layers whose mean is the logits (linear, or 1×1 convolutions): one, mostly.
         accuracy: top-1 accuracy on the in-distribution test split, recorded once it is known.
         members: further networks of the same kind, trained independently, for ensembles.
         origin: what names it and the code that built it, for its digest.
@@ -49,8 +49,8 @@ class Network:
             model.eval().to(self.device)
 
     @cached_property
-    def head(self) -> str | None:
-        return find_head(self.model, self.example())
+    def heads(self) -> tuple[str, ...]:
+        return find_heads(self.model, self.example())
 
     @cached_property
     def stages(self) -> list[str]:

@@ -48,7 +48,7 @@ class ImageIds(Representation[Tensor]):
 
 
 class HeadWeights(NamedTuple):
-    """The last linear layer: `weight [C, D]`, `bias [C]` (zeros where it has none)."""
+    """The last linear layer: `weight [C, D]`, `bias [C]` (zeros where it has none). Several are one, side by side."""
 
     weight: Tensor
     bias: Tensor
@@ -56,19 +56,25 @@ class HeadWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Head(Representation[HeadWeights]):
-    """The last linear layer of the network (a 1×1 convolution of one position counts); no image is looked at."""
+    """The last linear layer of the network; no image is looked at.
+
+    A 1×1 convolution of one position is one. Where the logits are the mean of several layers (distillation), these are
+    one layer on all their inputs side by side.
+    """
 
     cost = "free"
     per_image = False
 
     def skip(self, network: Network) -> str | None:
-        return None if network.head else "the network has no single last linear layer"
+        return None if network.heads else "the network's logits come from no linear layer, nor from the mean of several"
 
     def compute(self, batch: Batch, **state: Tensor) -> HeadWeights:
-        layer = cast(nn.Linear | nn.Conv2d, module(batch.network.model, str(batch.network.head)))
-        weight = layer.weight.detach().flatten(1).clone()
-        bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach().clone()
-        return HeadWeights(weight, bias)
+        heads = [cast(nn.Linear | nn.Conv2d, module(batch.network.model, name)) for name in batch.network.heads]
+        weight = torch.cat([head.weight.detach().flatten(1) for head in heads], 1) / len(heads)
+        biases = [head.bias.detach() for head in heads if head.bias is not None]
+        return HeadWeights(
+            weight, torch.stack(biases).sum(0) / len(heads) if biases else torch.zeros_like(weight[:, 0])
+        )
 
     def pack(self, value: HeadWeights) -> dict[str, Tensor]:
         return value._asdict()
@@ -79,17 +85,16 @@ class Head(Representation[HeadWeights]):
 
 @dataclass(frozen=True)
 class Features(Representation[Tensor]):
-    """Penultimate features: the input of the last linear layer, `[N, D]`."""
+    """Penultimate features: the input of the last linear layer, `[N, D]`; of several, side by side."""
 
     def skip(self, network: Network) -> str | None:
         return Head().skip(network)
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        return (Tap(str(network.head), as_vector, "input"),)
+        return tuple(Tap(name, as_vector, "input") for name in network.heads)
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
-        (tap,) = self.taps(batch.network)
-        return batch.readings[tap]
+        return torch.cat([batch.readings[tap] for tap in self.taps(batch.network)], 1)
 
 
 @dataclass(frozen=True)

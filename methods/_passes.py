@@ -54,14 +54,17 @@ def recorded(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Ten
 def features(network: Network, images: Tensor) -> Tensor:
     """Penultimate features `[n, D]` from a pass over images `[n, …]`."""
     found: list[Tensor] = []
-    head = module(network.model, str(network.head))
-    handle = head.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0].flatten(1)))
+    handles = [
+        module(network.model, name).register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0].flatten(1)))
+        for name in network.heads
+    ]
     try:
         with torch.no_grad():
             network.model(images)
     finally:
-        handle.remove()
-    return found[-1]
+        for handle in handles:
+            handle.remove()
+    return torch.cat(found, 1)
 
 
 class _Reached(Exception):

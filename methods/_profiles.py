@@ -27,7 +27,7 @@ def telling_layers(network: Network) -> tuple[str, ...]:
     if network not in _LAYERS:
         model, example = network.model, network.example()
         kinds = [m for m in model.modules() if isinstance(m, Normalisation)]
-        linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != network.head]
+        linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in network.heads]
         by_layer = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds)
         names = linear if by_layer and len(linear) > 2 else norm_layers(model)
         with torch.no_grad(), recorded(model, tuple(names)) as outputs:

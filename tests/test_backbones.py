@@ -40,8 +40,8 @@ def test_gives_logits_of_any_number_of_classes_from_one_last_linear_layer(name):
     net = network(name)
     with torch.no_grad():
         assert net.model(net.example(3)).shape == (3, 5)
-    assert net.head is not None
-    assert net.model.get_submodule(net.head).out_features == 5
+    (head,) = net.heads
+    assert net.model.get_submodule(head).out_features == 5
 
 
 @pytest.mark.parametrize(("name", "millions"), MILLIONS.items())

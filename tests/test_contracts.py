@@ -39,7 +39,7 @@ def test_a_last_layer_may_be_a_convolution(name):
     if {Features(), Head()}.isdisjoint(union([method.needs])) or refusal(method, network):
         return
     want, got = make_trial(method, network), make_trial(method, ending_in_a_convolution(network))
-    assert got.network.head == "13"
+    assert got.network.heads == ("13",)
     scores = method.score(got.reps, **want.state)
     torch.testing.assert_close(scores, method.score(want.reps, **want.state), rtol=1e-3, atol=1e-4)
 

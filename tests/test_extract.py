@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from test_gradients_architectures import build
 from torch import nn
 
 from howsure import (
@@ -27,6 +28,7 @@ from howsure import (
     SmallGrads,
     UserError,
 )
+from howsure.backbone import InputSpec
 from howsure.check import snapshot
 from howsure.extract import Extractor, union
 from howsure.forward import run_pass
@@ -51,6 +53,27 @@ class Pixel(Representation):
 
     def compute(self, batch, **state):
         return batch.pixels[:, 0, 0].float()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "side", "heads"),
+    [("resnet18", 32, 1), ("vit_tiny_patch16_224", 32, 1), ("resnetv2_50", 32, 1), ("dla34", 32, 1),
+     ("deit_tiny_distilled_patch16_224", 32, 2), ("efficientformer_l1", 224, 2), ("repvit_m0_9", 32, 2)],
+)  # fmt: skip
+def test_features_and_head_make_the_logits(name, side, heads):
+    """Of linear layers, 1×1 convolutions, and heads whose mean is the logits."""
+    model = build(f"{name}:{side}")[0]
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)  # no head starts at zero
+    network = Network(name, model, InputSpec((side, side), (0.5,) * 3, (0.25,) * 3), 5)
+    assert len(network.heads) == heads
+    images = ArrayImages(
+        np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8), np.zeros(3, int)
+    )
+    reps = run_pass(network, batches(Split("some", images), network), (Logits(), Features(), Head()))
+    want = nn.functional.linear(reps[Features()], *reps[Head()])
+    torch.testing.assert_close(want, reps[Logits()], rtol=1e-3, atol=1e-4 * float(want.abs().max()))
 
 
 LOOKED: Counter[tuple[float, int]] = Counter()
@@ -89,7 +112,7 @@ def test_ten_methods_cost_one_pass_over_each_split(counted, images, tmp_path):
     network, seen = counted
     names = ["msp", "maxlogit", "energy", "entropy", "margin", "mahalanobis", "knn", "vim", "react", "dice"]
     methods = [METHODS[name]() for name in names]
-    _ = network.head, network.digest
+    _ = network.heads, network.digest
     seen.clear()
     extractor = Extractor(network, Store(tmp_path), Split("train", images))
     splits = [

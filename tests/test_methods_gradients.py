@@ -83,7 +83,7 @@ def gradients(network: Network, image: Tensor, loss: Loss) -> dict[str, Tensor]:
 
 
 def head_of(network: Network) -> tuple[str, str]:
-    return f"{network.head}.weight", f"{network.head}.bias"
+    return f"{network.heads[0]}.weight", f"{network.heads[0]}.bias"
 
 
 def scores_of(network: Network, name: str, **params: object) -> Tensor:
@@ -555,7 +555,7 @@ def test_grood_mixes_the_first_map(network: Network) -> None:
 
         hooks = [
             network.model.get_submodule(name).register_forward_hook(mix),
-            network.model.get_submodule(str(network.head)).register_forward_pre_hook(
+            network.model.get_submodule(network.heads[0]).register_forward_pre_hook(
                 lambda _m, i, to=caught: to.append(i[0])
             ),
         ]

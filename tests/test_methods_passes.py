@@ -265,7 +265,7 @@ def test_adascale(network: Network) -> None:
         least = gradient.flatten().abs().argsort(stable=True)[: int(0.05 * gradient.numel())]
         step[least] = 0.5 * gradient.flatten()[least].sign()
         caught: list[Tensor] = []
-        hook = network.model.get_submodule(str(network.head)).register_forward_pre_hook(
+        hook = network.model.get_submodule(network.heads[0]).register_forward_pre_hook(
             lambda _m, i: caught.append(i[0])
         )
         with torch.no_grad():

@@ -218,7 +218,7 @@ def test_a_timm_network_takes_its_inputs_from_its_own_config(tmp_path):
     torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "w.pt")
     network = load_network("n", TIMM, num_classes=3, checkpoint="w.pt", base=tmp_path)
     assert network.input == InputSpec((160, 160), (0.5,) * 3, (0.5,) * 3, 0.95, "bicubic")
-    assert network.head == "head"
+    assert network.heads == ("head",)
 
 
 def test_a_timm_network_of_another_size_and_one_channel(tmp_path):
@@ -303,7 +303,7 @@ def from_file(folder: Path, name: str, code: str, **options):
 def test_a_function_in_a_file(tmp_path):
     assert from_file(tmp_path, "plain", PLAIN).input == InputSpec((4, 4), (0.5,) * 3, (0.5,) * 3)
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).state_dict(), tmp_path / "w.pt")
-    assert from_file(tmp_path, "with_classes", WITH_CLASSES, checkpoint="w.pt").head == "1"
+    assert from_file(tmp_path, "with_classes", WITH_CLASSES, checkpoint="w.pt").heads == ("1",)
 
 
 NEGATED = """
