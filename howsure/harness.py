@@ -178,7 +178,7 @@ class Run:
             return load_network(
                 spec.name, spec.use, num_classes=material.classes, base=self.suite.base, mean=spec.mean, std=spec.std,
                 size=spec.size, checkpoint=self._checkpoint(spec), members=spec.members, device=self.device,
-                train_images=train, test_images=test, seed=seed, progress=progress,
+                train_images=train, test_images=test, seed=seed if spec.seed is None else spec.seed, progress=progress,
             )  # fmt: skip
 
     def _checkpoint(self, spec: BackboneSpec) -> str | None:

@@ -53,6 +53,7 @@ class BackboneSpec(_Table):
     size: tuple[int, int] | None = None
     checkpoint: str | None = None
     members: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     @model_validator(mode="before")
     @classmethod

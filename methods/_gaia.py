@@ -39,7 +39,11 @@ class NonZeroShare(Representation[Tensor]):
     def skip(self, network: Network) -> str | None:
         if not feature_maps(network)[0]:
             return NO_MAPS
-        return None if (self._shares(network, network.example()) < 1).any() else "no gradient is zero without ReLU"
+        return (
+            None
+            if (self._shares(network, network.example()) < 1).any()
+            else "no gradient at its normalisation layers is zero: no ReLU follows"
+        )
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         return self._shares(batch.network, batch.images)

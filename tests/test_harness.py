@@ -572,6 +572,17 @@ def test_each_severity_of_a_corruption_takes_its_own_share_of_the_images(materia
     assert list(first.images.indices) != list(splits["gaussian_noise@1"].images.indices)
 
 
+@pytest.mark.parametrize(("seed", "networks"), [("", 2), ("seed = 1", 1)])
+def test_a_network_with_a_seed_of_its_own_is_the_same_under_all_seeds(seed, networks, tmp_path):
+    text = f"""id = "digits"\nmethods = ["msp"]\nprotocols = ["same-shift"]\nseeds = [0, 1]\nmax_images = 100
+        [[backbone]]\nuse = "small-cnn"\n{seed}\n[[shift]]\ndata = "noise"\n"""
+    (tmp_path / "suite.toml").write_text(text)
+    assert run("run", tmp_path / "suite.toml", "--out", tmp_path) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert len({network["digest"] for network in record["networks"]}) == networks
+    assert pd.read_csv(tmp_path / "results.csv").query("metric == 'auroc'")["value"].nunique() == 2
+
+
 def test_scores_that_shifts_share_are_kept_for_each(tmp_path):
     folder, name, scores = RunFolder(tmp_path), CellName("net", 0, "same-shift", "odin"), np.arange(3.0)
     folder.write_cell(Cell(name, "done", "key"), {"id/a": scores, "a": scores + 1, "id/b": scores, "b": scores + 2})
