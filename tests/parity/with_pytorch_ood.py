@@ -67,7 +67,7 @@ def on_images(make: Callable[[nn.Module], Any], sign: int = 1) -> Callable[[Sett
     def scores(s: Setting) -> Tensor:
         assert s.network is not None
         detector = make(s.network.model)
-        return sign * torch.cat([detector.predict(x) for x in s.test.x.split(50)]).detach()
+        return sign * torch.cat([detector.predict(x).detach() for x in s.test.x.split(50)])
 
     return scores
 
