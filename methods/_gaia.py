@@ -39,11 +39,8 @@ class NonZeroShare(Representation[Tensor]):
     def skip(self, network: Network) -> str | None:
         if not feature_maps(network)[0]:
             return NO_MAPS
-        return (
-            None
-            if (self._shares(network, network.example()) < 1).any()
-            else "no gradient at its normalisation layers is zero: no ReLU follows"
-        )
+        some_zero = (self._shares(network, network.example()) < 1).any()
+        return None if some_zero else "no gradient at its normalisation layers is zero: no ReLU follows"
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         return self._shares(batch.network, batch.images)

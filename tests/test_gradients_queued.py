@@ -107,6 +107,12 @@ def test_gradients_that_differ_from_pass_to_pass_are_not_taken_for_samples_that_
     torch.testing.assert_close(got, one_by_one(net, x, LOSSES), rtol=1e-2, atol=1e-12)
 
 
+def test_in_double_precision_such_differences_are_not_borne(queued):
+    net = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=5).double().eval()
+    with Restless(), pytest.raises(RuntimeError, match="gradients of different samples meet"):
+        grad_sq_norms(net, torch.randn(4, 3, 64, 64).double(), LOSSES)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_backward_pass_may_run_on_a_thread_of_its_own(queued, monkeypatch, name):
     net = timm.create_model(name, pretrained=False, num_classes=5).double().eval()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Layout, candidates, codes, explains
+from .layout import ROUNDING, Layout, candidates, codes, explains
 from .plan import Plan
 from .rule import Again, queued
 from .site import Site
@@ -20,9 +20,9 @@ Pull = Callable[[Tensor, Serve], None]
 """``pull(seed, serve)``: a backward pass from ``seed``, with ``serve`` called at each site."""
 
 _NOISE = 1e-3
-"""What two backward passes may differ by on a GPU, where sums are made in no fixed order, and what that changes is
-rounded to ten bits before the next convolution (TF32): 1e-5 of a gradient's size a layer were estimated. Entries that
-stay below are looked at by ``_refuse_meeting``, which wants zeros."""
+"""What two backward passes in single precision may differ by on a GPU, where sums are made in no fixed order, and what
+that changes is rounded to ten bits before the next convolution (TF32): 1e-5 of a gradient's size a layer were
+estimated. Entries that stay below are looked at by ``_refuse_meeting``, which wants zeros."""
 
 
 class Unsure(Exception):
@@ -120,7 +120,7 @@ class Attribution:
     ) -> list[Layout]:
         if not plain.numel():
             return []
-        noise = _NOISE if queued(plain.device) else 1e-6
+        noise = _NOISE if queued(plain.device) and plain.dtype != torch.float64 else ROUNDING
         found = [layout for layout in allowed if explains(layout, plain, coded, factors, noise)]
         if not found:
             self._refuse_or_defer(site)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6
+"""What two backward passes may differ by where sums are made in a fixed order, in parts of the largest entry."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -54,7 +57,7 @@ def codes(n: int, like: Tensor, digit: int = 0) -> Tensor:
     return (torch.ones_like(i) << exponents).to(like.dtype)
 
 
-def explains(layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor, noise: float = 1e-6) -> Tensor:
+def explains(layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor, noise: float = ROUNDING) -> Tensor:
     """Whether ``coded`` is ``plain`` with each sample's entries, as ``layout`` has them, times that sample's factor.
 
     ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's
