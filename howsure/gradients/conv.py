@@ -51,16 +51,22 @@ class Conv(Rule):
         a["weight"] = self.geometry.touching(weight)
         if self.geometry.touched is not None:
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
-        out = self._at_once() if self.groups == 1 and self.geometry.covers(a["input"]) else super().forward()
+        out = self._at_once() if self.groups == 1 and self.geometry.meets_all(a["input"]) else super().forward()
         self.arguments["weight"] = weight
         return out
 
     def _at_once(self) -> Tensor:
-        """The one position of a kernel as large as the map: a linear layer, for which no kernel is reordered."""
-        a = self.arguments
-        flat = torch.nn.functional.linear(a["input"].flatten(1), a["weight"].flatten(1), a.get("bias"))
+        """A kernel that meets all of the input at each of few positions: a linear layer, for which nothing is padded
+        or reordered."""
+        a, maps = self.arguments, self.geometry.maps
+        x, weight, bias = a["input"], a["weight"], a.get("bias")
+        if prod(maps) == 1 and weight.is_contiguous():
+            matrix, x = weight.flatten(1), x.flatten(1)
+        else:
+            matrix, x = self.geometry.at_each_position(weight, x), x.movedim(1, -1).flatten(1)
+        flat = torch.nn.functional.linear(x, matrix, bias if bias is None else bias.repeat(prod(maps)))
         self.settle()
-        return torch.ops.aten._unsafe_view(flat, [*flat.shape, *self.geometry.maps])
+        return torch.ops.aten._unsafe_view(flat, [len(flat), *maps, len(weight)]).movedim(-1, 1)
 
     # -- which rule ---------------------------------------------------------------------------------------------
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Sizes = tuple[int, ...]
+
+_TWICE = 2  # how many times its size a kernel may be written out to, as a matrix of positions
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,23 @@ class Geometry:
             return False
         return all(k == 1 for k in self.kernel) or (self.kernel == self.stride and all(e == 1 for e in self.dilation))
 
-    def covers(self, a: Tensor) -> bool:
-        """Whether the kernel is as large as the input, and so has one position."""
-        return tuple(a.shape[2:]) == self.kernel and not any(p for pair in self.pads for p in pair)
+    def meets_all(self, a: Tensor) -> bool:
+        """Whether the kernel meets all of the input at every position, which are few, so that this is a linear layer:
+        a kernel as large as its input, or a padded 3×3 one on a map of 2×2."""
+        each = zip(a.shape[2:], self.kernel, self.dilation, self.stride, self.maps, self.pads, strict=True)
+        if not all((e == 1 or k == 1) and s * (m - 1) <= p and p + size <= k for size, k, e, s, m, (p, _) in each):
+            return False
+        return prod(self.maps) * prod(a.shape[2:]) <= _TWICE * prod(self.kernel)
+
+    def at_each_position(self, weight: Tensor, a: Tensor) -> Tensor:
+        """What of the kernel each position's output has of the input, where it ``meets_all``: ``[L * O, sizes * I]``."""
+        dims = list(zip(a.shape[2:], self.stride, self.maps, self.pads, strict=True))
+        firsts = product(*(range(p, p - s * m, -s) for _, s, m, (p, _) in dims))
+        parts = [
+            weight[(..., *(slice(f, f + size) for f, (size, *_) in zip(first, dims, strict=True)))].movedim(1, -1)
+            for first in firsts
+        ]
+        return torch.stack(parts).flatten(0, 1).flatten(1)
 
     def _cut(self, sizes: Sizes, reach: list[int]) -> Geometry:
         """Without what meets nothing but padding at any position: all but the middle, on a map of one position."""
