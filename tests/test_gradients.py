@@ -160,6 +160,31 @@ def test_a_kernel_as_large_as_the_map(layer, bias):
     exact(net, images(3, 2, *[3] * dims))
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        *[((2, 2), 3, 1, 1), ((2, 2), 3, 2, 1), ((1, 2), 3, 1, 1), ((2, 1), (3, 2), 1, (1, 1))],
+        *[((4,), 7, 2, 3), ((2,), 3, 1, 1), ((2, 1, 2), 3, 1, 1)],
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_kernel_that_meets_all_of_the_map_at_each_position_is_a_linear_layer(size, kernel, stride, padding, bias):
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1](3, 4, kernel, stride, padding, bias=bias)
+    net, x = model_of(layer), images(3, 3, *size)
+    with mock.patch.object(Conv, "_at_once", autospec=True, side_effect=Conv._at_once) as at_once:
+        exact(net, x, small=True)
+    assert at_once.called
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "dilation"), [((3, 3), 3, 1), ((2, 2), 3, 2), ((4, 4), 7, 1)], ids=["part", "dilated", "many"]
+)
+def test_other_kernels_on_small_maps_are_convolutions(size, kernel, dilation):
+    layer = nn.Conv2d(3, 4, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+    with mock.patch.object(Conv, "_at_once", side_effect=AssertionError):
+        exact(model_of(layer), images(3, 3, *size))
+
+
 @pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("kernel", [3, 5, (1, 3)])
 def test_grouped_convolution_of_maps_whose_channels_lie_side_by_side(groups, kernel):

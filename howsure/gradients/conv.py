@@ -164,9 +164,11 @@ class Conv(Rule):
         if any(before != after for before, after in at.pads):
             a, padding = at.padded(a), [0] * len(at.pads)
         n, (o, i) = len(d), self.arguments["weight"].shape[:2]
-        weight = d.new_empty(1).expand(n * o, i, *at.kernel)
         last = i > 1 or (o == self.groups and at.kernel == (3, 3))  # other depthwise ones would be many times slower
         a, d = _beside(a, last), _beside(d, last)
+        # nothing reads it, but in another order it would be copied
+        order = torch.channels_last if d.dim() == 4 and d.stride(1) == 1 else torch.contiguous_format
+        weight = torch.empty((n * o, i, *at.kernel), dtype=d.dtype, device=d.device, memory_format=order)
         _, grad, _ = torch.ops.aten.convolution_backward(
             d, a, weight, None, at.stride, padding, at.dilation, False, [0] * len(at.pads), n * self.groups,
             [False, True, False],

@@ -134,7 +134,10 @@ class Folded(SumsOnce, Conv):
         """The gradient in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
         weight = self.geometry.touching(self.arguments["weight"])
         if self.choose() != "windows":
-            yield self.explicit(d, a).flatten(2), weight.flatten(1)
+            gradient = self.explicit(d, a)
+            if gradient.movedim(2, -1).is_contiguous():  # so it lies in memory, and need not be copied
+                gradient, weight = gradient.movedim(2, -1), weight.movedim(1, -1)
+            yield gradient.flatten(2), weight.flatten(1)
             return
         rows = weight.movedim(1, -1).flatten(-2)
         rows = rows.reshape(len(rows), -1, rows.shape[-1])

@@ -57,20 +57,19 @@ class Geometry:
     def meets_all(self, a: Tensor) -> bool:
         """Whether the kernel meets all of the input at every position, which are few, so that this is a linear layer:
         a kernel as large as its input, or a padded 3×3 one on a map of 2×2."""
-        each = zip(a.shape[2:], self.kernel, self.dilation, self.stride, self.maps, self.pads, strict=True)
-        if not all((e == 1 or k == 1) and s * (m - 1) <= p and p + size <= k for size, k, e, s, m, (p, _) in each):
-            return False
-        return prod(self.maps) * prod(a.shape[2:]) <= _TWICE * prod(self.kernel)
+        sizes = tuple(a.shape[2:])
+        each = zip(sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, strict=True)
+        for size, k, e, s, m, (before, _) in each:
+            if (e > 1 and k > 1) or before - s * (m - 1) < 0 or before + size > k:
+                return False
+        return prod(self.maps) * prod(sizes) <= _TWICE * prod(self.kernel)
 
     def at_each_position(self, weight: Tensor, a: Tensor) -> Tensor:
-        """What of the kernel each position's output has of the input, where it ``meets_all``: ``[L * O, sizes * I]``."""
+        """What of the kernel meets the input at each position, where it ``meets_all``: ``[L * O, sizes * I]``."""
         dims = list(zip(a.shape[2:], self.stride, self.maps, self.pads, strict=True))
-        firsts = product(*(range(p, p - s * m, -s) for _, s, m, (p, _) in dims))
-        parts = [
-            weight[(..., *(slice(f, f + size) for f, (size, *_) in zip(first, dims, strict=True)))].movedim(1, -1)
-            for first in firsts
-        ]
-        return torch.stack(parts).flatten(0, 1).flatten(1)
+        meets = [[slice(at - s * p, at - s * p + size) for p in range(m)] for size, s, m, (at, _) in dims]
+        parts: list[tuple[Any, ...]] = list(product(*meets))
+        return torch.stack([weight[(..., *part)].movedim(1, -1) for part in parts]).flatten(0, 1).flatten(1)
 
     def _cut(self, sizes: Sizes, reach: list[int]) -> Geometry:
         """Without what meets nothing but padding at any position: all but the middle, on a map of one position."""

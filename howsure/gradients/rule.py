@@ -108,8 +108,8 @@ def free_scratch() -> None:
 
 def sq_norm(t: Tensor) -> Tensor:
     """Squared norm over all dimensions but the first: ``[n, …] -> [n]``."""
-    flat = t.flatten(1) if t.dim() > 1 else t[:, None]
-    return torch.linalg.vector_norm(flat, dim=1).square()
+    t = t if t.dim() > 1 else t[:, None]
+    return torch.linalg.vector_norm(t, dim=tuple(range(1, t.dim()))).square()
 
 
 def merged(t: Tensor, layout: Layout, n: int) -> Tensor:
