@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from .cells import CellError, checked, refusal
+from .cells import CellError, refusal, scored
 from .data import cache_root
 from .errors import UserError
 from .extract import Extractor, seeded, union
 from .image_files import FolderImages
-from .images import as_images
+from .images import Images, Subset, as_images
 from .networks import load_network
 from .representations import Logits
 from .sources import num_classes, resolve
@@ -33,7 +34,8 @@ def score_folder(
     inputs: Mapping[str, Any],
 ) -> pd.DataFrame:
     """One row an image, most uncertain first: `file`, `class` (predicted), `score`, and `percentile`, the share of
-    training images that score lower, in percent. `inputs`: mean, std and size, None where the network says them.
+    training images that score lower, in percent: of a fifth of them, drawn at random, that the method is not fitted on.
+    `inputs`: mean, std and size, None where the network says them.
 
     Raises:
         UserError: a method that needs outliers, one that cannot score this network, or anything wrong with the inputs.
@@ -46,7 +48,8 @@ def score_folder(
     source = resolve(train, Path.cwd())
     known = as_images(source.split("train"), train)
     files = FolderImages(images)
-    split, folder = Split("train", known), Split(str(images), files)
+    split, apart = (Split("train", some) for some in _divided(known))
+    folder = Split(str(images), files)
     network = load_network(
         "network",
         backbone,
@@ -63,18 +66,18 @@ def score_folder(
     extractor = Extractor(network, Store(cache_root() / "representations"), split)
     needs = union([(Logits(), *scorer.needs)])
     extractor(split, [rep for rep in needs if not rep.needs])
-    seen, found = extractor(split, needs), extractor(folder, needs)
+    seen, usual, found = (extractor(some, needs) for some in (split, apart, folder))
     classes = found[Logits()].argmax(1).tolist()
-    seen, found = (reps.only(tuple(scorer.needs), method) for reps in (seen, found))
+    seen, usual, found = (reps.only(tuple(scorer.needs), method) for reps in (seen, usual, found))
     state = seeded(0, lambda: scorer.fit(seen)) if scorer.supervision == "id-train" else {}
     try:
-        scores, usual = (
-            torch.from_numpy(checked(scorer.score(reps, **state), reps, where))
-            for reps, where in ((found, str(images)), (seen, train))
+        scores, others = (
+            torch.from_numpy(scored(scorer, reps, state, where))
+            for reps, where in ((found, str(images)), (usual, train))
         )
     except CellError as error:
         raise UserError(f"{method}: {error}") from error
-    below = torch.searchsorted(usual.sort().values, scores) / len(usual)
+    below = torch.searchsorted(others.sort().values, scores) / len(others)
     names = list(getattr(source, "classes", ())) or [str(i) for i in range(network.num_classes)]
     table = pd.DataFrame({
         "file": [str(file) for file in files.files],
@@ -83,3 +86,9 @@ def score_folder(
         "percentile": (100 * below).round(decimals=1).numpy(),
     })  # fmt: skip
     return table.sort_values("score", ascending=False, ignore_index=True)
+
+
+def _divided(images: Images) -> tuple[Images, Images]:
+    """Four fifths of them, and the others, at random; all and all of fewer than five."""
+    order, few = np.random.default_rng(0).permutation(len(images)), len(images) // 5
+    return (Subset(images, order[few:]), Subset(images, order[:few])) if few else (images, images)

@@ -135,7 +135,7 @@ class Scorer:
         if pool[0] in _MADE_OF_TRAINING:
             state = self._state(option, pool, tuning=True)
             pair = self._pair(option, pool, VAL, tuning=True)
-            return auroc(*(checked(option.score(reps, **state), reps, pool[0]) for reps in pair))
+            return auroc(*(scored(option, reps, state, pool[0]) for reps in pair))
         known = pool if self.method.supervision == "outliers" else None
         inside, *outside = (self._score(option, split, known, VAL, tuning=True) for split in ("test", *pool))
         return auroc(inside, np.concatenate(outside))
@@ -154,8 +154,8 @@ class Scorer:
         if key not in self._scores:
             index = None if part is None else self.bench.indices(split, part, tuning)
             reps = self.bench.reps(split, method.needs, self.name, index)
-            scores = method.score(reps, **self._state(method, known, tuning))
-            self._scores[key] = checked(scores, reps, f"validation images of '{split}'" if tuning else f"'{split}'")
+            where = f"validation images of '{split}'" if tuning else f"'{split}'"
+            self._scores[key] = scored(method, reps, self._state(method, known, tuning), where)
         return self._scores[key]
 
     def _state(self, method: Method, known: Any, tuning: bool = False) -> dict[str, Tensor]:
@@ -222,8 +222,14 @@ def refusal(method: Method, network: Network) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def checked(scores: object, reps: Reps, where: str) -> np.ndarray:
-    """Scores of the images in `reps` as float64 `[n]`; CellError where they are not one finite number an image."""
+def scored(method: Method, reps: Reps, state: Mapping[str, Tensor], where: str) -> np.ndarray:
+    """Scores of the images in `reps` as float64 `[n]`; CellError where they, or what they are made of, are not finite
+    numbers, or not one an image.
+    """
+    lost = reps.lost()
+    if lost:
+        raise CellError(f"{where}: {lost}; does the network overflow there?")
+    scores: object = method.score(reps, **state)
     if not isinstance(scores, Tensor):
         raise CellError(f"score returned a {type(scores).__name__} for {where}; expected a tensor, one number an image")
     values = scores.detach().cpu().double().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
@@ -29,7 +29,7 @@ from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import applicable
+from .protocol import Shift, applicable
 from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
@@ -60,6 +60,7 @@ class Run:
     store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
     record: dict[str, Any] = field(default_factory=dict)
     _pixels: Pixels = field(default_factory=Pixels)
+    _left_out: set[Protocol] = field(default_factory=set)
 
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
@@ -79,11 +80,26 @@ class Run:
 
     def _pairs(self) -> list[tuple[str, Protocol]]:
         """The methods with the protocols that they run under, each on every network."""
-        protocols = applicable(self.suite.chosen_protocols(), self.material.shifts(self.material.splits))
+        protocols = self._protocols(self.material.shifts(self.material.splits))
         return [(name, p) for name, p in product(self.methods, protocols) if runs_under(self.methods[name], p)]
 
+    def _protocols(self, shifts: Sequence[Shift]) -> list[Protocol]:
+        """Those of the suite that these shifts allow; of the others it is said once that they are left out."""
+        protocols = applicable(self.suite.chosen_protocols(), shifts)
+        for protocol in self.suite.chosen_protocols():
+            if protocol in protocols or protocol in self._left_out:
+                continue
+            self._left_out.add(protocol)
+            needed = "two kinds of shift" if protocol == "leave-one-out" else "a shift"
+            print(f"howsure: protocol '{protocol}' left out: it needs {needed} large enough", file=sys.stderr)
+        return protocols
+
     def _refuse_nothing_to_do(self) -> None:
-        if not self._pairs():
+        pairs = self._pairs()
+        idle = [name for name in self.methods if name not in {method for method, _ in pairs}]
+        if pairs and idle:
+            print(f"howsure: left out, since no protocol here shows them outliers: {', '.join(idle)}", file=sys.stderr)
+        if not pairs:
             methods, protocols = ", ".join(list(self.methods)[:5]), ", ".join(self.suite.chosen_protocols())
             raise UserError(
                 f"nothing to run: with the shifts that are here none of {methods} runs under {protocols};"
@@ -143,6 +159,13 @@ class Run:
         extracted = time.perf_counter() - started
         test = bench.extractor(bench.splits["test"], (Logits(), Labels()))
         network.accuracy = accuracy(test, test[Labels()])
+        chance = 1 / network.num_classes
+        if network.accuracy < chance + 0.1 * (1 - chance):
+            print(
+                f"howsure: {spec.name}: accuracy {100 * network.accuracy:.1f} %, hardly above chance; does it have its"
+                " weights (checkpoint = …), and its classes in the order of the data?",
+                file=sys.stderr,
+            )
         self.record["networks"].append({
             "name": spec.name, "use": spec.use, "seed": seed, "accuracy": network.accuracy, "digest": network.digest,
             "extract_s": round(extracted, 2), "splits": {name: len(split) for name, split in bench.splits.items()},
@@ -230,7 +253,7 @@ class Run:
         return bool({"pseudo-unknown", "synthetic"} & set(self.suite.chosen_protocols()))
 
     def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, Refusal], errors: np.ndarray) -> None:
-        protocols = applicable(self.suite.chosen_protocols(), bench.shifts)
+        protocols = self._protocols(bench.divisible or bench.shifts)
         with self._bar(len(self.methods) * len(protocols), f"{backbone}: cells", "cell") as bar:
             for name, method in self.methods.items():
                 scorer = Scorer(bench, name, method)

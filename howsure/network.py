@@ -142,3 +142,21 @@ def check_output(network: Network, use: str) -> None:
         )
     if not out.isfinite().all():
         raise UserError(f"{use}: gives logits that are NaN or infinite; give other weights, or train with a smaller lr")
+
+
+@torch.no_grad()
+def doubts_of_output(network: Network) -> list[str]:
+    """What makes scores doubtful, though the network can be run."""
+    example = network.example()
+    together, again, twice = (network.model(x) for x in (example, example, torch.cat([example[:1]] * 2)))
+    slack, found = 1e-3 * float(together.abs().amax()), []
+    if float((together - again).abs().amax()) > slack:
+        found.append("gives other logits for the same images each time (dropout?), so scores hang on chance")
+    elif float((together[:1] - twice[:1]).abs().amax()) > slack:
+        found.append(
+            "gives an image other logits beside other images (batch norm without running statistics?), so scores hang"
+            " on their order"
+        )
+    if network.num_classes > 1 and bool((together >= 0).all() & ((together.sum(1) - 1).abs() < 1e-4).all()):
+        found.append("gives probabilities, it seems; methods want logits: leave out its last softmax")
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from .checkpoints import load_checkpoint
 from .errors import UserError
 from .images import Images
 from .keys import hash_module, source_of
-from .network import Network, check_output
+from .network import Network, check_output, doubts_of_output
 from .plugins import BACKBONES
 from .registry import import_file
 from .trained import Trainer
@@ -58,7 +60,8 @@ def load_network(
     Raises:
         UserError: one line that says what is wrong and what to do.
     """
-    blueprint = blueprint_of(use, num_classes, base, mean, std, size)
+    with _drawn_from(seed):
+        blueprint = blueprint_of(use, num_classes, base, mean, std, size)
     device = torch.device(device)
     if members and (blueprint.backbone is None or blueprint.backbone.recipe is None or checkpoint):
         raise UserError(f"{name}: members = {members} needs a backbone that is trained on the spot; leave it out")
@@ -71,11 +74,23 @@ def load_network(
         network = trainer(name, seed)
         network.members = [trainer(name, seed + 1000 * (i + 1)).model for i in range(members)]
     else:
-        network = Network(name, (blueprint.pretrained or blueprint.build)(), blueprint.input, num_classes)
+        with _drawn_from(seed):
+            model = (blueprint.pretrained or blueprint.build)()
+        network = Network(name, model, blueprint.input, num_classes)
     network = replace(network, device=device, origin=_origin(use, base))
     check_output(network, use)
+    for doubt in doubts_of_output(network):
+        print(f"howsure: {use}: {doubt}", file=sys.stderr)
     network.lay_channels_last()
     return network
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    """Weights that are drawn at random are the same each time; the caller's random numbers are left as they were."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _origin(use: str, base: Path) -> str:

@@ -58,7 +58,9 @@ def members(reps: Reps, part: int, seed: int) -> Tensor:
 
 
 def applicable(protocols: Sequence[Protocol], shifts: Sequence[Shift]) -> list[Protocol]:
-    """The protocols that the shifts at hand allow: all but `none` score shifts, and leaving one out needs another."""
+    """The protocols that the shifts at hand allow, those large enough to be split in three if any is: all but `none`
+    score shifts, and leaving one out needs another.
+    """
     kinds = len({shift.kind for shift in shifts})
     least = {"none": 0, "leave-one-out": 2}
     return [p for p in protocols if kinds >= least.get(p, 1)]

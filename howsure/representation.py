@@ -151,6 +151,16 @@ class Reps(Mapping[Representation[Any], Any]):
         packed = next(rep.pack(value) for rep, value in self._values.items() if rep.per_image)
         return len(next(iter(packed.values())))
 
+    def lost(self) -> str | None:
+        """What is NaN or infinite here, and of how many images; a method might take such a value for any other."""
+        for rep, value in self._values.items():
+            arrays = rep.pack(value).values() if rep.per_image else ()
+            bad = [~v.reshape(len(v), -1).isfinite().all(1) for v in arrays if v.is_floating_point() and v.numel()]
+            count = int(torch.stack(bad).any(0).sum()) if bad else 0
+            if count:
+                return f"{type(rep).__name__} of {count} of {self.images} images are NaN or infinite"
+        return None
+
     def only(self, needs: tuple[Representation[Any], ...], owner: str) -> Reps:
         """What `needs` declares and nothing else, in arrays of its own: whoever writes into them spoils no other."""
         return Reps({rep: rep.unpack({k: v.clone() for k, v in rep.pack(self[rep]).items()}) for rep in needs}, owner)

@@ -16,7 +16,7 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features.double(), dim=1).float()
 
 
-def kth_distance(queries: Tensor, bank: Tensor, k: int, half_sq: Tensor | float = 0.0) -> Tensor:
+def kth_distance(queries: Tensor, bank: Tensor, k: int, half_sq: Tensor | None = None) -> Tensor:
     """Euclidean distance `[N]`, float64, of rows to their k-th nearest row of the bank.
 
     `half_sq` is half the squared norm of each row of the bank, which unit rows do without. `k` is capped at the bank's
@@ -28,7 +28,10 @@ def kth_distance(queries: Tensor, bank: Tensor, k: int, half_sq: Tensor | float 
     k = min(k, len(bank))
 
     def distance(x: Tensor) -> Tensor:
-        nearest = (x @ bank.T - half_sq).topk(k, dim=1).indices[:, -1]
+        closeness = x @ bank.T
+        if half_sq is not None:
+            closeness -= half_sq
+        nearest = closeness.topk(k, dim=1).indices[:, -1]
         return (x.double() - bank[nearest].double()).norm(dim=1)
 
     return by_rows(distance, queries, size=512)

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from howsure import Features, Method, Reps
 from howsure.gaussian import sq_distances
 
-from ._gaussians import whiten
+from ._gaussians import ROUNDING, whiten
 from ._rows import by_rows
 
 
@@ -31,7 +31,8 @@ class SSD(Method):
     def fit(self, train: Reps) -> dict[str, Tensor]:
         v = normalize(train[Features()].double(), dim=1)
         centre = v.mean(0, keepdim=True)
-        return {"centre": centre, "whiten": whiten(v - centre, self.shrinkage)}
+        varies = v.std(0, correction=0) > ROUNDING * centre.abs()
+        return {"centre": centre, "whiten": whiten((v - centre) * varies, self.shrinkage)}
 
     def score(self, reps: Reps, centre: Tensor, whiten: Tensor) -> Tensor:
         return by_rows(lambda h: sq_distances(normalize(h.double(), dim=1), centre, whiten)[:, 0], reps[Features()])

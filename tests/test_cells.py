@@ -11,7 +11,8 @@ import torch
 
 from howsure import ArrayImages, Features, Head, Logits, Method, Network
 from howsure.bench import Bench
-from howsure.cells import Scorer, certain
+from howsure.cells import CellError, Scorer, certain, scored
+from howsure.check import make_trial
 from howsure.extract import Extractor
 from howsure.plugins import METHODS
 from howsure.protocol import FIT, TEST, VAL, Shift, pseudo_unknowns
@@ -269,3 +270,14 @@ def test_a_tuned_detector_learns_from_training_images_what_whole_splits_give(ben
         pair = reps["train"].take(kept), reps["train"].take(held)
     expected = method.score(reps["test"], **method.fit(*pair))[bench.part("test", TEST)]
     np.testing.assert_allclose(inside, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["msp", "lts", "nac", "she"])
+def test_what_is_not_a_finite_number_is_named_and_not_scored(name, value, conv_net):
+    """A method may take it for any other number: the largest of logits, or a share of a sum."""
+    trial = make_trial(METHODS[name](), conv_net)
+    rep = next(rep for rep in trial.reps if rep in (Features(), Logits()))
+    trial.reps[rep][3, 0] = value
+    with pytest.raises(CellError, match=f"'some': {type(rep).__name__} of 1 of 24 images are NaN or infinite"):
+        scored(trial.method, trial.reps, trial.state, "'some'")

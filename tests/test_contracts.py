@@ -23,6 +23,13 @@ def test_method_keeps_its_contracts(name):
     assert [f"{contract}: {problem}" for contract, problem in outcomes if problem] == []
 
 
+@pytest.mark.parametrize("network", networks(), ids=lambda network: network.name)
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_all_that_a_method_reads_are_finite_numbers(name, network):
+    method = METHODS[name](**METHODS[name].test_params)
+    assert refusal(method, network) or make_trial(method, network).reps.lost() is None
+
+
 def ending_in_a_convolution(network: Network) -> Network:
     """The same function with a 1×1 convolution for the last linear layer, as in timm's BiT."""
     *body, pool, _flatten, dropout, head = copy.deepcopy(network.model)

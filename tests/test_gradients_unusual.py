@@ -7,14 +7,16 @@ from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from howsure.gradients import grad_sq_norms, one_by_one
+from howsure.gradients import grad_sq_norms, one_by_one, verify
 from howsure.gradients.chunk import Chunk
 from howsure.gradients.plan import _plans
+from howsure.gradients.rule import sq_norm
 
 
 def spread(z: Tensor) -> Tensor:
@@ -973,3 +975,45 @@ def test_two_threads_on_one_network_with_folds():
         for result in pool.map(lambda _: grad_sq_norms(net, x, spread), range(12)):
             torch.testing.assert_close(result.norms[0], want, rtol=1e-9, atol=0)
     assert next(iter(_plans[net].values())).channels_last
+
+
+@pytest.mark.parametrize("how", ["half", "autocast"])
+def test_half_precision_whose_small_gradients_keep_few_digits(how):
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", pretrained=False, num_classes=5).eval()
+    x = torch.randn(4, 3, 32, 32)
+    want = grad_sq_norms(net, x, spread).norms.sum(2)
+    if how == "half":
+        got = grad_sq_norms(net.half(), x.half(), spread).norms.sum(2)
+    else:
+        with torch.autocast("cpu", torch.float16):
+            got = grad_sq_norms(net, x, spread).norms.sum(2)
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0)
+
+
+def test_half_precision_does_not_hide_that_samples_meet():
+    class Meeting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(6, 8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            h = self.layer(x)
+            return self.head(h + 0.1 * h.flip(0))
+
+    with pytest.raises(RuntimeError, match=r"meet|depend on the other"):
+        grad_sq_norms(Meeting().half().eval(), torch.randn(4, 6).half(), spread)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(2048, 2048), nn.Conv2d(1024, 1024, 3, padding=1)], ids=["linear", "convolution"]
+)
+def test_sums_over_many_entries_keep_their_digits(layer):
+    """A weight used twice, whose gradients of millions of entries are made before they are squared."""
+    torch.manual_seed(0)
+    shape = (2, 2048) if isinstance(layer, nn.Linear) else (1, 1024, 3, 3)
+    grads = torch.rand(1, *layer.weight.shape)
+    assert abs(float(sq_norm(grads)) / float(grads.double().square().sum()) - 1) < 1e-6
+    net = nn.Sequential(layer, nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(5)).eval()
+    net(torch.randn(shape))
+    assert verify(net, torch.randn(shape), spread) < 2e-5

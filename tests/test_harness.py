@@ -248,10 +248,12 @@ def test_a_network_without_gradients_of_single_images_is_scored_by_the_other_met
     suite.write_text(suite.read_text().replace("net.py:build", "net.py:mixing"))
     assert run("run", suite, "--out", tmp_path) == 1
     told = capsys.readouterr().err.splitlines()
-    assert "howsure: tiny: no gradients of single images from 'tiny'" in told[0]
-    assert len(told) == 2
-    assert "failed: confound on tiny" in told[1]
-    assert "mixes the samples" in told[1]
+    assert len(told) == 4
+    assert told[0].endswith("no protocol here shows them outliers: confound_detector")
+    assert "gives an image other logits beside other images" in told[1]
+    assert "howsure: tiny: no gradients of single images from 'tiny'" in told[2]
+    assert "failed: confound on tiny" in told[3]
+    assert "mixes the samples" in told[3]
     record = json.loads((tmp_path / "run.json").read_text())
     assert {c["method"]: c["state"] for c in record["cells"]} == {"msp": "done", "gen": "done", "confound": "failed"}
     assert set(pd.read_csv(tmp_path / "timing.csv")["method"]) == {"msp", "gen"}
@@ -519,6 +521,26 @@ def test_a_shift_too_small_to_be_split_is_left_out_of_the_protocols_that_split(m
     assert set(rows[rows["shift"] == "outliers"]["protocol"]) == {"none", "same-shift", "leave-one-out"}
 
 
+def test_leaving_one_out_needs_two_shifts_that_are_large_enough(material, tmp_path, capsys):
+    np.savez(material / "two.npz", x=made_up("outliers").images.x[:2], y=np.zeros(2, int))
+    file = Path(write_suite(material, "too_few", ["knn", "feature_detector"], ["same-shift", "leave-one-out"]))
+    text, _, _ = file.read_text().partition("[[shift]]")
+    file.write_text(text + '[[shift]]\ndata = "npz:two.npz"\n\n[[shift]]\ndata = "npz:outliers.npz"\n')
+    assert run("run", file, "--out", tmp_path) == 0
+    told = capsys.readouterr().err
+    assert told.count("protocol 'leave-one-out' left out: it needs two kinds of shift large enough") == 1
+    assert set(pd.read_csv(tmp_path / "results.csv")["protocol"]) == {"same-shift"}
+
+
+def test_what_a_suite_asks_for_and_cannot_have_is_told(material, tmp_path, capsys):
+    file = Path(write_suite(material, "asked", ["msp", "feature_detector"], ["none", "leave-one-out"]))
+    file.write_text(file.read_text().partition("[[shift]]")[0] + '[[shift]]\ndata = "npz:outliers.npz"\n')
+    assert run("run", file, "--out", tmp_path) == 0
+    told = capsys.readouterr().err
+    assert "protocol 'leave-one-out' left out" in told
+    assert "since no protocol here shows them outliers: feature_detector" in told
+
+
 def test_a_cache_that_cannot_be_written_stops_no_run(material, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / "file"))
@@ -541,9 +563,10 @@ def test_score_refuses_what_is_no_score(plugin, why, material, tmp_path, capsys)
     options = {"backbone": material / "net.py:mixing", "checkpoint": material / "weights.safetensors"}
     options |= {"train": f"npz:{material / 'train.npz'}", "method": plugin}
     assert run("score", *(x for key, value in options.items() for x in (f"--{key}", value)), tmp_path) == 2
-    told = capsys.readouterr().err
-    assert why in told
-    assert len(told.splitlines()) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert why in told[-1]
+    assert len(told) == 2
+    assert "gives an image other logits beside other images" in told[0]
 
 
 def test_a_method_is_timed_again_when_it_is_another(material, tmp_path):

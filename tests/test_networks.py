@@ -439,3 +439,53 @@ def test_kernels_keep_channels_side_by_side_where_the_network_allows(tmp_path, k
     assert network.model.conv.weight.is_contiguous(memory_format=layout)
     assert all(torch.equal(value, weights[name]) for name, value in network.model.state_dict().items())
     torch.testing.assert_close(network.model(network.example()), model(network.example()))
+
+
+DOUBTFUL = """
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.body, self.last = nn.Linear(48, 10), last
+
+    def forward(self, x):
+        return self.last(self.body(x.flatten(1)))
+
+def chance():
+    return Net(lambda z: F.dropout(z, 0.5, True))
+
+def company():
+    return Net(nn.BatchNorm1d(10, track_running_stats=False))
+
+def softmax():
+    return Net(nn.Softmax(1))
+
+def plain():
+    return Net(nn.Identity())
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [("chance", "each time"), ("company", "beside other images"), ("softmax", "probabilities"), ("plain", "")],
+)
+def test_what_makes_scores_doubtful_is_told(function, says, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(DOUBTFUL)
+    inputs = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": [4, 4]}
+    load_network("mine", f"net.py:{function}", num_classes=10, base=tmp_path, **inputs)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == bool(says)
+    assert all(line.startswith(f"howsure: net.py:{function}: gives ") and says in line for line in told)
+
+
+def test_a_network_whose_weights_are_drawn_is_the_same_each_time(tmp_path):
+    (tmp_path / "net.py").write_text(DOUBTFUL)
+    inputs = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": [4, 4]}
+    before = torch.get_rng_state()
+    first, second, other = (
+        load_network("mine", "net.py:plain", num_classes=10, base=tmp_path, seed=seed, **inputs) for seed in (0, 0, 1)
+    )
+    assert first.digest == second.digest != other.digest
+    assert torch.equal(torch.get_rng_state(), before)

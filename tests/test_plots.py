@@ -61,7 +61,7 @@ def test_roc_by_hand(id_scores, shift_scores, half):
 
 
 def test_long_tails_are_squeezed_and_order_is_kept():
-    near, far = histograms._squeezed([np.array([0.0, 1, 2, 3, 4]), np.array([2.0, 1e12])])
+    near, far = histograms._squeezed(np.array([0.0, 1, 2, 3, 4]), np.array([2.0, 1e12]))
     assert near[2] == far[0] == 0
     assert far[1] < 30
     assert (np.diff(near) > 0).all()
@@ -87,6 +87,16 @@ def test_columns_of_narrow_groups_make_room_for_their_names():
     places = heat_map._places(["near", "misclassification-like", "far", "far"])
     assert places[1] - places[0] > 2
     assert places[3] - places[2] == pytest.approx(1)
+
+
+def test_each_shift_lies_in_a_histogram_as_beside_its_own_id_scores():
+    """Where a detector is fitted for each shift, one may score all images higher than another does."""
+    low = np.arange(5.0)
+    own = {"x": (low, low + 3), "y": (low + 100, low + 103)}
+    got = histograms.histogram(own, {"x": "far", "y": "far"})
+    want = histograms.histogram({"x": own["x"]}, {"x": "far"})
+    for name, heights in want.items():
+        np.testing.assert_allclose(got[name], heights)
 
 
 def test_constant_scores_have_a_histogram():

@@ -25,6 +25,11 @@ that changes is rounded to ten bits before the next convolution (TF32): 1e-5 of 
 estimated. Entries that stay below are looked at by ``_refuse_meeting``, which wants zeros."""
 
 
+_COARSE, _STEPS = 1e-2, 8
+"""The same where anything is computed in half precision, and how many of the smallest numbers besides: small gradients
+are subnormal there, and keep few digits or none."""
+
+
 class Unsure(Exception):
     """A gradient has come where none was seen yet, or the network reads its maps in memory: the pass starts again."""
 
@@ -120,11 +125,17 @@ class Attribution:
     ) -> list[Layout]:
         if not plain.numel():
             return []
-        noise = _NOISE if queued(plain.device) and plain.dtype != torch.float64 else ROUNDING
-        found = [layout for layout in allowed if explains(layout, plain, coded, factors, noise)]
+        noise = self._noise(plain)
+        found = [layout for layout in allowed if explains(layout, plain, coded, factors, *noise)]
         if not found:
             self._refuse_or_defer(site)
         return found
+
+    def _noise(self, gradient: Tensor) -> tuple[float, float]:
+        """What two passes may differ by, in parts of a sample's largest entry, and besides."""
+        if any(site.half for site in self.tracer.sites):
+            return _COARSE, _STEPS * 2.0**-24
+        return _NOISE if queued(gradient.device) and gradient.dtype != torch.float64 else ROUNDING, 0.0
 
     def _refuse_meeting(self, logits: Tensor, pull: Pull) -> None:
         """A backward pass from some of the samples: nothing may arrive at the others, not the smallest number."""

@@ -57,16 +57,22 @@ def codes(n: int, like: Tensor, digit: int = 0) -> Tensor:
     return (torch.ones_like(i) << exponents).to(like.dtype)
 
 
-def explains(layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor, noise: float = ROUNDING) -> Tensor:
+def explains(
+    layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor, noise: float = ROUNDING, least: float = 0.0
+) -> Tensor:
     """Whether ``coded`` is ``plain`` with each sample's entries, as ``layout`` has them, times that sample's factor.
 
     ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's
     seed times its factor. An entry that hangs on another sample, or on two, is scaled otherwise. A sample whose values
-    overflow says nothing, but not all may. ``noise``: what two passes may differ by, in parts of the largest entry.
+    overflow says nothing, but not all may. ``noise`` and ``least``: what two passes may differ by, in parts of the
+    largest entry and, before the factors, besides.
     """
     n = len(factors)
-    before, after = layout.split(plain, n).reshape(n, -1), layout.split(coded, n).reshape(n, -1)
+    before, after = (layout.split(t, n).reshape(n, -1) for t in (plain, coded))
+    if before.dtype == torch.float16:
+        before, after = before.float(), after.float()
     finite = (before.isfinite() & after.isfinite()).all(dim=1)
-    want = before * factors[:, None].to(before.dtype)
-    slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True)
+    factors = factors[:, None].to(before.dtype)
+    want = before * factors
+    slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True) + least * factors
     return (((after - want).abs() <= slack) | ~finite[:, None]).all() & finite.any()

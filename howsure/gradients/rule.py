@@ -107,9 +107,13 @@ def free_scratch() -> None:
 
 
 def sq_norm(t: Tensor) -> Tensor:
-    """Squared norm over all dimensions but the first: ``[n, …] -> [n]``."""
-    t = t if t.dim() > 1 else t[:, None]
-    return torch.linalg.vector_norm(t, dim=tuple(range(1, t.dim()))).square()
+    """Squared norm over all dimensions but the first: ``[n, …] -> [n]``.
+
+    Row by row first: in single precision the error of one sum grows with its length.
+    """
+    if t.dim() > 2:
+        t = torch.linalg.vector_norm(t, dim=tuple(range(2, t.dim())))
+    return torch.linalg.vector_norm(t if t.dim() > 1 else t[:, None], dim=1).square()
 
 
 def merged(t: Tensor, layout: Layout, n: int) -> Tensor:

@@ -19,6 +19,7 @@ class Site:
     ):
         self.index, self.meeting, self.rule, self.weights, self.label = index, meeting, rule, weights, label
         self.shapes = tuple(tuple(t.shape) for t in outputs)
+        self.half = any(t.dtype == torch.float16 for t in outputs)
         self.made = {key: t._version for key, t in weights.items()}
         self.versions = {key: t._version for key, t in rule.saved.items()}
         self.layout: tuple[Layout, ...] = ()

@@ -71,21 +71,25 @@ def _set_colour(kind: str, kinds: Sequence[str]) -> str:
 def histogram(
     scores: dict[str, tuple[np.ndarray, np.ndarray]], groups: Mapping[str, str], bins: int = 40
 ) -> dict[str, np.ndarray]:
-    """Shares of ID (`id`) and of each group of shifts, by bin, over the middle 99 %; what lies outside, at the ends."""
-    sets: dict[str, list[np.ndarray]] = {}
+    """Shares of ID (`id`) and of each group of shifts, by bin, over the middle 99 %; what lies outside, at the ends.
+
+    Each shift lies as it does beside its own ID scores: where a detector is fitted, or a method tuned, for each shift,
+    these are others for each.
+    """
+    sets: dict[str, list[np.ndarray]] = {"id": []}
     for shift, (low, high) in scores.items():
-        sets.setdefault("id", [low])
+        low, high = _squeezed(low, high)
+        sets["id"].append(low)
         sets.setdefault(group_of(shift, groups), []).append(high)
-    values = {name: np.concatenate(many).astype(np.float64) for name, many in sets.items()}
-    values = dict(zip(values, _squeezed(list(values.values())), strict=True))
+    values = {name: np.concatenate(many) for name, many in sets.items()}
     ends = np.array([np.quantile(v, [0.005, 0.995]) for v in values.values()])
     low_end, high_end = ends[:, 0].min(), ends[:, 1].max()
     edges = np.linspace(low_end, high_end if high_end > low_end else low_end + 1, bins + 1)
     return {n: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for n, v in values.items()}
 
 
-def _squeezed(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """asinh of scores in quartile ranges from the median of the first set: linear near it, logarithmic far off."""
-    quarter, middle, three = np.quantile(values[0], [0.25, 0.5, 0.75])
-    scale = three - quarter or values[0].std() or 1.0
-    return [np.arcsinh((v - middle) / scale) for v in values]
+def _squeezed(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+    """asinh of scores in quartile ranges from the median of `low`: linear near it, logarithmic far off."""
+    quarter, middle, three = np.quantile(low.astype(np.float64), [0.25, 0.5, 0.75])
+    scale = three - quarter or low.std() or 1.0
+    return [np.arcsinh((v.astype(np.float64) - middle) / scale) for v in (low, high)]
