@@ -77,7 +77,8 @@ def keeps_its_declaration(trial: Trial) -> None:
 
 def scores_every_image_once(trial: Trial) -> None:
     """Scores are `[N]`, floating and finite."""
-    scores = trial.method.score(trial.reps, **trial.state)
+    scores: object = trial.method.score(trial.reps, **trial.state)
+    assert isinstance(scores, Tensor), f"score returned a {type(scores).__name__}, not a tensor"
     assert tuple(scores.shape) == (len(trial.split),), (
         f"scores have shape {list(scores.shape)}, not [{len(trial.split)}]"
     )
@@ -294,6 +295,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def _same(a: Tensor, b: Tensor, when: str, exact: bool = False) -> None:
+    assert isinstance(a, Tensor), f"score returned a {type(a).__name__}, not a tensor"
     if exact:
         assert torch.equal(a, b), f"scores differ {when}"
         return

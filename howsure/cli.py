@@ -346,7 +346,10 @@ def score(
     device: str,
     plugin: Any,
 ) -> None:
-    """Score each image of the folder IMAGES: a CSV with its class and how unsure the network is."""
+    """Score each image of the folder IMAGES: a CSV with its class and how unsure the network is.
+
+    The percentile is the share of training images that score lower, of a fifth that the method is not fitted on.
+    """
     from .answer import score_folder
 
     if out is not None and not out.parent.is_dir():

@@ -209,6 +209,9 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
     cls = METHODS[used]
     if not is_dataclass(cls):
         raise UserError(f"method {used}: {cls.__name__} is no dataclass; put @dataclass(frozen=True) above its class")
+    if not isinstance(cls.needs, tuple) and not hasattr(cls.needs, "__get__"):
+        given = type(cls.needs).__name__
+        raise UserError(f"method {used}: needs is a {given}, but must be a tuple, as in needs = (Logits(),)")
     parameters = {key: value for key, value in values.items() if key != "use"}
     known = [f.name for f in fields(cls)]
     for key in parameters:

@@ -217,6 +217,11 @@ PLUGINS = {
         "from howsure import Method\n\nclass Bare(Method):\n    pass\n",
         ["run", "digits", "--methods", "{}"], 2, "method {}: Bare is no dataclass; put @dataclass",
     ),
+    "needs that are no tuple": (
+        "from dataclasses import dataclass\nfrom howsure import Logits, Method\n\n@dataclass(frozen=True)\n"
+        "class One(Method):\n    needs = Logits()\n    def score(self, reps):\n        return -reps[Logits()].amax(1)\n",
+        ["run", "digits", "--methods", "{}"], 2, "method {}: needs is a Logits, but must be a tuple",
+    ),
     "no method": (
         "from howsure import Dataset\n\nclass Data(Dataset):\n    pass\n", ["check"], 2, "{}.py: no method in it",
     ),

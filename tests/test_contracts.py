@@ -118,6 +118,12 @@ def test_writing_the_same_again_and_writing_in_fit_are_caught(members):
     assert "changes_no_input" in problems(bad(**members))
 
 
+def test_a_score_that_is_no_tensor_is_told():
+    cls = bad(score=lambda self, reps: reps[Logits()].amax(1).numpy())
+    told = {problem for contract, problem in check_method("bad", cls) if contract.startswith(("scores", "ignores"))}
+    assert told == {"score returned a ndarray, not a tensor"}
+
+
 def test_nan_is_caught():
     assert "scores_every_image_once" in problems(bad(score=lambda self, reps: reps[Logits()].amax(1) * torch.nan))
 
