@@ -219,7 +219,7 @@ PLUGINS = {
     ),
     "needs that are no tuple": (
         "from dataclasses import dataclass\nfrom howsure import Logits, Method\n\n@dataclass(frozen=True)\n"
-        "class One(Method):\n    needs = Logits()\n    def score(self, reps):\n        return -reps[Logits()].amax(1)\n",
+        "class One(Method):\n    needs = Logits()\n    def score(self, reps):\n        return reps[Logits()][:, 0]\n",
         ["run", "digits", "--methods", "{}"], 2, "method {}: needs is a Logits, but must be a tuple",
     ),
     "no method": (
