@@ -172,6 +172,14 @@ def test_an_unwritable_folder(suite, capsys, tmp_path, taken):
     assert all("hardly above chance" in line for line in err.splitlines()[:-1])  # it is not trained
 
 
+def test_a_network_that_guesses_is_told(suite, capsys, tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    inputs = "mean = [0.5]\nstd = [0.25]\nsize = [8, 8]"
+    assert stop("run", suite(use="net.py:make", more=inputs), "--out", tmp_path / "out") == 0
+    assert "howsure: net: accuracy" in (err := capsys.readouterr().err)
+    assert "hardly above chance" in err
+
+
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [

@@ -72,7 +72,6 @@ def explains(
     if before.dtype == torch.float16:
         before, after = before.float(), after.float()
     finite = (before.isfinite() & after.isfinite()).all(dim=1)
-    factors = factors[:, None].to(before.dtype)
-    want = before * factors
-    slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True) + least * factors
+    want = before * factors[:, None].to(before.dtype)
+    slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True) + least * factors[:, None].float()
     return (((after - want).abs() <= slack) | ~finite[:, None]).all() & finite.any()
