@@ -17,6 +17,9 @@ from .style import OKABE_ITO, axes_at, group_of
 
 _COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73", "errors": "#CC79A7"}
 
+_LEAST = 5.8
+"""Inches of width, for the title and the legend of few panels."""
+
 
 def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     """Scores of every method: in-distribution filled, shifted sets as outlines; each panel has its own scale.
@@ -25,7 +28,7 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     """
     columns = min(5, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(0.3 + 1.9 * columns, 0.65 + 1.15 * rows))
+    figure = Figure(figsize=(max(0.3 + 1.9 * columns, _LEAST), 0.65 + 1.15 * rows))
     axes = axes_at(figure, 0.15, 0.15, 1.9 * columns, 1.15 * rows)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.axis("off")
