@@ -76,7 +76,9 @@ def keeps_its_declaration(trial: Trial) -> None:
 
 
 def scores_every_image_once(trial: Trial) -> None:
-    """Scores are `[N]`, floating and finite."""
+    """Scores are `[N]`, floating and finite, and so is all that they are made of."""
+    lost = trial.reps.lost()
+    assert lost is None, lost
     scores: object = trial.method.score(trial.reps, **trial.state)
     assert isinstance(scores, Tensor), f"score returned a {type(scores).__name__}, not a tensor"
     assert tuple(scores.shape) == (len(trial.split),), (
