@@ -32,29 +32,28 @@ def run_pass(
     """The representations of all batches, computed with one forward pass of the network over each.
 
     Args:
-        loaded: batches as `batches` gives them.
+        loaded: batches as `batches` gives them, each `(inputs of the network [n, …], labels [n], ids [n])`.
         representations: what to compute; those that are fitted need their state in `states`.
         progress: called with the number of images done after each batch.
     """
     states = states or {}
     rows: dict[Representation[Any], list[dict[str, Tensor]]] = {rep: [] for rep in representations}
-    for pixels, labels, ids in loaded:
-        batch = _look(network, pixels, labels, ids, representations)
+    for images, labels, ids in loaded:
+        batch = _look(network, images.to(network.device), labels, ids, representations)
         for rep in representations:
             if rep.per_image or not rows[rep]:
                 value = rep.pack(rep.compute(batch, **states.get(rep, {})))
                 rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
-        progress(len(pixels))
+        progress(len(images))
     return Reps(
         {rep: rep.unpack({k: torch.cat([r[k] for r in found]) for k in found[0]}) for rep, found in rows.items()}
     )
 
 
 def _look(
-    network: Network, pixels: Tensor, labels: Tensor, ids: Tensor, representations: Sequence[Representation[Any]]
+    network: Network, images: Tensor, labels: Tensor, ids: Tensor, representations: Sequence[Representation[Any]]
 ) -> Batch:
     """The shared forward pass, with one backward pass for each loss that is wanted."""
-    images = network.normalise(pixels)
     taps = list(dict.fromkeys(tap for rep in representations for tap in rep.taps(network)))
     losses = list(dict.fromkeys(loss for rep in representations for loss in rep.losses()))
     grads: dict[Loss, Grads] = {}
@@ -69,7 +68,7 @@ def _look(
             with torch.no_grad():
                 logits = network.model(images)
     read = {tap: readings.rows(tap, len(images)) for tap in taps}
-    return Batch(network, images, pixels, labels, ids, logits.detach().float(), read, grads)
+    return Batch(network, images, labels, ids, logits.detach().float(), read, grads)
 
 
 def _gradients(

@@ -107,7 +107,14 @@ class Run:
             )
 
     def _refuse_to_overwrite(self) -> None:
-        """A shift that an earlier run in this folder had, and that is gone, would take its finished cells along."""
+        """Another suite's results would give way to these; a shift that an earlier run in this folder had, and that is
+        gone, would take its finished cells along."""
+        earlier = self.folder.suite()
+        if earlier not in (None, self.suite.name) and not self.fresh:
+            raise UserError(
+                f"{self.folder.folder}: has results of the suite '{earlier}', which those of '{self.suite.name}' would"
+                " replace; name another --out, or give them up with --fresh"
+            )
         gone = sorted(set(self.record["missing"]) & self.folder.shifts())
         if gone and not self.fresh:
             raise UserError(

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 ROOM = Path(__file__).parent
-SHOWING = {"__main__", "answer", "check", "cli", "lead", "record", "scaffold", "tables", "timing"}
+SHOWING = {"__main__", "answer", "check", "cli", "fitted", "lead", "record", "scaffold", "tables", "timing"}
 """Files of the engine room that no stored number hangs on."""
 PLUGINS = ("howsure.methods", "howsure.datasets", "howsure.backbones")
 BELOW = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")

@@ -50,7 +50,6 @@ class Batch:
     Attributes:
         network: the network; leave it as you find it.
         images: normalised inputs `[n, channels, H, W]`.
-        pixels: the same as uint8 `[n, H, W, channels]`.
         labels: class indices `[n]`.
         logits: `[n, C]`.
         readings: what the taps read.
@@ -59,7 +58,6 @@ class Batch:
 
     network: Network
     images: Tensor
-    pixels: Tensor
     labels: Tensor
     ids: Tensor
     logits: Tensor

@@ -100,6 +100,13 @@ class RunFolder:
         """Whether the file of a cell's scores is there."""
         return (self.folder / "scores" / f"{name.path}.safetensors").is_file()
 
+    def suite(self) -> str | None:
+        """The suite that the results are of, None where there are none."""
+        try:
+            return str(json.loads((self.folder / "run.json").read_text())["suite"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def shifts(self) -> set[str]:
         """Names of the shifted sets that finished cells have results on."""
         return {row["shift"] for cell in self.cells() for row in cell.rows if row["shift"]}

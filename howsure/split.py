@@ -70,11 +70,16 @@ class Prepared(TorchDataset[Item]):
         image, label = self.split.images[index]
         pixels = self.network.prepare(image)
         known = pixels if self.split.clean is None else self.network.prepare(self.split.clean[index][0])
-        identity = int.from_bytes(hashlib.blake2b(known.tobytes(), digest_size=8).digest(), "big") >> 1
+        identity = image_id(known)
         if self.split.corruption:
             kind, severity = self.split.corruption
             pixels = corrupt(pixels, kind, severity, (identity + self.split.seed) % 2**32)
         return np.array(pixels), int(label), identity
+
+
+def image_id(pixels: np.ndarray) -> int:
+    """A 63-bit hash of an image."""
+    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1
 
 
 class Pixels:
@@ -94,18 +99,20 @@ class Pixels:
 
 
 def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
-    """Batches of `(pixels uint8 [n, H, W, C], labels [n], ids [n])` in order.
-
-    Without a `batch_size` 128 images on a GPU; on the CPU as many as the pixels of 64 images of 32×32, from 32 to 256:
-    more of them leave its cache.
-    """
+    """Batches of `(inputs of the network [n, channels, H, W], labels [n], ids [n])` in order."""
     return load([Prepared(split, network)], network, batch_size)
 
 
 def load(prepared: Sequence[TorchDataset[Item]], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
-    cpu = network.device.type == "cpu"
-    if batch_size is None:
-        batch_size = min(256, max(32, _CPU_BATCH // math.prod(network.input.size))) if cpu else _GPU_BATCH
-    workers = 0 if cpu else min(8, torch.get_num_threads())
+    workers = 0 if network.device.type == "cpu" else min(8, torch.get_num_threads())
     own = torch.Generator()  # the global one would be moved on, and a fit that draws from it depend on what is stored
-    yield from DataLoader(ConcatDataset(prepared), batch_size, num_workers=workers, generator=own)
+    size = batch_size or images_at_once(network)
+    for pixels, labels, ids in DataLoader(ConcatDataset(prepared), size, num_workers=workers, generator=own):
+        yield network.normalise(pixels), labels, ids
+
+
+def images_at_once(network: Network) -> int:
+    """128 on a GPU; on the CPU as many as have the pixels of 64 images of 32×32, 32 to 256: more leave its cache."""
+    if network.device.type != "cpu":
+        return _GPU_BATCH
+    return min(256, max(32, _CPU_BATCH // math.prod(network.input.size)))

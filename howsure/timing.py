@@ -48,7 +48,7 @@ def time_method(
     with peak_memory(network.device) as peak:
         score()
     pairs = [(_seconds(forward, network.device), _seconds(score, network.device)) for _ in range(REPEATS)]
-    n = sum(len(pixels) for pixels, _, _ in loaded)
+    n = sum(len(images) for images, _, _ in loaded)
     return {
         "backbone": network.name,
         "device": str(network.device),

@@ -472,6 +472,19 @@ def test_a_data_set_that_is_gone_takes_no_results_along(material, tmp_path, caps
     assert "svhn" not in (out / "results.csv").read_text()
 
 
+def test_results_of_another_suite_are_not_replaced(material, tmp_path, capsys):
+    first, other = (write_suite(material, name, ["msp"], ["none"]) for name in ("first", "other"))
+    assert run("run", first, "--out", tmp_path) == 0
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert run("run", other, "--out", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "has results of the suite 'first', which those of 'other' would replace; name another --out" in said
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert run("run", other, "--fresh", "--out", tmp_path) == 0
+    assert set(pd.read_csv(tmp_path / "results.csv")["suite"]) == {"other"}
+    assert run("run", other, "--out", tmp_path) == 0
+
+
 def test_an_interrupted_rerun_keeps_what_an_earlier_one_finished(material, tmp_path, monkeypatch):
     def interrupt(self, reps):
         raise KeyboardInterrupt

@@ -61,7 +61,7 @@ def pixels(n: int = 6, seed: int = 0) -> Tensor:
 def read(network: Network, images: Tensor, needs, batch: int = 100, fitted: Reps | None = None) -> Reps:  # type: ignore[no-untyped-def]
     labels, ids = torch.arange(len(images)) % network.num_classes, torch.arange(len(images))
     states = {rep: rep.fit(fitted) for rep in needs if rep.needs and fitted is not None}
-    parts = zip(images.split(batch), labels.split(batch), ids.split(batch), strict=True)
+    parts = zip(network.normalise(images).split(batch), labels.split(batch), ids.split(batch), strict=True)
     return run_pass(network, parts, list(needs), states)
 
 

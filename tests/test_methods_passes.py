@@ -49,7 +49,7 @@ def read(network: Network, images: Tensor, needs, batch: int = 100, fitted: Reps
     """What a method needs, computed on some images; representations that are fitted see `fitted`."""
     labels, ids = torch.arange(len(images)) % network.num_classes, torch.arange(len(images)) * 7 + 1
     states = {rep: rep.fit(fitted) for rep in needs if rep.needs and fitted is not None}
-    parts = zip(images.split(batch), labels.split(batch), ids.split(batch), strict=True)
+    parts = zip(network.normalise(images).split(batch), labels.split(batch), ids.split(batch), strict=True)
     return run_pass(network, parts, list(needs), states)
 
 

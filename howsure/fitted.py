@@ -1,0 +1,148 @@
+"""A method fitted for a network in hand, which scores tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import InputSpec
+from .cells import CellError, refusal, scored
+from .errors import UserError
+from .extract import seeded, union
+from .forward import States, run_pass
+from .method import Method
+from .network import Network, doubts_of_output
+from .representation import Reps
+from .split import Loaded, image_id, images_at_once
+from .suite import make_method
+
+Inputs = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Fitted:
+    """A method and all that it has learnt of one network. `fit` makes it; call it for scores."""
+
+    method: Method
+    network: Network
+    states: States = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores `[n]`, float64 on the CPU, of inputs `[n, channels, H, W]`; higher means more uncertain.
+
+        Raises:
+            UserError: inputs of another kind, or scores that are not finite.
+        """
+        if not len(_checked(images)):
+            return torch.zeros(0, dtype=torch.float64)
+        parts = images.split(images_at_once(self.network))
+        reps = self.read((some, torch.zeros(len(some), dtype=torch.long)) for some in parts)
+        try:
+            return torch.from_numpy(scored(self.method, reps, self.state, "the images"))
+        except CellError as error:
+            raise UserError(f"{type(self.method).__name__}: {error}") from error
+
+    def read(self, inputs: Inputs, needs: tuple[Any, ...] | None = None) -> Reps:
+        """What the method needs, or `needs`, of batches of inputs and labels."""
+        self.network.model.eval()
+        needs = self.method.needs if needs is None else needs
+        return run_pass(self.network, _numbered(inputs), needs, self.states).only(needs, type(self.method).__name__)
+
+
+def fit(
+    method: str | Method,
+    model: nn.Module,
+    images: Inputs,
+    outliers: Inputs | None = None,
+    *,
+    std: Sequence[float] | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Fitted:
+    """A method, ready to score what a network is given.
+
+    Args:
+        method: its name, or one made by hand.
+        model: a classifier, `[n, channels, H, W] -> logits [n, C]`; it is put in eval mode at each use, on its device.
+        images: in-distribution inputs of the network and their labels, in batches, as a list or a `DataLoader` gives
+            them (the same at each turn, in whatever order): training images; images that the network was not trained
+            on for methods that are shown outliers. A method that is not fitted looks at the first batch only.
+        outliers: the same of outliers, for methods that must be shown some; their labels do not matter.
+        std: deviation a channel that pixel values in [0, 1] were divided by, for methods that take a step in pixel
+            values; left out, the step is one of the inputs.
+        values: hyper-parameters of a method given by name.
+
+    Raises:
+        UserError: one line that says what is wrong and what to do.
+
+    Warns:
+        UserWarning: the network's logits hang on chance or on other images, or are probabilities.
+    """
+    scorer = make_method(method, values or {}) if isinstance(method, str) else method
+    network = _network(model, _first(images), std)
+    _refuse(scorer, network, outliers)
+    fitted = Fitted(scorer, network)
+    inner = tuple(union([rep.needs for rep in scorer.needs]))
+    if inner:
+        train = fitted.read(images, inner)
+        fitted.states = {rep: _learnt(rep, train.only(rep.needs, repr(rep))) for rep in scorer.needs if rep.needs}
+    if scorer.supervision != "none":
+        fitted.state = _learnt(scorer, *(fitted.read(given) for given in (images, outliers) if given is not None))
+    return fitted
+
+
+def _learnt(learner: Any, *seen: Reps) -> dict[str, Tensor]:
+    return seeded(0, lambda: learner.fit(*seen))
+
+
+def _first(images: Inputs) -> Tensor:
+    if isinstance(images, Iterator):
+        raise UserError("images can be gone through only once; give a list of batches or a DataLoader")
+    for inputs, _ in images:
+        return _checked(inputs)
+    raise UserError("there is no batch of images to fit on")
+
+
+def _checked(images: Tensor) -> Tensor:
+    if not (isinstance(images, Tensor) and images.dim() == 4 and images.is_floating_point()):
+        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"got {got}; give inputs of the network, floating numbers [n, channels, height, width]")
+    return images
+
+
+def _network(model: nn.Module, images: Tensor, std: Sequence[float] | None) -> Network:
+    """The model, as far as a method sees it; said if its output is doubtful."""
+    some = next(model.parameters(), images)
+    channels = images.shape[1]
+    size = (images.shape[2], images.shape[3])
+    spec = InputSpec(size, (0.0,) * channels, tuple(std or (1.0,) * channels))
+    with torch.no_grad():
+        logits = model.eval()(images[:2].to(some.device))
+    if not (isinstance(logits, Tensor) and logits.dim() == 2):
+        raise UserError(f"{type(model).__name__} must map images to logits [n, classes]")
+    network = Network(type(model).__name__, model, spec, logits.shape[1], device=some.device)
+    for doubt in doubts_of_output(network):
+        warnings.warn(f"{network.name}: {doubt}", stacklevel=3)
+    return network
+
+
+def _refuse(method: Method, network: Network, outliers: Inputs | None) -> None:
+    name, shown = type(method).__name__, method.supervision == "outliers"
+    if shown and outliers is None:
+        raise UserError(f"{name} must be shown outliers; give some, or choose a method that sees none")
+    if not shown and outliers is not None:
+        raise UserError(f"{name} sees no outliers; leave them out")
+    refused = refusal(method, network)
+    if refused:
+        raise UserError(f"{name} cannot score this network: {refused}")
+
+
+def _numbered(inputs: Inputs) -> Iterator[Loaded]:
+    for images, labels in inputs:
+        ids = [image_id(image.numpy()) for image in _checked(images).cpu()]
+        yield images, labels, torch.tensor(ids)

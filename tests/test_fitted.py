@@ -1,0 +1,99 @@
+"""Scores of tensors in memory are those of the suite's own way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from howsure import UserError
+from howsure.check import fit as fit_in_suite
+from howsure.check import networks, split
+from howsure.extract import Extractor
+from howsure.fitted import fit
+from howsure.plugins import METHODS
+from howsure.split import batches, image_id
+
+STD = (0.25, 0.25, 0.25)
+
+
+def inputs(name: str, size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    """Batches of made-up images as the tiny networks take them."""
+    return [(images, labels) for images, labels, _ in batches(split(name), networks()[0], size)]
+
+
+TEST = torch.cat([images for images, _ in inputs("test")])
+
+
+@pytest.fixture
+def _known_by_pixels(monkeypatch):
+    """The suite's ids, which say what half of the training images an image is in, are those of pixels."""
+
+    def pixels(image: np.ndarray) -> int:
+        return image_id(np.rint(255 * (0.25 * image.transpose(1, 2, 0) + 0.5)).astype(np.uint8))
+
+    monkeypatch.setattr("howsure.fitted.image_id", pixels)
+
+
+@pytest.mark.usefixtures("_known_by_pixels")
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ensemble"])
+def test_scores_are_those_of_a_suite(name):
+    method, network = METHODS[name](**METHODS[name].test_params), networks()[0]
+    seen = ("known", "outliers") if method.supervision == "outliers" else ("train",)
+    scorer = fit(method, network.model, *map(inputs, seen), std=STD)
+    extractor = Extractor(network, None, split(seen[0]))
+    state, reps = fit_in_suite(method, extractor), extractor(split("test"), method.needs)
+    want = method.score(reps, **state).double()
+    torch.testing.assert_close(scorer(TEST), want, rtol=1e-4, atol=1e-4 * float(want.std()))
+
+
+@pytest.mark.parametrize("name", ["layerprint", "knn", "confound_detector"])
+def test_the_order_of_images_does_not_matter(name):
+    """A loader that shuffles gives another order each time it is gone through."""
+    method, model = METHODS[name](**METHODS[name].test_params), networks()[0].model
+    x, y = map(torch.cat, zip(*inputs("known"), strict=True))
+    loader = DataLoader(TensorDataset(x, y), 7, shuffle=True, generator=torch.Generator().manual_seed(0))
+    more = [inputs("outliers")] if method.supervision == "outliers" else []
+    want, got = (fit(method, model, images, *more)(TEST) for images in (inputs("known"), loader))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-2 * float(want.std()))
+
+
+def test_a_method_that_is_not_fitted_looks_at_one_batch():
+    seen = []
+
+    class Once(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                seen.append(batch)
+                yield batch
+
+    scorer = fit("energy", networks()[0].model, Once(inputs("train")), values={"temperature": 2.0})
+    assert len(seen) == 1
+    with torch.no_grad():
+        want = -2 * torch.logsumexp(networks()[0].model(TEST).double() / 2, 1)
+    torch.testing.assert_close(scorer(TEST), want)
+    assert scorer(TEST[:0]).shape == (0,)
+
+
+def test_mistakes_are_told():
+    model, train = networks()[0].model, inputs("train")
+    for arguments, text in (
+        (("confound_detector", model, train), "must be shown outliers"),
+        (("energy", model, train, train), "sees no outliers"),
+        (("energi", model, train), "did you mean energy"),
+        (("energy", model, iter(train)), "only once"),
+        (("energy", model, []), "no batch"),
+        (("energy", model, [(train[0][0].byte(), train[0][1])]), "floating"),
+        (("energy", nn.Conv2d(3, 2, 1), train), "logits"),
+        (("ensemble", model, train), "cannot score this network"),
+    ):
+        with pytest.raises(UserError, match=text):
+            fit(*arguments)
+    with pytest.raises(UserError, match="floating"):
+        fit("energy", model, train)(TEST[0])
+    with pytest.raises(UserError, match="NaN"):
+        fit("energy", model, train)(TEST / 0)
+    with pytest.warns(UserWarning, match="probabilities"):
+        fit("msp", nn.Sequential(model, nn.Softmax(1)), train)
