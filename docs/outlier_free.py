@@ -43,6 +43,23 @@ def against_best(rows: pd.DataFrame) -> str:
     return pd.DataFrame(lines).fillna("").to_markdown(index=False, disable_numparse=True)
 
 
+def over_networks(rows: pd.DataFrame, most: int = 8) -> str:
+    """The published methods with the highest means over networks, and the method's lead over each, ± its standard error."""
+    table = by_group(rows, ["backbone"]).drop(columns="groups").unstack("method")
+    means = table.mean().unstack(0)
+    lines = [{"method": METHOD} | {column: f"{means.loc[METHOD, column]:.3f}" for column in means}]
+    published = means.loc[[name for name in SEEN_NONE if name in means.index]].sort_values("near", ascending=False)
+    for name, its in published.head(most).iterrows():
+        line = {"method": str(name)}
+        for column in means:
+            lead = 100 * (table[column][METHOD] - table[column][name]).dropna()
+            line[column] = (
+                f"{its[column]:.3f} {lead.mean():+.1f} ± {lead.sem():.1f} ({int((lead > 0).sum())}/{len(lead)})"
+            )
+        lines.append(line)
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
 def methods_table(rows: pd.DataFrame, most: int = 10) -> str:
     """The methods with the highest means of all cells, and the groups' means."""
     table = by_group(rows, []).sort_values("cells", ascending=False)
@@ -76,6 +93,7 @@ def tables() -> dict[str, str]:
     """The tables by name."""
     return {
         "validation": against_best(alone("validation")),
+        "validation means": over_networks(alone("validation")),
         "cifar": methods_table(cifar()),
         "digits": against_best(alone("digits")),
         "fifteen": over_seeds(alone("paper-digits", "same-shift")),

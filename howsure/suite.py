@@ -271,7 +271,7 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"{path}: cannot be read ({why(error)})") from error
     for reserved in ("name", "base"):
         if reserved in values:
-            raise UserError(f"{path}:{_line(text, [reserved])}: unknown key '{reserved}'; a suite is named by its file")
+            raise UserError(f"{path}{_line(text, [reserved])}: unknown key '{reserved}'; a suite is named by its file")
     try:
         return Suite(**values, name=path.stem, base=path.resolve().parent)
     except ValidationError as error:
@@ -282,15 +282,13 @@ def _explain(path: Path, text: str, error: ValidationError) -> str:
     """The first problem as one line: file, line, key, what is wrong, and the nearest known key."""
     problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = [str(part) for part in problem["loc"]]
-    line = _line(text, where)
+    place = f"{path}{_line(text, where)}"
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(where[:-1])
         near = get_close_matches(where[-1], known, n=1)
-        return (
-            f"{path}:{line}: unknown key '{key}'; {'did you mean ' + near[0] if near else 'known: ' + ', '.join(known)}"
-        )
-    return f"{path}:{line}: {key + ': ' if key else ''}{_in_words(problem, key)}"
+        return f"{place}: unknown key '{key}'; {'did you mean ' + near[0] if near else 'known: ' + ', '.join(known)}"
+    return f"{place}: {key + ': ' if key else ''}{_in_words(problem, key)}"
 
 
 WORDS = {
@@ -320,10 +318,13 @@ def _known_keys(table: list[str]) -> list[str]:
     return sorted(set(model.model_fields) - ({"name", "base"} if model is Suite else set()))
 
 
-def _line(text: str, where: list[str]) -> int:
-    """Line of a key in a TOML text, 1 where it cannot be told; `where` is its path, with indices of array tables."""
+def _line(text: str, where: list[str]) -> str:
+    """`:` and the line of a key in a TOML text, of its table where it lacks it; nothing where neither is there.
+
+    `where` is its path, with indices of array tables.
+    """
     lines = text.splitlines()
-    start, keys = 0, [part for part in where if not part.isdigit()]
+    start, headers, keys = 0, [], [part for part in where if not part.isdigit()]
     if len(keys) > 1 or any(part.isdigit() for part in where[1:2]):
         nth = int(where[1]) if len(where) > 1 and where[1].isdigit() else 0
         headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(keys[0])}[\s.\]]", line)]
@@ -334,4 +335,4 @@ def _line(text: str, where: list[str]) -> int:
     found = [
         i for i in range(start, len(lines)) if last and re.search(rf"(^|[\s{{,.\[\"]){last}[\s\"\]]*(=|$|\])", lines[i])
     ]
-    return (found[0] if found else start) + 1
+    return f":{(found or [start])[0] + 1}" if found or headers else ""
