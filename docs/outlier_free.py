@@ -44,7 +44,7 @@ def against_best(rows: pd.DataFrame) -> str:
 
 
 def over_networks(rows: pd.DataFrame, most: int = 8) -> str:
-    """The published methods with the highest means over networks, and the method's lead over each, ± its standard error."""
+    """The published methods with the highest means over networks; the lead over each, ± its standard error."""
     table = by_group(rows, ["backbone"]).drop(columns="groups").unstack("method")
     means = table.mean().unstack(0)
     lines = [{"method": METHOD} | {column: f"{means.loc[METHOD, column]:.3f}" for column in means}]

@@ -16,6 +16,7 @@ from howsure.gradients import grad_sq_norms, one_by_one, verify
 from howsure.gradients.chunk import Chunk
 from howsure.gradients.plan import _plans
 from howsure.gradients.rule import sq_norm
+from howsure.losses import Predicted
 
 
 def spread(z: Tensor) -> Tensor:
@@ -1016,3 +1017,25 @@ def test_sums_over_many_entries_keep_their_digits(layer):
     net = nn.Sequential(layer, nn.Tanh(), layer, nn.Flatten(), nn.LazyLinear(5)).eval()
     net(torch.randn(shape))
     assert verify(net, torch.randn(shape), spread) < 2e-5
+
+
+def test_gradients_that_vanish_keep_few_digits_and_are_no_company():
+    """Subnormal numbers of two passes differ in their digits."""
+    layers = [layer for _ in range(50) for layer in (nn.Linear(8, 8), nn.Sigmoid())]
+    net, x = nn.Sequential(*layers, nn.Linear(8, 3)), torch.randn(8, 8)
+    norms = grad_sq_norms(net, x, spread).norms[0]
+    torch.testing.assert_close(norms, plainly(net, x).float(), rtol=1e-4, atol=1e-30)
+
+
+def test_a_loss_whose_gradient_vanishes():
+    net = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(3))
+    first = torch.linspace(85, 105, 40)
+    grad_sq_norms(net, torch.stack([first, torch.full_like(first, 0.3), torch.zeros_like(first)], 1), Predicted())
+
+
+def test_small_gradients_do_not_hide_that_samples_meet():
+    net = Net(lambda net, x: net.last(net.first(x) * 1e-9 + net.first(x).mean(0) * 1e-9) * 1e-9)
+    with pytest.raises(RuntimeError, match="depend on the other images|meet"):
+        grad_sq_norms(net, torch.randn(6, 4), spread)

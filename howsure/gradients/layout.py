@@ -65,7 +65,7 @@ def explains(
     ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's
     seed times its factor. An entry that hangs on another sample, or on two, is scaled otherwise. A sample whose values
     overflow says nothing, but not all may. ``noise`` and ``least``: what two passes may differ by, in parts of the
-    largest entry and, before the factors, besides.
+    largest entry and, before the factors, besides: at least what a sum of subnormal numbers may come to.
     """
     n = len(factors)
     before, after = (layout.split(t, n).reshape(n, -1) for t in (plain, coded))
@@ -73,5 +73,7 @@ def explains(
         before, after = before.float(), after.float()
     finite = (before.isfinite() & after.isfinite()).all(dim=1)
     want = before * factors[:, None].to(before.dtype)
-    slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True) + least * factors[:, None].float()
+    slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True)
+    numbers = torch.finfo(slack.dtype)
+    slack = slack + max(least, numbers.tiny / numbers.eps) * factors[:, None].to(slack.dtype)
     return (((after - want).abs() <= slack) | ~finite[:, None]).all() & finite.any()
