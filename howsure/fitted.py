@@ -71,7 +71,8 @@ def fit(
         model: a classifier, `[n, channels, H, W] -> logits [n, C]`; it is put in eval mode at each use, on its device.
         images: in-distribution inputs of the network and their labels, in batches, as a list or a `DataLoader` gives
             them (the same at each turn, in whatever order): training images; images that the network was not trained
-            on for methods that are shown outliers. A method that is not fitted looks at the first batch only.
+            on for methods that are shown outliers or whose `fit_split` is "val". A method that is not fitted looks at
+            the first batch only.
         outliers: the same of outliers, for methods that must be shown some; their labels do not matter.
         std: deviation a channel that pixel values in [0, 1] were divided by, for methods that take a step in pixel
             values; left out, the step is one of the inputs.
@@ -118,9 +119,10 @@ def _checked(images: Tensor) -> Tensor:
 def _network(model: nn.Module, images: Tensor, std: Sequence[float] | None) -> Network:
     """The model, as far as a method sees it; said if its output is doubtful."""
     some = next(model.parameters(), images)
-    channels = images.shape[1]
-    size = (images.shape[2], images.shape[3])
-    spec = InputSpec(size, (0.0,) * channels, tuple(std or (1.0,) * channels))
+    channels, height, width = images.shape[1:]
+    if std is not None and len(std) != channels:
+        raise UserError(f"std has {len(std)} numbers for images of {channels} channels; give one a channel")
+    spec = InputSpec((height, width), (0.0,) * channels, tuple(std or (1.0,) * channels))
     with torch.no_grad():
         logits = model.eval()(images[:2].to(some.device))
     if not (isinstance(logits, Tensor) and logits.dim() == 2):

@@ -93,6 +93,8 @@ def test_mistakes_are_told():
             fit(*arguments)
     with pytest.raises(UserError, match="floating"):
         fit("energy", model, train)(TEST[0])
+    with pytest.raises(UserError, match="one a channel"):
+        fit("odin", model, train, std=[0.5])
     with pytest.raises(UserError, match="NaN"):
         fit("energy", model, train)(TEST / 0)
     with pytest.warns(UserWarning, match="probabilities"):
