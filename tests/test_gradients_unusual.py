@@ -1037,5 +1037,5 @@ def test_a_loss_whose_gradient_vanishes():
 
 def test_small_gradients_do_not_hide_that_samples_meet():
     net = Net(lambda net, x: net.last(net.first(x) * 1e-9 + net.first(x).mean(0) * 1e-9) * 1e-9)
-    with pytest.raises(RuntimeError, match="depend on the other images|meet"):
+    with pytest.raises(RuntimeError, match=r"depend on the other images|meet"):
         grad_sq_norms(net, torch.randn(6, 4), spread)
