@@ -1,7 +1,11 @@
 """howsure: how sure is your network? A benchmark suite of uncertainty scores for image classifiers."""
 
+import os
 from pathlib import Path
 
+os.environ.setdefault(
+    "KINETO_LOG_LEVEL", "99"
+)  # torch's profiler, which counts memory, reports its every step otherwise
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file():  # a checkout: the plugin folders stand beside this one
     __path__.append(str(_root))

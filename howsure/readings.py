@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from .layers import by_channel
 
-_CACHED = 2**18
+_CACHED = 2**19
 
 
 def as_vector(value: Tensor, layer: nn.Module) -> Tensor:
@@ -22,19 +24,24 @@ def channel_means(value: Tensor, layer: nn.Module) -> Tensor:
 
 def channel_moments(value: Tensor, layer: nn.Module) -> Tensor:
     """Mean and standard deviation of each channel over positions, `[n, 2, C]`."""
-    x = by_channel(value, layer)
+    return few_at_a_time(_moments, by_channel(value, layer))
+
+
+def _moments(x: Tensor) -> Tensor:
     mean = x.mean(2)
     return torch.stack([mean, rms_difference(x, mean[..., None])], 1)
 
 
-def rms_difference(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean square of `x - y` over positions, `[n, C, L]` and `[n, C, L or 1]` to `[n, C]`.
-
-    On a CPU a few images at a time, so that the differences stay in cache: torch's `std` takes ten times as long.
-    """
+def few_at_a_time(read: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `read` gives of images `[n, C, L]`, on a CPU of a few at a time: what it makes on the way stays in cache."""
     few = max(1, _CACHED // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
-    pairs = zip(x.split(few), y.split(few), strict=True)
-    return torch.cat([(a - b).square_().mean(2) for a, b in pairs]).sqrt_()
+    return torch.cat([read(some) for some in x.split(few)])
+
+
+def rms_difference(x: Tensor, y: Tensor) -> Tensor:
+    """Root mean square of `x - y` over positions, `[n, C, L]` and `[n, C, L or 1]` to `[n, C]`; torch's `std` takes ten
+    times as long."""
+    return (x - y).square_().mean(2).sqrt_()
 
 
 def moment_norms(value: Tensor, layer: nn.Module) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from howsure import Batch, Features, Logits, Method, Network, Representation, Reps, Tap
 from howsure.layers import by_channel
-from howsure.readings import rms_difference
+from howsure.readings import few_at_a_time, rms_difference
 from howsure.representations import ImageIds
 
 from ._neighbours import kth_distance, unit
@@ -26,7 +26,10 @@ def channel_statistics(value: Tensor, layer: nn.Module) -> Tensor:
 
     `[n, 4, C]`. A row is the root of the number of positions; of fewer than four, the differences are 0.
     """
-    x = by_channel(value, layer)
+    return few_at_a_time(_statistics, by_channel(value, layer))
+
+
+def _statistics(x: Tensor) -> Tensor:
     mean, row = x.mean(2), isqrt(x.shape[2])
     apart = (
         [rms_difference(x[..., step:], x[..., :-step]) for step in (1, row)]

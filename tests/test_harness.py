@@ -23,6 +23,7 @@ from howsure.protocol import TEST, parts, seen_outliers
 from howsure.representations import ImageIds
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
 from howsure.suite import load_suite
+from howsure.timing import peak_memory
 
 SUITE = """
 id = {{ train = "npz:train.npz", test = "npz:known.npz" }}
@@ -185,6 +186,20 @@ def test_timing_has_a_row_a_method(finished):
     assert list(timing) == TIMING_COLUMNS
     assert set(timing["method"]) == set(METHODS_USED)
     assert (timing["ms_per_image"] > 0).all()
+    assert (timing["peak_mb"] > 0).all()
+
+
+def test_peak_memory_counts_what_tensors_hold_at_once():
+    def work() -> None:
+        first = torch.empty(1000, dtype=torch.uint8)
+        del first
+        second, third = torch.empty(5000, dtype=torch.uint8), torch.empty(2000, dtype=torch.uint8)
+        del second
+        torch.empty(4000, dtype=torch.uint8)
+        del third
+
+    assert [peak_memory(torch.device("cpu"), work) for _ in range(2)] == [7000, 7000]
+    assert peak_memory(torch.device("cpu"), lambda: None) == 0
 
 
 def test_a_second_run_gives_the_same_and_computes_nothing(finished, material, monkeypatch):

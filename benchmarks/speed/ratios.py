@@ -14,7 +14,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from itertools import accumulate
 
 import timm
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howsure.gradients import grad_sq_norms
+from howsure.timing import peak_memory
 
 
 class Block(nn.Module):
@@ -127,17 +127,7 @@ def peak(name: str, device: str, action: Callable[[nn.Module, Tensor], None], ba
     model, x = prepare(name, device, batch)
     action(model, x)
     model.zero_grad(set_to_none=True)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        action(model, x)
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
-        action(model, x)
-    events = sorted(
-        (e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
-    )
-    return max(accumulate(e.nbytes() for e in events))
+    return peak_memory(torch.device(device), lambda: action(model, x))
 
 
 def memory_ratio(name: str, device: str, batch: int | None) -> float:
