@@ -146,5 +146,5 @@ def _refuse(method: Method, network: Network, outliers: Inputs | None) -> None:
 
 def _numbered(inputs: Inputs) -> Iterator[Loaded]:
     for images, labels in inputs:
-        ids = [image_id(image.numpy()) for image in _checked(images).cpu()]
+        ids = [image_id(image.numpy()) for image in _checked(images).cpu().float()]
         yield images, labels, torch.tensor(ids)

@@ -91,7 +91,12 @@ class Network:
         """`n` random images `[n, channels, H, W]`, the same at every call, for looking into the network."""
         generator = torch.Generator().manual_seed(0)
         shape = (n, self.input.channels, *self.input.size)
-        return torch.randn(shape, generator=generator).to(self.device)
+        return torch.randn(shape, generator=generator).to(self.device, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its inputs: that of its first parameter."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An image as uint8 `[H, W, channels]` at the network's size."""
@@ -102,15 +107,15 @@ class Network:
         return np.asarray(image).reshape(height, width, self.input.channels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 `[N, H, W, channels]` as the network's float input `[N, channels, H, W]`."""
+        """uint8 `[N, H, W, channels]` as the network's input `[N, channels, H, W]`."""
         x = pixels.to(self.device).permute(0, 3, 1, 2).contiguous().float() / 255
-        mean = torch.tensor(self.input.mean, device=self.device).view(1, -1, 1, 1)
-        return (x - mean) / self.std
+        mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (self.input.mean, self.input.std))
+        return ((x - mean) / std).to(self.dtype)
 
     @cached_property
     def std(self) -> Tensor:
         """Standard deviation a channel, `[1, channels, 1, 1]`: a step of ε in pixel values is ε / std here."""
-        return torch.tensor(self.input.std, device=self.device).view(1, -1, 1, 1)
+        return torch.tensor(self.input.std, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
 
 
 def _resize(image: Image.Image, height: int, width: int, crop: float, how: Image.Resampling) -> Image.Image:

@@ -70,8 +70,8 @@ class Head(Representation[HeadWeights]):
 
     def compute(self, batch: Batch, **state: Tensor) -> HeadWeights:
         heads = [cast(nn.Linear | nn.Conv2d, module(batch.network.model, name)) for name in batch.network.heads]
-        weight = torch.cat([head.weight.detach().flatten(1) for head in heads], 1) / len(heads)
-        biases = [head.bias.detach() for head in heads if head.bias is not None]
+        weight = torch.cat([head.weight.detach().float().flatten(1) for head in heads], 1) / len(heads)
+        biases = [head.bias.detach().float() for head in heads if head.bias is not None]
         return HeadWeights(
             weight, torch.stack(biases).sum(0) / len(heads) if biases else torch.zeros_like(weight[:, 0])
         )

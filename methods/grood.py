@@ -41,7 +41,7 @@ class MixedFeatures(Representation[Tensor]):
         other = means.to(batch.images.device)[second]
 
         def mix(output: Tensor) -> Tensor:
-            mean = other.unsqueeze(2).expand_as(by_channel(output))
+            mean = other.unsqueeze(2).type_as(output).expand_as(by_channel(output))
             if channels_come_last(output):
                 mean = mean.transpose(1, 2)
             return self.lam * output + (1 - self.lam) * mean.reshape(output.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,14 @@ def test_scores_are_those_of_a_suite(name):
     state, reps = fit_in_suite(method, extractor), extractor(split("test"), method.needs)
     want = method.score(reps, **state).double()
     torch.testing.assert_close(scorer(TEST), want, rtol=1e-4, atol=1e-4 * float(want.std()))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ensemble"])
+def test_a_network_in_half_precision_is_scored(name):
+    method, model = METHODS[name](**METHODS[name].test_params), copy.deepcopy(networks()[0].model).bfloat16()
+    seen = ("known", "outliers") if method.supervision == "outliers" else ("train",)
+    images = [[(x.bfloat16(), y) for x, y in inputs(split)] for split in seen]
+    assert len(fit(method, model, *images, std=STD)(TEST.bfloat16())) == len(TEST)
 
 
 @pytest.mark.parametrize("name", ["layerprint", "knn", "confound_detector"])
