@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .bench import Bench, Some
-from .extract import seeded
+from .extract import seeded, union
 from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
@@ -217,8 +217,8 @@ def runs_under(method: Method, protocol: Protocol) -> bool:
 
 
 def refusal(method: Method, network: Network) -> str | None:
-    """Why a method cannot score a network: its own reason, or that of a representation it needs."""
-    reasons = [method.skip(network), *(rep.skip(network) for rep in method.needs)]
+    """Why a method cannot score a network: its own reason, or that of a representation that it needs, or they."""
+    reasons = [method.skip(network), *(rep.skip(network) for rep in union([method.needs]))]
     return next((reason for reason in reasons if reason), None)
 
 

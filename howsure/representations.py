@@ -106,6 +106,9 @@ class LayerMeans(Representation[dict[str, Tensor]]):
 
     layers: tuple[str, ...] | None = None
 
+    def skip(self, network: Network) -> str | None:
+        return None if self.layers or network.stages else "channel means need a feature map; the network has none"
+
     def taps(self, network: Network) -> tuple[Tap, ...]:
         names = self.layers or network.stages
         return tuple(Tap(name, channel_means) for name in names)

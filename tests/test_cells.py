@@ -172,7 +172,7 @@ class Passing(Representation[torch.Tensor]):
     weight: float = 1.0
 
     def compute(self, batch, **state):
-        pixels = (image.numpy().tobytes() for image in batch.pixels)
+        pixels = (image.numpy().tobytes() for image in batch.images)
         PASSED.update((self.weight, *image) for image in zip(batch.ids.tolist(), pixels, strict=True))
         return batch.logits.double().roll(1, 1) ** self.weight
 

@@ -24,6 +24,7 @@ from howsure import (
     Uniform,
     UserError,
 )
+from howsure.cells import refusal
 from howsure.check import networks, snapshot
 from howsure.forward import run_pass
 from howsure.layers import stages
@@ -163,6 +164,8 @@ def test_refusals() -> None:
     flat = replace(conv, model=nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 4)), members=[])
     assert "feature map" in str(METHODS["rankfeat"]().needs[0].skip(flat))
     assert "feature map" in str(METHODS["gram"]().needs[0].skip(flat))
+    for name in ("grood", "mahalanobis_layers"):
+        assert "feature map" in str(refusal(METHODS[name](), flat)), "what it needs cannot be had"
 
 
 def test_ensemble(conv: Network) -> None:
