@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -17,7 +18,8 @@ def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, temporary)
+        order = {"order": json.dumps(list(arrays))}
+        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, temporary, order)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -25,11 +27,13 @@ def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, Tensor] | None:
-    """Memory-mapped arrays of a safetensors file; None where there is none or it is damaged."""
+    """Memory-mapped arrays of a safetensors file in the order they were written in, which such a file does not keep by
+    itself; None where there is none or it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
+            order = json.loads((file.metadata() or {}).get("order", "null"))
+            return {key: file.get_tensor(key) for key in order or file.keys()}
+    except (OSError, ValueError, SafetensorError):
         return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from howsure import (
     UserError,
 )
 from howsure.backbone import InputSpec
+from howsure.cells import refusal
 from howsure.check import snapshot
 from howsure.extract import Extractor, union
 from howsure.forward import run_pass
@@ -294,6 +296,34 @@ def test_layer_moments_by_hand(conv_net, split):
     torch.testing.assert_close(reps[LayerMoments()]["1"][:, 1], first.std((2, 3), correction=0))
     torch.testing.assert_close(reps[LayerMeans(("2",))]["2"], first.relu().mean((2, 3)))
     torch.testing.assert_close(reps[ActivationNorms()][:, 0], first.mean((2, 3)).norm(dim=1).log())
+
+
+@pytest.fixture
+def unsorted() -> Network:
+    """A network whose layers do not come in the order of their names."""
+    torch.manual_seed(0)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, (inside, outside) in zip(("stem", "block2", "block10"), pairwise((3, 8, 12, 16)), strict=True):
+        convolution = nn.Conv2d(inside, outside, 3, padding=1)
+        layers[name] = nn.Sequential(convolution, nn.BatchNorm2d(outside), nn.ReLU(), nn.MaxPool2d(2))
+    layers |= {"flat": nn.Flatten(), "last": nn.Linear(64, 4)}
+    return Network("unsorted", nn.Sequential(layers), InputSpec((16, 16), (0.5,) * 3, (0.25,) * 3), 4)
+
+
+def test_layers_come_back_from_the_store_in_their_order(unsorted, split, tmp_path):
+    rep = LayerMeans(("stem", "block2", "block10"))
+    for _ in range(2):
+        assert list(Extractor(unsorted, Store(tmp_path), split)(split, (rep,))[rep]) == list(rep.layers)
+
+
+@pytest.mark.parametrize("name", ["layerprint", "mahalanobis_layers", "actprint", "grood"])
+def test_what_is_fitted_on_stored_images_is_what_is_fitted_on_computed_ones(name, unsorted, split, tmp_path):
+    method = METHODS[name](**METHODS[name].test_params)
+    assert refusal(method, unsorted) is None
+    (rep,) = [rep for rep in method.needs if rep.needs]
+    first, again = (Extractor(unsorted, Store(tmp_path), split).state(rep) for _ in range(2))
+    values = [run_pass(unsorted, batches(split, unsorted), (rep,), {rep: state})[rep] for state in (first, again)]
+    torch.testing.assert_close(*values)
 
 
 def test_store_misses_when_anything_changed(conv_net, images, tmp_path):
