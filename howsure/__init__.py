@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault(
-    "KINETO_LOG_LEVEL", "99"
-)  # torch's profiler, which counts memory, reports its every step otherwise
+# torch's profiler, which counts memory, otherwise reports its every step, and what was there before it
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file():  # a checkout: the plugin folders stand beside this one
     __path__.append(str(_root))
