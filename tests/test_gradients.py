@@ -139,7 +139,7 @@ def test_each_rule_holds_for_a_convolution_of_any_configuration(rule, data):
     )
     net = model_of(Twice(layer) if data.draw(st.booleans()) else layer)
     x = images(data.draw(batches), 2 * groups, *each(7, 8))
-    with mock.patch.object(Conv, "choose", return_value=rule), mock.patch("howsure.gradients.gram._BAND", 20):
+    with mock.patch.object(Conv, "way", rule), mock.patch("howsure.gradients.gram._BAND", 20):
         exact(net, x)
 
 
@@ -192,7 +192,7 @@ def test_grouped_convolution_of_maps_whose_channels_lie_side_by_side(groups, ker
     padding = kernel // 2 if isinstance(kernel, int) else (0, 1)
     net, x = model_of(nn.Conv2d(6, 12, kernel, padding=padding, groups=groups)), images(3, 6, 20, 20) / 9
     want = one_by_one(net, x, [spread])
-    with mock.patch.object(Conv, "choose", return_value="grouped"):
+    with mock.patch.object(Conv, "way", "grouped"):
         got = grad_sq_norms(net.float(), x.float(), [spread]).norms.double()
     torch.testing.assert_close(got, want, rtol=1e-4, atol=0)
 

@@ -46,11 +46,11 @@ def caches_aside(model: nn.Module) -> Iterator[None]:
     attributes, and lists and dictionaries there, held. Forward hooks may keep tensors on modules: with any, only what
     hangs on a graph is taken off, and a copy off the graph left until the next pass."""
     modules = list(model.modules())
-    for m in modules:
+    for m in modules if _copies else ():
         for name, copy in _copies.pop(m, {}).items():
             if vars(m).get(name) is copy:
                 del vars(m)[name]
-    kept = [(m, vars(m), {k: v for k, v in vars(m).items() if k not in _OWN}) for m in modules]
+    kept = [(m, own, {k: own[k] for k in own.keys() - _OWN}) for m in modules for own in (vars(m),)]
     held = {id(v): (v, _items(v)) for *_, before in kept for v in before.values() if isinstance(v, (dict, list))}
     caches = [
         (m, name, v, dict(v))

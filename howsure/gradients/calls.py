@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,13 +37,17 @@ def in_place(func: Any, args: tuple, kwargs: dict) -> bool:
     name = name_of(func)
     if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
         return True
-    if not isinstance(func, types.FunctionType):
+    position = _says_in_place(func.__code__) if isinstance(func, types.FunctionType) else None
+    if position is None:
         return False
-    names = func.__code__.co_varnames[: func.__code__.co_argcount]
-    if "inplace" not in names:
-        return False
-    position = names.index("inplace")
     return bool(args[position] if len(args) > position else kwargs.get("inplace", False))
+
+
+@cache
+def _says_in_place(code: types.CodeType) -> int | None:
+    """Which argument of a function says whether its call is made in place."""
+    names = code.co_varnames[: code.co_argcount]
+    return names.index("inplace") if "inplace" in names else None
 
 
 def first(args: tuple, kwargs: dict) -> Any:

@@ -163,7 +163,7 @@ class Chunk:
                 self.ledger.add_leaf(leaf, grads)
 
     def _account(self, site: Site, grads: tuple) -> None:
-        grads = tuple(g if g is not None and g.numel() else None for g in grads)
+        grads = tuple([g if g is not None and g.numel() else None for g in grads])
         if all(g is None for g in grads):
             return
         self.attribution.refuse_unsure(site, grads, self.attempt.doubts)
@@ -175,7 +175,7 @@ class Chunk:
         self.awaited.remove(site.index)
         site.check_inputs()
         with torch.no_grad():
-            self.ledger.serve(site, tuple(g if g is None or g.dtype in _FULL else g.float() for g in grads))
+            self.ledger.serve(site, tuple([g if g is None or g.dtype in _FULL else g.float() for g in grads]))
         if self.releases:
             site.release()
 
@@ -195,7 +195,7 @@ _STANCE = threading.RLock()
 def _eagerly(model: nn.Module) -> Iterator[None]:
     """Compiled modules run as plain Python meanwhile, so that their calls are seen and the tracer's are not compiled.
     What says so holds for the process: one at a time."""
-    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
     if not compiled or not hasattr(torch.compiler, "set_stance"):
         yield
         return

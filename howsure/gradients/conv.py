@@ -15,6 +15,7 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import product
 from math import prod
 from typing import Any
@@ -28,7 +29,7 @@ from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
 from .linear import linear_sq_norms
 from .norm import channel_sums
-from .rule import Rule, merged, per_sample, sq_norm
+from .rule import Rule, added, merged, per_sample, sq_norm
 
 _SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
 _READ = 4  # one entry of a gradient written and squared
@@ -51,7 +52,7 @@ class Conv(Rule):
         a["weight"] = self.geometry.touching(weight)
         if self.geometry.touched is not None:
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
-        out = self._at_once() if self.groups == 1 and self.geometry.meets_all(a["input"]) else super().forward()
+        out = self._at_once() if self.groups == 1 and self.geometry.meets_all else super().forward()
         self.arguments["weight"] = weight
         return out
 
@@ -63,17 +64,18 @@ class Conv(Rule):
         if prod(maps) == 1 and weight.is_contiguous():
             matrix, x = weight.flatten(1), x.flatten(1)
         else:
-            matrix, x = self.geometry.at_each_position(weight, x), x.movedim(1, -1).flatten(1)
+            matrix, x = self.geometry.at_each_position(weight), x.movedim(1, -1).flatten(1)
         flat = torch.nn.functional.linear(x, matrix, bias if bias is None else bias.repeat(prod(maps)))
         self.settle()
         return torch.ops.aten._unsafe_view(flat, [len(flat), *maps, len(weight)]).movedim(-1, 1)
 
     # -- which rule ---------------------------------------------------------------------------------------------
 
-    def choose(self) -> str:
+    @cached_property
+    def way(self) -> str:
         """The rule with the least estimated work, in multiplications per sample (see ``docs/gradients.md``)."""
         (o, i), kernel = self.arguments["weight"].shape[:2], self.geometry.kernel
-        g, length, size = self.groups, prod(self.geometry.maps), prod(self.saved["input"].shape[2:])
+        g, length, size = self.groups, prod(self.geometry.maps), prod(self.geometry.sizes)
         offsets = prod(kernel)
         work = length * o * i * offsets
         gram = size * size * i * g + length * length * (o + _SHIFT * sum(kernel) * g)
@@ -88,7 +90,7 @@ class Conv(Rule):
     @property
     def makes_gradient(self) -> bool:
         """Whether the chosen rule makes the gradient itself."""
-        rule = self.choose()
+        rule = self.way
         if rule != "tiles":
             return rule != "gram"
         (o, i), length = self.arguments["weight"].shape[:2], prod(self.geometry.maps)
@@ -99,13 +101,13 @@ class Conv(Rule):
     def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         if key == "bias" or d.shape[0] != n:
             return sq_norm(self.grads(key, d, layout, n))
-        a, rule = self.input("input"), self.choose()
+        a, rule = self.input("input"), self.way
         if rule == "gram":
             return self.by_gram(d, a)
         if rule == "tiles":
             return linear_sq_norms(self.geometry.tiles(a), d.flatten(2), self.doubts)
         if rule == "windows":
-            return torch.stack([sq_norm(part) for part in self.windows(d, a)]).sum(0)
+            return added([sq_norm(part) for part in self.windows(d, a)])
         return sq_norm(self.explicit(d, a))
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
@@ -118,7 +120,7 @@ class Conv(Rule):
     def explicit(self, d: Tensor, a: Tensor) -> Tensor:
         """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
         rules = {"tiles": self.by_tiles, "unfolded": self.by_unfolding, "windows": self.by_windows}
-        return rules.get(self.choose(), self.grouped)(d, a)
+        return rules.get(self.way, self.grouped)(d, a)
 
     def by_gram(self, d: Tensor, a: Tensor) -> Tensor:
         n = len(d)
@@ -178,7 +180,7 @@ class Conv(Rule):
     def describe(self, key: Any, n: int) -> str:
         if key == "bias":
             return "sum of d over positions"
-        rule = self.choose()
+        rule = self.way
         if rule == "tiles":
             rule += ", |a|² |d|²" if prod(self.geometry.maps) == 1 else ", product" if self.makes_gradient else ", Gram"
         return f"convolution: {rule} over {'×'.join(map(str, self.geometry.maps))} positions"

@@ -25,8 +25,8 @@ from torch import Tensor
 from .conv import Conv
 from .graph import readers_of
 from .layout import Layout
-from .norm import CENTRED, BatchNorm, SumsOnce
-from .rule import Again, Rule, merged, per_sample
+from .norm import CENTRED, BatchNorm, SumsOnce, affine_shift
+from .rule import Again, Rule, added, merged, per_sample
 from .rules import bind
 from .site import Site
 
@@ -75,9 +75,9 @@ class Fold:
         self.rstd = torch.rsqrt(self.norm["running_var"] + self.norm.get("eps", 1e-5))
         self.scale = self.rstd if scale is None else self.rstd * scale
         self.centre = self.norm["running_mean"] if self.bias is None else self.norm["running_mean"] - self.bias
-        constant = -self.centre * self.scale if shift is None else shift - self.centre * self.scale
+        constant = affine_shift(self.centre, self.scale, shift)
         self.folded = self.weight * self.scale.view(-1, *[1] * (self.weight.dim() - 1)), constant
-        return (self.centre * self.rstd).abs().max()
+        return torch.linalg.vector_norm(self.centre * self.rstd, torch.inf)
 
     def takes(self, rule: Rule, bias: Tensor | None) -> bool:
         if bias is not self.bias:
@@ -123,17 +123,17 @@ class Folded(SumsOnce, Conv):
     def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         if key != "weight" or d.shape[0] != n:
             return Rule.sq_norms(self, key, d, layout, n)
-        total, self.products = d.new_zeros(n), d.new_zeros(n, d.shape[1])
-        square = self.fold.scale.square()
+        squares, products = [], []
         for gradient, weight in self._pieces(d, self.input("input")):
-            total += torch.linalg.vector_norm(gradient, dim=2).square_() @ square
-            self.products += (gradient * weight).sum(2)
-        return total
+            squares.append(torch.linalg.vector_norm(gradient, dim=2).square_())
+            products.append((gradient * weight).sum(2))
+        self.products = added(products)
+        return added(squares) @ self.fold.scale.square()
 
     def _pieces(self, d: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The gradient in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
         weight = self.geometry.touching(self.arguments["weight"])
-        if self.choose() != "windows":
+        if self.way != "windows":
             gradient = self.explicit(d, a)
             if gradient.movedim(2, -1).is_contiguous():  # so it lies in memory, and need not be copied
                 gradient, weight = gradient.movedim(2, -1), weight.movedim(1, -1)

@@ -8,7 +8,6 @@ product (``is_grads_batched``), or one after the other where the call has no bat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -93,9 +92,6 @@ class General(Rule):
         weights = {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor) and among.wants(t)}
         plain = [among.strip(t) if isinstance(t, Tensor) else t for t in leaves]
         return cls(func, plain, spec, set(weights), overwrites), weights
-
-    def inputs(self) -> Iterator[Tensor]:
-        return (t for i, t in self.arguments.items() if isinstance(t, Tensor) and i not in self.weights)
 
     def call(self, leaves: dict[int, Any]) -> Any:
         args, kwargs = pytree.tree_unflatten([leaves[i] for i in range(len(leaves))], self.spec)

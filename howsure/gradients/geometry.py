@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -21,12 +22,14 @@ class Geometry:
     """One number, or pair, a dimension. Of the kernel only the part that meets the input at some position.
 
     Attributes:
+        sizes: the input's.
         kernel, stride, dilation: as in the call; the kernel's size is that of the part.
         pads: entries before and after the input.
         maps: the output's size.
         touched: the part of the kernel, as an index; None where it is all of it.
     """
 
+    sizes: Sizes
     kernel: Sizes
     stride: Sizes
     dilation: Sizes
@@ -37,43 +40,37 @@ class Geometry:
     @classmethod
     def of(cls, sizes: Sizes, kernel: Sizes, call: dict[str, Any]) -> Geometry:
         """Of an input of these sizes, and the arguments of the call."""
-        dims = len(kernel)
+        dims, padding = len(kernel), call.get("padding", 0)
         stride, dilation = _each(call.get("stride", 1), dims), _each(call.get("dilation", 1), dims)
-        reach = [e * (k - 1) for e, k in zip(dilation, kernel, strict=True)]
-        pads = _pads(call.get("padding", 0), reach)
-        maps = tuple(
-            (size + before + after - r - 1) // s + 1
-            for size, (before, after), r, s in zip(sizes, pads, reach, stride, strict=True)
-        )
-        return cls(kernel, stride, dilation, pads, maps)._cut(sizes, reach)
+        return _geometry(sizes, kernel, stride, dilation, padding if isinstance(padding, str) else _each(padding, dims))
 
-    @property
+    @cached_property
     def apart(self) -> bool:
         """Whether the kernel's positions do not overlap, and cover the input but for a stride's gaps."""
         if any(p for pair in self.pads for p in pair):
             return False
         return all(k == 1 for k in self.kernel) or (self.kernel == self.stride and all(e == 1 for e in self.dilation))
 
-    def meets_all(self, a: Tensor) -> bool:
+    @cached_property
+    def meets_all(self) -> bool:
         """Whether the kernel meets all of the input at every position, which are few, so that this is a linear layer:
         a kernel as large as its input, or a padded 3×3 one on a map of 2×2."""
-        sizes = tuple(a.shape[2:])
-        each = zip(sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, strict=True)
+        each = zip(self.sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, strict=True)
         for size, k, e, s, m, (before, _) in each:
             if (e > 1 and k > 1) or before - s * (m - 1) < 0 or before + size > k:
                 return False
-        return prod(self.maps) * prod(sizes) <= _TWICE * prod(self.kernel)
+        return prod(self.maps) * prod(self.sizes) <= _TWICE * prod(self.kernel)
 
-    def at_each_position(self, weight: Tensor, a: Tensor) -> Tensor:
+    def at_each_position(self, weight: Tensor) -> Tensor:
         """What of the kernel meets the input at each position, where it ``meets_all``: ``[L * O, sizes * I]``."""
-        dims = list(zip(a.shape[2:], self.stride, self.maps, self.pads, strict=True))
+        dims = list(zip(self.sizes, self.stride, self.maps, self.pads, strict=True))
         meets = [[slice(at - s * p, at - s * p + size) for p in range(m)] for size, s, m, (at, _) in dims]
         parts: list[tuple[Any, ...]] = list(product(*meets))
         return torch.stack([weight[(..., *part)].movedim(1, -1) for part in parts]).flatten(0, 1).flatten(1)
 
-    def _cut(self, sizes: Sizes, reach: list[int]) -> Geometry:
+    def cut(self, reach: list[int]) -> Geometry:
         """Without what meets nothing but padding at any position: all but the middle, on a map of one position."""
-        dims = list(zip(sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, reach, strict=True))
+        dims = list(zip(self.sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, reach, strict=True))
         if all(s * (m - 1) >= before and r - before < size for size, _, _, s, m, (before, _), r in dims):
             return self
         cuts, pads = [], []
@@ -86,7 +83,7 @@ class Geometry:
             cuts.append(slice(first, last + 1))
             pads.append((pad, pad))
         kernel = tuple(cut.stop - cut.start for cut in cuts)
-        return Geometry(kernel, self.stride, self.dilation, tuple(pads), self.maps, (..., *cuts))
+        return Geometry(self.sizes, kernel, self.stride, self.dilation, tuple(pads), self.maps, (..., *cuts))
 
     def touching(self, weight: Tensor) -> Tensor:
         """The part of the kernel that meets the input."""
@@ -142,12 +139,23 @@ class Geometry:
         return [slice(k * e, k * e + (m - 1) * s + 1, s) for k, e, m, s in each]
 
 
-def _pads(padding: Any, reach: list[int]) -> tuple[tuple[int, int], ...]:
+@lru_cache(maxsize=4096)
+def _geometry(sizes: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes, padding: str | Sizes) -> Geometry:
+    reach = [e * (k - 1) for e, k in zip(dilation, kernel, strict=True)]
+    pads = _pads(padding, reach)
+    maps = tuple(
+        (size + before + after - r - 1) // s + 1
+        for size, (before, after), r, s in zip(sizes, pads, reach, stride, strict=True)
+    )
+    return Geometry(sizes, kernel, stride, dilation, pads, maps).cut(reach)
+
+
+def _pads(padding: str | Sizes, reach: list[int]) -> tuple[tuple[int, int], ...]:
     if padding == "same":
         return tuple((r // 2, r - r // 2) for r in reach)
     if padding == "valid":
         return ((0, 0),) * len(reach)
-    return tuple((p, p) for p in _each(padding, len(reach)))
+    return tuple((int(p), int(p)) for p in padding)
 
 
 def _each(value: Any, dims: int) -> Sizes:

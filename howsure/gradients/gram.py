@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .rule import added
+
 _BAND = 64
 """Columns of a Gram matrix made at a time: it is symmetric, so what lies above a band's own square is left out."""
 
@@ -44,17 +46,21 @@ def gram_sq_norms(
     explicit
         The gradients themselves of chosen samples, ``[len(samples), …]``.
     """
-    length = d.shape[2]
-    total = trace = d.new_zeros(len(d))
+    length, sums, traces = d.shape[2], [], []
     for start in range(0, length, _BAND):
         stop = min(start + _BAND, length)
         both = _band(d, start, stop).mul_(other(start, stop))
-        square = both[:, : stop - start]
-        trace = trace + torch.diagonal(square, dim1=1, dim2=2).sum(1)
-        total = total + both.sum((1, 2))
+        traces.append(torch.diagonal(both[:, : stop - start], dim1=1, dim2=2).sum(1))
+        sums.append(both.sum((1, 2)))
         if stop < length:
-            total = total + both[:, stop - start :].sum((1, 2))
-    return guarded(total.view(n, -1).sum(1), trace.view(n, -1).sum(1), explicit, doubts)
+            sums.append(both[:, stop - start :].sum((1, 2)))
+    return guarded(_by_sample(sums, n), _by_sample(traces, n), explicit, doubts)
+
+
+def _by_sample(parts: list[Tensor], n: int) -> Tensor:
+    """The sum of parts ``[n * groups]`` by sample."""
+    total = added(parts)
+    return total if len(total) == n else total.view(n, -1).sum(1)
 
 
 def _band(t: Tensor, start: int, stop: int) -> Tensor:

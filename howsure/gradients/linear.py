@@ -23,7 +23,7 @@ from .rule import Rule, queued, sq_norm
 def linear_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) -> Tensor:
     """``|sum_l d_l a_l^T|^2`` of inputs ``[n, I, L]`` and output gradients ``[n, O, L]``, features first: ``[n]``."""
     (i, length), o = a.shape[1:], d.shape[1]
-    if length == 1:
+    if length <= 1:
         return sq_norm(d) * sq_norm(a)
     if gram_is_cheaper(length, i, o):
         return sequence_gram_sq_norms(a, d, doubts)
@@ -81,7 +81,7 @@ class Linear(Rule):
             return super().forward()
         # as `linear` does, but its output would be a view, and a view cannot carry the hook without a copy
         constants = not any(isinstance(t, Tensor) and t.requires_grad for t in (weight, a.get("bias")))
-        product = _Product.apply if constants else torch.nn.functional.linear
+        product = _Product.apply if constants and not queued(x.device) else torch.nn.functional.linear
         flat = product(x.flatten(0, -2), weight, a.get("bias"))
         self.settle()
         return torch.ops.aten._unsafe_view(flat, [*x.shape[:-1], weight.shape[0]])

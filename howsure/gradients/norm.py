@@ -16,12 +16,18 @@ from torch import Tensor
 from .layout import Layout
 from .rule import Rule, merged, per_sample, queued, scratch
 
+_AFFINE = ("weight", "bias")
 CENTRED = 8  # standard deviations between a channel's mean and zero up to which its mean need not be subtracted first
 
 
 def channel_sums(t: Tensor) -> Tensor:
     """``[rows, C, …] -> [rows, C]``."""
     return t.flatten(2).sum(2) if t.dim() > 2 else t
+
+
+def affine_shift(mean: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """What ``scale * (x - mean) + bias`` adds to ``scale * x``."""
+    return -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
 
 
 class SumsOnce:
@@ -53,7 +59,7 @@ class _Norm(Rule):
 
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
-        return weights <= {"weight", "bias"}
+        return weights <= set(_AFFINE)
 
 
 class BatchNorm(SumsOnce, _Norm):
@@ -73,7 +79,7 @@ class BatchNorm(SumsOnce, _Norm):
         return not unseen and super().accepts(arguments, weights)
 
     def forward(self) -> Any:
-        a, run = self.arguments, super().forward
+        a = self.arguments
         self.call = {key: value for key, value in a.items() if key != "input"}
         x, weight = a["input"], a.get("weight")
         self.shape = (-1,) + (1,) * (x.dim() - 2)
@@ -82,9 +88,15 @@ class BatchNorm(SumsOnce, _Norm):
         self.rstd = torch.rsqrt(a["running_var"].to(full) + a.get("eps", 1e-5))
         # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels;
         # asking a GPU would make the host wait for it
-        self.off_centre = queued(x.device) or bool((self.mean.abs() * self.rstd > CENTRED).any())
+        off = torch.linalg.vector_norm(self.mean * self.rstd, torch.inf)
+        self.off_centre = queued(x.device) or not bool(off <= CENTRED)
         scale = self.rstd if weight is None else self.rstd * weight
-        return _Scaled.apply(x, run, scale.view(self.shape))
+        if self.off_centre or x.dtype != full or any(a.get(k) is not None and a[k].dtype != full for k in _AFFINE):
+            return _Scaled.apply(x, super().forward, scale.view(self.shape))
+        # as `batch_norm` does it on a CPU, in half the time
+        shift = affine_shift(self.mean, scale, a.get("bias"))
+        self.settle()
+        return torch.addcmul(shift.view(self.shape), x, scale.view(self.shape))
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         d = merged(d, layout, n)

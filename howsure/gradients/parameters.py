@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
 def refuse_mixing(model: nn.Module) -> None:
     """Raise ``ValueError`` for a layer that normalises by the batch, naming it."""
     for name, module in model.named_modules():
-        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        norm |= "BatchNorm" in str(getattr(module, "original_name", ""))  # a scripted one
+        scripted = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in str(module.original_name)
+        norm = scripted or isinstance(module, nn.modules.batchnorm._BatchNorm)
         if norm and (module.training or module.running_mean is None):
             why = "is in training mode" if module.training else "keeps no running statistics"
             raise ValueError(
@@ -71,7 +72,8 @@ def requires_grad(model: nn.Module, watched: Iterable[nn.Parameter]) -> Iterator
         yield
     finally:
         for name, p, was, grad in before:
-            p.requires_grad_(was)
+            if p.requires_grad != was:
+                p.requires_grad_(was)
             if p.grad is not grad:
                 summed += [name] if p.grad is not None else []
                 p.grad = grad

@@ -41,8 +41,10 @@ class Rule:
         """Whether the rule knows this form of the call; if not, the general path takes it."""
         raise NotImplementedError
 
-    def inputs(self) -> Iterator[Tensor]:
-        return tensors([v for k, v in self.arguments.items() if k not in self.weights])
+    def connected(self) -> bool:
+        """Whether an input hangs on others in autograd's graph."""
+        given = self.arguments.items()
+        return any(isinstance(v, Tensor) and v.requires_grad and k not in self.weights for k, v in given)
 
     def forward(self) -> Any:
         out = self.func(**self.arguments)
@@ -114,6 +116,10 @@ def sq_norm(t: Tensor) -> Tensor:
     if t.dim() > 2:
         t = torch.linalg.vector_norm(t, dim=tuple(range(2, t.dim())))
     return torch.linalg.vector_norm(t if t.dim() > 1 else t[:, None], dim=1).square()
+
+
+def added(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def merged(t: Tensor, layout: Layout, n: int) -> Tensor:

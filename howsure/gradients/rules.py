@@ -53,11 +53,15 @@ def rule_for(func: Any, args: tuple, kwargs: dict, among: Weights) -> tuple[Rule
     if func not in RULES:
         return None, {}
     names, rule = RULES[func]
-    arguments = bind(func, args, kwargs)
-    weights = {k: v for k, v in arguments.items() if isinstance(v, Tensor) and among.wants(v)}
-    plain = {k: among.strip(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    if any(isinstance(v, Tensor) and v.is_complex() for v in arguments.values()):
+    if len(args) > len(names) or any(key not in names for key in kwargs):
         return None, {}
-    if len(args) > len(names) or not set(arguments) <= set(names) or not rule.accepts(plain, set(weights)):
-        return None, {}
-    return rule(func, plain, set(weights)), weights
+    arguments, weights = bind(func, args, kwargs), {}
+    for key, value in arguments.items():
+        if isinstance(value, Tensor):
+            if value.is_complex():
+                return None, {}
+            if among.wants(value):
+                weights[key] = value
+            arguments[key] = among.strip(value)
+    wanted = set(weights)
+    return (rule(func, arguments, wanted), weights) if rule.accepts(arguments, wanted) else (None, {})

@@ -197,7 +197,7 @@ class Tracer(TorchFunctionMode):
         shape_only = name in SHAPE_ONLY
         if shape_only and self.weights.wants(args[0]):
             return self.weights.derive(func, args, kwargs)
-        wanted = any(self.weights.wants(t) for t in tensors((args, kwargs)))
+        wanted = any(self.weights.wants(t) for t in tensors((args, kwargs) if kwargs else args))
         if not wanted or not torch.is_grad_enabled() or shape_only:
             out = self._plainly(func, args, kwargs, self.weights.strip)
             self._mark(out)
@@ -255,13 +255,11 @@ class Tracer(TorchFunctionMode):
         return None if name_of(func) == "__setitem__" else target
 
     def _site(self, rule: Rule, weights: dict[Any, Tensor], name: str) -> Any:
-        connected = any(t.requires_grad for t in rule.inputs())
-        out = rule.forward() if connected else Start.apply(self.anchor, rule.forward)
+        out = rule.forward() if rule.connected() else Start.apply(self.anchor, rule.forward)
         several = not isinstance(out, Tensor)
-        label = ", ".join(
-            self.weights.names.get(id(w), f"a tensor made of parameters in {name}") for w in weights.values()
-        )
-        outputs = list(tensors((out,)))
+        names = self.weights.names
+        label = ", ".join([names.get(id(w)) or f"a tensor made of parameters in {name}" for w in weights.values()])
+        outputs = list(tensors((out,))) if several else [out]
         if not any(t.requires_grad for t in outputs):
             if any(t.is_floating_point() for t in outputs):
                 raise RuntimeError(f"{label}: its gradient would be lost in {name}, whose result hangs on no data")
