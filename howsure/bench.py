@@ -36,13 +36,19 @@ class Bench:
     shifts: Sequence[Shift]
     seed: int
 
-    def reps(self, split: str, needs: Sequence[Any], method: str, index: Tensor | None = None) -> Reps:
-        """What a method needs of a split, or of its images at `index`, and nothing else."""
-        return self.look([(split, index)], needs, method)[0]
+    def reps(
+        self, split: str, needs: Sequence[Any], method: str, index: Tensor | None = None, fit_on: Tensor | None = None
+    ) -> Reps:
+        """What a method needs of a split, or of its images at `index`, and nothing else.
 
-    def look(self, some: Some, needs: Sequence[Any], method: str) -> list[Reps]:
+        Representations that are fitted see the training images at `fit_on`; left out, all.
+        """
+        return self.look([(split, index)], needs, method, fit_on)[0]
+
+    def look(self, some: Some, needs: Sequence[Any], method: str, fit_on: Tensor | None = None) -> list[Reps]:
         """The same of several splits, looking at the images of all together."""
-        found = self.extractor.together([(self.splits[split], index) for split, index in some], needs)
+        extractor = self.extractor if fit_on is None else self.extractor.fitted_on(fit_on)
+        found = extractor.together([(self.splits[split], index) for split, index in some], needs)
         return [reps.only(tuple(needs), method) for reps in found]
 
     @cached_property

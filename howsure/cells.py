@@ -66,7 +66,8 @@ class Scorer:
         choices = [self._choose(protocol, shift) for shift in shifts]
         needs = _needs([chosen for chosen, _ in choices])
         apart = protocol != "none" and _makes_passes(needs)
-        self.bench.look([("test", self.bench.part("test", TEST) if apart else None)], needs, self.name)
+        part = self.bench.part("test", TEST) if apart else None
+        self.bench.look([("test", part)], needs, self.name, self._fit_on(choices[0][1]))
         score = self._score if protocol == "none" else self._score_part
         for shift, (chosen, known) in zip(shifts, choices, strict=True):
             id_scores, shift_scores = (score(chosen, split, known) for split in ("test", shift.name))
@@ -79,7 +80,7 @@ class Scorer:
     def fit_once(self) -> dict[str, Tensor]:
         """A state to time the method with; on the first shift for a method that learns from outliers."""
         outliers = self.method.supervision == "outliers"
-        known = (self.bench.shifts[0].name,) if outliers else None
+        known = ((self.bench.divisible or self.bench.shifts)[0].name,) if outliers else None
         return self._fit(self.method, known, tuning=bool(self.method.grid))
 
     def _shifts(self, protocol: Protocol) -> Sequence[Shift]:
@@ -123,7 +124,7 @@ class Scorer:
         some = self._to_validate(pool)
         if self.method.supervision == "outliers":
             some = [*some, *chain(*self._to_learn(pool, FIT, tuning=True))]
-        self.bench.look(some, _needs(options), self.name)
+        self.bench.look(some, _needs(options), self.name, self._fit_on(pool))
 
     def _to_validate(self, pool: tuple[str, ...]) -> Some:
         if pool[0] in _MADE_OF_TRAINING:
@@ -153,7 +154,7 @@ class Scorer:
         key = (method, split, known, part, tuning)
         if key not in self._scores:
             index = None if part is None else self.bench.indices(split, part, tuning)
-            reps = self.bench.reps(split, method.needs, self.name, index)
+            reps = self.bench.reps(split, method.needs, self.name, index, self._fit_on(known))
             where = f"validation images of '{split}'" if tuning else f"'{split}'"
             self._scores[key] = scored(method, reps, self._state(method, known, tuning), where)
         return self._scores[key]
@@ -169,22 +170,29 @@ class Scorer:
             return {}
         if method.supervision == "id-train":
             split = method.fit_split if method.fit_split in self.bench.splits else "train"
-            index = self._not_validated_on(known) if known and split == "train" else None
-            return method.fit(self.bench.reps(split, method.needs, self.name, index))
+            index = self._shown(known, split) if known else None
+            return method.fit(self.bench.reps(split, method.needs, self.name, index, self._fit_on(known)))
         return method.fit(*self._pair(method, known, FIT, tuning))
 
-    def _not_validated_on(self, pool: tuple[str, ...]) -> Tensor:
-        """Training images for a method that learns from them while it is tuned on others of them."""
-        bench, labels = self.bench, self.bench.ids["train"][Labels()]
-        apart = torch.isin(torch.arange(len(labels)), bench.part("train", VAL))
+    def _fit_on(self, known: tuple[str, ...] | None) -> Tensor | None:
+        """Training images that representations may be fitted on, where that are not all."""
+        by_parts = ("pseudo-unknown",) if self.method.supervision == "outliers" else _MADE_OF_TRAINING
+        return self._shown(known, "train") if known and known[0] in by_parts else None
+
+    def _shown(self, pool: tuple[str, ...], split: str) -> Tensor:
+        """In-distribution images to fit on where unknowns are made of training images: none to tune on, and none of the
+        classes held back."""
+        bench, labels = self.bench, self.bench.ids[split][Labels()]
+        tuned_on = bench.part("train", VAL) if split == "train" else labels[:0]
+        apart = torch.isin(torch.arange(len(labels)), tuned_on)
         if pool[0] == "pseudo-unknown":
-            apart |= torch.isin(labels, held_back(labels, bench.seed))
+            apart |= torch.isin(labels, held_back(bench.ids["train"][Labels()], bench.seed))
         return (~apart).nonzero().squeeze(1)
 
     def _pair(self, method: Method, known: tuple[str, ...], part: int, tuning: bool) -> tuple[Reps, Reps]:
         """What a method needs of the in-distribution images and of the outliers of one part."""
         inside, outside = self._to_learn(known, part, tuning)
-        found = self.bench.look([*inside, *outside], method.needs, self.name)
+        found = self.bench.look([*inside, *outside], method.needs, self.name, self._fit_on(known))
         return Reps.concat(found[: len(inside)]), Reps.concat(found[len(inside) :])
 
     def _to_learn(self, known: tuple[str, ...], part: int, tuning: bool) -> tuple[Some, Some]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from itertools import product
 from typing import Any
 
@@ -38,8 +40,11 @@ class Extractor:
     """Representations of images for one network, read from the store or computed and stored.
 
     An image's rows are computed once: of a split that is asked for again, only the images that are not there yet.
-    `fit_split` is the in-distribution training split, which fitted representations are fitted on.
+    `fit_split` is the in-distribution training split, which fitted representations are fitted on; `fit_index` are those
+    of its images that they see, None for all.
     """
+
+    fit_index: Tensor | None = None
 
     def __init__(self, network: Network, store: Store | None, fit_split: Split, pixels: Pixels | None = None) -> None:
         self.network, self.fit_split = network, fit_split
@@ -47,7 +52,16 @@ class Extractor:
         self._pixels = pixels or Pixels()
         self._states: dict[Representation[Any], dict[str, Tensor]] = {}
         self._train = Reps({})
-        self._read: Found = {}
+        self._read: dict[str, Rows] = {}
+        self._apart: dict[str, Extractor] = {}
+
+    def fitted_on(self, index: Tensor) -> Extractor:
+        """The same, whose fitted representations see the training images at `index` alone."""
+        key = make_key(index.tolist())
+        if key not in self._apart:
+            self._apart[key] = apart = copy.copy(self)
+            apart.fit_index, apart._states, apart._train = index, {}, Reps({})
+        return self._apart[key]
 
     def __call__(
         self,
@@ -79,7 +93,7 @@ class Extractor:
         given = []
         for split, index in wanted:
             given.append(Reps({rep: rep.unpack(found[split.fingerprint, rep].take(index)) for rep in reps}))
-            if index is None and split == self.fit_split:
+            if index is self.fit_index and split == self.fit_split:
                 self._train = Reps({**self._train, **given[-1]})
         return given
 
@@ -120,11 +134,12 @@ class Extractor:
 
     def _stored(self, split: Split, rep: Representation[Any], images: Tensor) -> Rows:
         """The rows that there are; the file is read again where those in memory lack some of the images."""
-        rows = self._read.get((split.fingerprint, rep), Rows())
+        key = self._key(split, rep)
+        rows = self._read.get(key, Rows())
         if self.store and rows.lack(images).any():
-            arrays = self.store.get(self._key(split, rep))
+            arrays = self.store.get(key)
             if arrays is not None:
-                rows = self._read[split.fingerprint, rep] = Rows.from_file(arrays)
+                rows = self._read[key] = Rows.from_file(arrays)
         return rows
 
     def _keep(self, split: Split, rep: Representation[Any], rows: Rows) -> None:
@@ -137,20 +152,25 @@ class Extractor:
             print(f"howsure: representations are kept in memory, not on disk: {error}", file=sys.stderr)
             self.store = Memory()
             self.store.put(key, rows.to_file())
-        self._read.pop((split.fingerprint, rep), None)
+        self._read.pop(key, None)
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
         """The state of a fitted representation."""
         if rep not in self._states:
             if not all(need in self._train for need in rep.needs):
-                self(self.fit_split, rep.needs)
+                self(self.fit_split, rep.needs, self.fit_index)
             self._states[rep] = seeded(0, lambda: rep.fit(self._train.only(rep.needs, repr(rep))))
         return self._states[rep]
 
     def _key(self, split: Split, rep: Representation[Any]) -> str:
         data = split.fingerprint if rep.per_image else ""
-        fitted = self.fit_split.fingerprint if rep.needs else ""
-        return make_key(self.network.digest, data, fitted, rep, *sources_of(rep), room())
+        fitted = self._fit_key() if rep.needs else ""
+        values = [(f.name, getattr(rep, f.name)) for f in fields(rep)]  # its repr may leave some out
+        return make_key(self.network.digest, data, fitted, rep, values, *sources_of(rep), room())
+
+    def _fit_key(self) -> str:
+        index = "" if self.fit_index is None else make_key(self.fit_index.tolist())
+        return self.fit_split.fingerprint + index
 
 
 def _asked(wanted: Sequence[Wanted]) -> list[tuple[Split, Tensor]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -26,7 +26,8 @@ class Method:
             `"outliers"`: held-out in-distribution images and outliers.
         fit_split: the in-distribution split that `fit` sees under `"id-train"`; `"val"` for what must be calibrated on
             images that the network was not trained on (the training split stands in where a data set has none).
-        grid: values to choose from by AUROC on validation outliers, under protocols that supply outliers.
+        grid: values to choose from by AUROC on validation outliers, under protocols that supply outliers; a
+            hyper-parameter that a suite sets stays as it is set.
         test_params: hyper-parameters fit for the small data of the contract tests.
     """
 
@@ -38,6 +39,13 @@ class Method:
 
     def __post_init__(self) -> None:
         check_values(self)
+
+    def settled(self, names: Iterable[str]) -> Self:
+        """Itself, with hyper-parameters that are not to be tuned."""
+        left = {name: values for name, values in self.grid.items() if name not in set(names)}
+        if len(left) < len(self.grid):
+            object.__setattr__(self, "grid", left)
+        return self
 
     def skip(self, network: Network) -> str | None:
         """A reason why this method cannot score this network, or None."""

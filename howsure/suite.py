@@ -219,7 +219,7 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
             raise unknown(f"hyper-parameter of {used}", key, known)
     values = {key: _value(value) for key, value in parameters.items()}
     try:
-        return cls(**values)
+        return cls(**values).settled(values)
     except UserError:
         raise
     except (TypeError, ValueError) as error:

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from howsure import ArrayImages, Features, Head, Logits, Method, Network
+from howsure import ArrayImages, Batch, Features, Head, Logits, Method, Network
 from howsure.bench import Bench
-from howsure.cells import CellError, Scorer, certain, scored
+from howsure.cells import CellError, Scorer, candidates, certain, scored
 from howsure.check import make_trial
 from howsure.extract import Extractor
 from howsure.plugins import METHODS
-from howsure.protocol import FIT, TEST, VAL, Shift, pseudo_unknowns
+from howsure.protocol import FIT, TEST, VAL, Shift, held_back, pseudo_unknowns
 from howsure.representation import Representation, Reps
 from howsure.representations import ImageIds, Labels
 from howsure.split import Split
 from howsure.store import Store
+from howsure.suite import make_method
 from howsure.synthetic import Synthetic
 
 SEEN: dict[str, set[int]] = {}
@@ -119,6 +120,78 @@ def test_what_is_fitted_on_training_images_is_not_tuned_on_them(bench, protocol)
     assert len(while_tuned) == 2
     left = 1 if protocol == "pseudo-unknown" else 0
     assert all(seen.isdisjoint(tuned) and len(classes) == 4 - left for seen, classes in while_tuned)
+
+
+@dataclass(frozen=True)
+class Learned(Representation[torch.Tensor]):
+    """Notes the classes that it is fitted on; zeros `[N]`."""
+
+    needs = (Labels(),)
+
+    def fit(self, train: Reps) -> dict[str, torch.Tensor]:
+        fitted_classes.append(set(train[Labels()].tolist()))
+        return {}
+
+    def compute(self, batch: Batch, **state: torch.Tensor) -> torch.Tensor:
+        return batch.images.new_zeros(len(batch.images))
+
+
+@dataclass(frozen=True)
+class Learner(Method):
+    weight: float = 1.0
+
+    grid = {"weight": (1.0, 2.0)}
+    needs = (Learned(), Logits())
+
+    def fit(self, train: Reps, outliers: Reps | None = None) -> dict[str, torch.Tensor]:
+        return {}
+
+    def score(self, reps: Reps) -> torch.Tensor:
+        return self.weight * reps[Logits()].amax(1)
+
+
+@dataclass(frozen=True)
+class OutlierLearner(Learner):
+    supervision = "outliers"
+
+
+@dataclass(frozen=True)
+class TrainingLearner(Learner):
+    supervision = "id-train"
+
+
+fitted_classes: list[set[int]] = []
+
+
+def test_a_representation_is_fitted_without_the_classes_that_a_detector_is_shown_as_unknown(bench):
+    fitted_classes.clear()
+    list(Scorer(bench, "learner", OutlierLearner()).run("pseudo-unknown"))
+    held = set(held_back(bench.ids["train"][Labels()], bench.seed).tolist())
+    assert fitted_classes == [set(range(4)) - held]
+
+
+def test_a_representation_is_fitted_on_all_classes_once_a_method_that_sees_no_outlier_is_tuned(bench):
+    fitted_classes.clear()
+    list(Scorer(bench, "learner", TrainingLearner()).run("pseudo-unknown"))
+    held = set(held_back(bench.ids["train"][Labels()], bench.seed).tolist())
+    assert fitted_classes == [set(range(4)) - held, set(range(4))]
+
+
+def test_what_was_fitted_on_some_images_is_not_taken_for_what_was_fitted_on_all(bench):
+    some, split = torch.arange(20), bench.splits["train"]
+    rep = METHODS["mahalanobis_layers"](epsilon=0.0).needs[0]
+    fresh(bench)(split, (rep,))
+    apart = fresh(bench).fitted_on(some)(split, (rep,))[rep]
+    alone = Extractor(bench.network, None, split).fitted_on(some)(split, (rep,))[rep]
+    assert torch.equal(apart, alone)
+    assert not torch.allclose(apart, fresh(bench)(split, (rep,))[rep])
+
+
+def test_a_hyper_parameter_that_is_set_is_not_tuned(bench):
+    knn = make_method("seven", {"use": "knn", "k": 7})
+    assert candidates(knn) == [knn]
+    assert len(candidates(make_method("odin", {"epsilon": 0.002}))) == len(METHODS["odin"].grid["temperature"])
+    assert len(candidates(make_method("knn", {}))) == len(METHODS["knn"].grid["k"])
 
 
 def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_whole_fit_part(bench, monkeypatch):
