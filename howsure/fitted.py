@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .backbone import InputSpec
 from .cells import CellError, refusal, scored
 from .errors import UserError
-from .extract import seeded, union
+from .extract import seeded
 from .forward import States, run_pass
 from .method import Method
 from .network import Network, doubts_of_output
-from .representation import Reps
+from .representation import Representation, Reps
 from .split import Loaded, image_id, images_at_once
 from .suite import make_method
 
@@ -52,7 +52,8 @@ class Fitted:
         """What the method needs, or `needs`, of batches of inputs and labels."""
         self.network.model.eval()
         needs = self.method.needs if needs is None else needs
-        return run_pass(self.network, _numbered(inputs), needs, self.states).only(needs, type(self.method).__name__)
+        numbered = _numbered(inputs, self.network.dtype)
+        return run_pass(self.network, numbered, needs, self.states).only(needs, type(self.method).__name__)
 
 
 def fit(
@@ -88,13 +89,20 @@ def fit(
     network = _network(model, _first(images), std)
     _refuse(scorer, network, outliers)
     fitted = Fitted(scorer, network)
-    inner = tuple(union([rep.needs for rep in scorer.needs]))
-    if inner:
-        train = fitted.read(images, inner)
-        fitted.states = {rep: _learnt(rep, train.only(rep.needs, repr(rep))) for rep in scorer.needs if rep.needs}
+    for rep in scorer.needs:
+        _fit_representation(fitted, rep, images)
     if scorer.supervision != "none":
         fitted.state = _learnt(scorer, *(fitted.read(given) for given in (images, outliers) if given is not None))
     return fitted
+
+
+def _fit_representation(fitted: Fitted, rep: Representation[Any], images: Inputs) -> None:
+    """Those that it needs itself first."""
+    if not rep.needs or rep in fitted.states:
+        return
+    for inner in rep.needs:
+        _fit_representation(fitted, inner, images)
+    fitted.states = {**fitted.states, rep: _learnt(rep, fitted.read(images, rep.needs).only(rep.needs, repr(rep)))}
 
 
 def _learnt(learner: Any, *seen: Reps) -> dict[str, Tensor]:
@@ -104,9 +112,16 @@ def _learnt(learner: Any, *seen: Reps) -> dict[str, Tensor]:
 def _first(images: Inputs) -> Tensor:
     if isinstance(images, Iterator):
         raise UserError("images can be gone through only once; give a list of batches or a DataLoader")
-    for inputs, _ in images:
+    for inputs, _ in map(_pair, images):
         return _checked(inputs)
     raise UserError("there is no batch of images to fit on")
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise UserError(f"a batch holds {got}; give inputs and labels")
+    return batch[0], batch[1]
 
 
 def _checked(images: Tensor) -> Tensor:
@@ -118,13 +133,13 @@ def _checked(images: Tensor) -> Tensor:
 
 def _network(model: nn.Module, images: Tensor, std: Sequence[float] | None) -> Network:
     """The model, as far as a method sees it; said if its output is doubtful."""
-    some = next(model.parameters(), images)
+    some = next((p for p in model.parameters() if p.is_floating_point()), images)
     channels, height, width = images.shape[1:]
     if std is not None and len(std) != channels:
         raise UserError(f"std has {len(std)} numbers for images of {channels} channels; give one a channel")
     spec = InputSpec((height, width), (0.0,) * channels, tuple(std or (1.0,) * channels))
     with torch.no_grad():
-        logits = model.eval()(images[:2].to(some.device))
+        logits = model.eval()(images[:2].to(some.device, some.dtype))
     if not (isinstance(logits, Tensor) and logits.dim() == 2):
         raise UserError(f"{type(model).__name__} must map images to logits [n, classes]")
     network = Network(type(model).__name__, model, spec, logits.shape[1], device=some.device)
@@ -144,7 +159,7 @@ def _refuse(method: Method, network: Network, outliers: Inputs | None) -> None:
         raise UserError(f"{name} cannot score this network: {refused}")
 
 
-def _numbered(inputs: Inputs) -> Iterator[Loaded]:
-    for images, labels in inputs:
+def _numbered(inputs: Inputs, dtype: torch.dtype) -> Iterator[Loaded]:
+    for images, labels in map(_pair, inputs):
         ids = [image_id(image.numpy()) for image in _checked(images).cpu().float()]
-        yield images, labels, torch.tensor(ids)
+        yield images.to(dtype), labels, torch.tensor(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from howsure import UserError
+from howsure import Batch, Logits, Method, UserError
 from howsure.check import fit as fit_in_suite
 from howsure.check import networks, split
 from howsure.extract import Extractor
 from howsure.fitted import fit
 from howsure.plugins import METHODS
+from howsure.representation import Representation, Reps
 from howsure.split import batches, image_id
 
 STD = (0.25, 0.25, 0.25)
@@ -87,6 +89,52 @@ def test_a_method_that_is_not_fitted_looks_at_one_batch():
     assert scorer(TEST[:0]).shape == (0,)
 
 
+def test_inputs_in_double_precision_are_taken_by_a_network_in_single():
+    model, train = networks()[0].model, inputs("train")
+    double = [(x.double(), y) for x, y in train]
+    torch.testing.assert_close(fit("knn", model, double)(TEST.double()), fit("knn", model, train)(TEST))
+
+
+@dataclass(frozen=True)
+class Inner(Representation[Tensor]):
+    """Logits less their mean over the training images, `[N, C]`."""
+
+    needs = (Logits(),)
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        return {"mean": train[Logits()].mean(0)}
+
+    def compute(self, batch: Batch, mean: Tensor) -> Tensor:
+        return batch.logits - mean
+
+
+@dataclass(frozen=True)
+class Outer(Representation[Tensor]):
+    """The same less the largest of them, `[N, C]`."""
+
+    needs = (Inner(),)
+
+    def fit(self, train: Reps) -> dict[str, Tensor]:
+        return {"most": train[Inner()].amax(0)}
+
+    def compute(self, batch: Batch, most: Tensor) -> Tensor:
+        return batch.logits - most
+
+
+@dataclass(frozen=True)
+class Nested(Method):
+    needs = (Outer(),)
+
+    def score(self, reps: Reps) -> Tensor:
+        return reps[Outer()].amax(1)
+
+
+def test_representations_may_need_others_that_are_fitted_themselves():
+    network, train = networks()[0], inputs("train")
+    want = Extractor(network, None, split("train"))(split("test"), Nested.needs)
+    torch.testing.assert_close(fit(Nested(), network.model, train, std=STD)(TEST), Nested().score(want).double())
+
+
 def test_mistakes_are_told():
     model, train = networks()[0].model, inputs("train")
     for arguments, text in (
@@ -95,6 +143,8 @@ def test_mistakes_are_told():
         (("energi", model, train), "did you mean energy"),
         (("energy", model, iter(train)), "only once"),
         (("energy", model, []), "no batch"),
+        (("energy", model, [(*train[0], train[0][1])]), "a batch holds 3 things; give inputs and labels"),
+        (("energy", model, [train[0][0]]), "a batch holds Tensor; give inputs and labels"),
         (("energy", model, [(train[0][0].byte(), train[0][1])]), "floating"),
         (("energy", nn.Conv2d(3, 2, 1), train), "logits"),
         (("ensemble", model, train), "cannot score this network"),
