@@ -1039,3 +1039,74 @@ def test_small_gradients_do_not_hide_that_samples_meet():
     net = Net(lambda net, x: net.last(net.first(x) * 1e-9 + net.first(x).mean(0) * 1e-9) * 1e-9)
     with pytest.raises(RuntimeError, match=r"depend on the other images|meet"):
         grad_sq_norms(net, torch.randn(6, 4), spread)
+
+
+class InTheMiddle(nn.Module):
+    """`layer` over rows of positions that come before and after the images: `index = (b * n + image) * w + a`."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.stem, self.layer, self.last = nn.Conv2d(3, 8, 3, padding=1), layer, nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.stem(x).permute(2, 0, 3, 1)
+        return self.last(self.layer(rows.reshape(-1, 8)).view(*rows.shape[:3], -1).tanh().mean((0, 2)))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+IN_THE_MIDDLE = {
+    "linear": lambda: nn.Linear(8, 8),
+    "layer norm": lambda: nn.LayerNorm(8),
+    "batch norm": lambda: nn.BatchNorm1d(8),
+    "group norm": lambda: nn.GroupNorm(2, 8),
+    "PReLU": lambda: nn.PReLU(8),
+    "sums and products": Scaled,
+    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 2, 3, padding=1), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("layer", IN_THE_MIDDLE)
+def test_images_in_the_middle_of_a_dimension(layer, n):
+    exact(InTheMiddle(IN_THE_MIDDLE[layer]()), images(n, 3, 4, 6))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_attention_in_windows(n):
+    """With the batch first, it goes over positions, then images and their windows."""
+
+    class Windows(InTheMiddle):
+        def forward(self, x: Tensor) -> Tensor:
+            windows = self.layer(self.stem(x).permute(0, 2, 3, 1).reshape(-1, 8, 8))
+            return self.last(windows.view(len(x), -1, 8).mean(1))
+
+    exact(Windows(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), images(n, 3, 8, 8))
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_network_that_keeps_no_graph_is_refused(off):
+    net = Net(off()(lambda net, x: net.last(net.first(x)))).double()
+    with pytest.raises(RuntimeError, match=f"{'no_grad' if off is torch.no_grad else 'inference_mode'}"):
+        grad_sq_norms(net, images(3, 4), spread)
+    exact(Net(lambda net, x: net.last(off()(lambda: net.first(x))().clone())), images(3, 4))
+
+
+@pytest.mark.parametrize("trial", range(6))
+def test_calls_from_several_threads_leave_a_network_as_it_was(trial):
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    net, x = nn.Sequential(*layers).double().eval(), images(6, 3, 4, 4)
+    net[0].weight.requires_grad_(trial % 2 == 0)
+    before = [p.requires_grad for p in net.parameters()]
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(lambda _: grad_sq_norms(net, x, spread).norms, range(9))
+    assert [p.requires_grad for p in net.parameters()] == before
+    for norms in others:
+        torch.testing.assert_close(norms, first)

@@ -31,6 +31,7 @@ _CHECKPOINTS = (
     "the network computes activations anew during the backward pass (checkpointing), where its calls are not seen;"
     " switch that off (in timm: model.set_grad_checkpointing(False)); memory is kept in bounds by splitting the batch"
 )
+_UNGRADED = "the network's forward runs under torch.no_grad or inference_mode, so it has no gradients; take that off"
 _HOOKS_AROUND = "hooks on saved tensors are on around the call (save_on_cpu, say), which cannot be; leave them first"
 
 
@@ -104,6 +105,8 @@ class Chunk:
             raise ValueError(f"the network must map {self.n} inputs to logits [{self.n}, C], not to {given}")
         if not logits.is_floating_point():
             raise ValueError(f"the logits must be floating-point numbers, not {logits.dtype}")
+        if self.tracer.ungraded and not logits.requires_grad:
+            raise RuntimeError(_UNGRADED)
         return logits
 
     def _find_hidden(self, logits: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from .attempts import PROBE, Attempt, until_it_holds
 from .chunk import Chunk, Task
 from .fold import refreshed
 from .parameters import refuse_mixing, select, select_small
-from .plan import Plan, plan_for
+from .plan import Plan, lock_of, plan_for
 from .result import GradResult
 from .rule import Again
 from .seed import Loss
@@ -87,7 +87,7 @@ def grad_sq_norms(
         raise ValueError(f"{len(x)} images, {len(losses)} losses and {len(wanted)} parameters: each must be at least 1")
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, not {max_batch}")
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), lock_of(model):
         x = x.clone() if x.is_inference() else x
         task = Task(model, losses, wanted, small_names, plan_for(model, x, wanted))
         run = lambda part, attempt: _in_chunks(task, part, attempt)  # noqa: E731
@@ -129,13 +129,17 @@ def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     wanted = select(model, None)
     if not len(x) or not wanted:
         raise ValueError(f"{len(x)} images and {len(wanted)} parameters: each must be at least 1")
-    task = Task(model, [lambda z: z.sum(1)], wanted, [], Plan())
+    with lock_of(model):
+        return _explained(Task(model, [lambda z: z.sum(1)], wanted, [], Plan()), x)
+
+
+def _explained(task: Task, x: Tensor) -> list[tuple[str, str]]:
     while True:
         chunk = Chunk(task, x[:PROBE], refreshed(task.plan.folds or {}), Attempt(probe=True), keep=True)
         try:
             chunk.result()
             if not chunk.learned:
-                return _rules_taken(chunk, wanted)
+                return _rules_taken(chunk, task.wanted)
         except Again as again:
             again.learn(task.plan)
         except Exception:

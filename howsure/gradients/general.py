@@ -23,9 +23,9 @@ from .weights import Weights
 def one_sample_each(d: Tensor, layout: Layout, n: int) -> Tensor:
     """``[n, *d.shape]``: in row i only the entries of sample i are left."""
     rows = d.new_zeros(n, *d.shape)
-    split = Layout(layout.dim + 1, layout.inner, layout.major).split(rows, n)
+    apart = Layout(layout.dim + 1, layout.after, layout.before).apart(rows, n)
     at = torch.arange(n, device=d.device)
-    split[at, at] = layout.split(d, n)
+    apart[at, at] = layout.apart(d, n)
     return rows
 
 

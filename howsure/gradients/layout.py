@@ -13,27 +13,32 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Layout:
-    """The batch lies along ``dim``, whose size is ``n * inner``.
+    """The batch lies along ``dim``, whose size is ``before * n * after``: index = (b * n + sample) * after + a.
 
-    ``major``: index = sample * inner + k (windows cut out of each image); otherwise index = k * n + sample.
+    ``after`` alone: windows cut out of each image; ``before`` alone: positions first; both: attention within windows,
+    which goes over the positions first, then over the images and their windows.
     """
 
     dim: int = 0
-    inner: int = 1
-    major: bool = True
+    after: int = 1
+    before: int = 1
 
     def fits(self, shape: torch.Size, n: int) -> bool:
-        return self.dim < len(shape) and shape[self.dim] == n * self.inner
+        return self.dim < len(shape) and shape[self.dim] == self.before * n * self.after
+
+    def apart(self, t: Tensor, n: int) -> Tensor:
+        """A view of ``t`` as ``[n, …]``, in which dimension ``dim + 1`` is ``before`` and ``dim + 2`` is ``after``."""
+        sizes = (*t.shape[: self.dim], self.before, n, self.after, *t.shape[self.dim + 1 :])
+        return t.view(sizes).movedim(self.dim + 1, 0)
 
     def split(self, t: Tensor, n: int) -> Tensor:
-        """A view of ``t`` as ``[n, …]`` in which dimension ``dim + 1`` has the size ``inner``."""
-        sizes = (n, self.inner) if self.major else (self.inner, n)
-        return t.unflatten(self.dim, sizes).movedim(self.dim if self.major else self.dim + 1, 0)
+        """``[n, …]`` in which dimension ``dim + 1`` has the size ``before * after``; a view where one of them is 1."""
+        return self.apart(t, n).flatten(self.dim + 1, self.dim + 2)
 
     @property
     def rows(self) -> bool:
         """Whether each sample owns a run of whole rows."""
-        return self.dim == 0 and self.major
+        return self.dim == 0 and self.before == 1
 
 
 def candidates(shape: torch.Size, n: int) -> list[Layout]:
@@ -41,9 +46,10 @@ def candidates(shape: torch.Size, n: int) -> list[Layout]:
     found = []
     for dim, size in enumerate(shape):
         if size and size % n == 0:
-            found.append(Layout(dim, size // n))
-            if n > 1 and size > n:
-                found.append(Layout(dim, size // n, major=False))
+            inner = size // n
+            found.append(Layout(dim, inner))
+            if n > 1:
+                found += [Layout(dim, after, inner // after) for after in range(1, inner) if inner % after == 0]
     return found
 
 

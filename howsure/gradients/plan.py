@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,6 +84,14 @@ def _free_memory(device: torch.device) -> int:
 def _both(old: list[Layout], new: list[Layout]) -> list[Layout]:
     """What two probes allow; where they share nothing, as when sizes changed, what the later one does."""
     return [layout for layout in old if layout in new] or new or old
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """Held during a call: what is known of a network, and what its parameters require, is one call's at a time."""
+    return _locks.setdefault(model, threading.RLock())
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()

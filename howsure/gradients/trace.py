@@ -97,6 +97,8 @@ class Tracer(TorchFunctionMode):
         """Whether which calls are made hangs on the data."""
         self.reads_memory = False
         """Whether the network looks at how data lie in memory."""
+        self.ungraded = False
+        """Whether weights that are asked for were used while the network keeps no graph."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -198,6 +200,7 @@ class Tracer(TorchFunctionMode):
         if shape_only and self.weights.wants(args[0]):
             return self.weights.derive(func, args, kwargs)
         wanted = any(self.weights.wants(t) for t in tensors((args, kwargs) if kwargs else args))
+        self.ungraded |= wanted and not torch.is_grad_enabled()
         if not wanted or not torch.is_grad_enabled() or shape_only:
             out = self._plainly(func, args, kwargs, self.weights.strip)
             self._mark(out)
