@@ -12,14 +12,14 @@ from torch import nn
 class InputSpec:
     """How a network wants its images: `size` (height, width) in pixels, `mean` and `std` a channel, of values in 0..1.
 
-    `crop` is the share of the resized image's shorter side that is kept (1 resizes straight to `size`);
-    `interpolation` is Pillow's name in lower case.
+    `crop` is the share of the resized image's shorter side that is kept; None resizes straight to `size`, whatever the
+    image's proportions. `interpolation` is Pillow's name in lower case.
     """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop: float = 1.0
+    crop: float | None = None
     interpolation: str = "bilinear"
 
     @property

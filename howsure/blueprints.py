@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -117,9 +117,17 @@ def _timm_input(config: Any) -> InputSpec:
         size=tuple(config.input_size[-2:]),
         mean=tuple(config.mean),
         std=tuple(config.std),
-        crop=config.crop_pct if config.crop_pct else 1.0,
-        interpolation=config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bilinear",
+        **_resizing(config.to_dict()),
     )
+
+
+def _resizing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How timm's configuration has images resized."""
+    squashed, how = config.get("crop_mode") == "squash", config.get("interpolation")
+    return {
+        "crop": None if squashed else config.get("crop_pct") or 1.0,
+        "interpolation": how if how in ("bilinear", "bicubic") else "bilinear",
+    }
 
 
 def _torchvision(name: str, num_classes: int, asked: dict[str, Any]) -> Blueprint:
@@ -173,7 +181,8 @@ def _from_file(file: Path, function: str, num_classes: int, asked: dict[str, Any
             lacking = ", ".join(key for key, value in asked.items() if value is None)
             raise UserError(f"{file}:{function}: the network does not say what its inputs look like; give {lacking}")
         height, width = config.get("input_size", (3, 1, 1))[-2:]
-        own = InputSpec((height, width), tuple(config.get("mean", ())), tuple(config.get("std", ())))
+        resizing = _resizing(config) if "crop_pct" in config else {}
+        own = InputSpec((height, width), tuple(config.get("mean", ())), tuple(config.get("std", ())), **resizing)
     return Blueprint(lambda: model, _override(own, asked, f"{file}:{function}"))
 
 
@@ -183,7 +192,7 @@ def _override(own: InputSpec, asked: dict[str, Any], use: str) -> InputSpec:
     if "size" in changes:
         if len(changes["size"]) != 2 or min(changes["size"]) < 1:
             raise UserError(f"{use}: size must be [height, width] in pixels; got {list(changes['size'])}")
-        changes["crop"] = 1.0
+        changes["crop"] = None
     spec = replace(own, **changes)
     if len(spec.mean) != len(spec.std) or len(spec.mean) not in (1, 3):
         lengths = f"{len(spec.mean)} and {len(spec.std)}"

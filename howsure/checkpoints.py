@@ -23,9 +23,8 @@ def load_checkpoint(network: Network, file: Path) -> None:
     """Load weights from a file into a network. Raises UserError where its keys, shapes or classes do not match."""
     state = _flat(_read(file), file)
     own = network.model.state_dict()
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
-            state = {key[len(prefix) :]: value for key, value in state.items()}
+    while prefix := _prefix(state, own):
+        state = {key[len(prefix) :]: value for key, value in state.items()}
     _check_classes(network, state, file)
     lacking = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     strange = [key for key in state if key not in own]
@@ -42,6 +41,12 @@ def load_checkpoint(network: Network, file: Path) -> None:
             "give the checkpoint of this very architecture"
         )
     network.model.load_state_dict(state, strict=False)
+
+
+def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """What wrappers have put before every key."""
+    found = (p for p in _PREFIXES if all(key.startswith(p) for key in state))
+    return next((p for p in found if not any(key.startswith(p) for key in own)), None)
 
 
 def _read(file: Path) -> Any:

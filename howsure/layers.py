@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import UserError
 
@@ -17,6 +19,8 @@ Normalisation = (
     nn.modules.instancenorm._InstanceNorm,
 )
 IDLE = (nn.Identity, nn.Dropout)
+_ROUNDING = 1e-2
+"""Of logits, beside the largest: a GPU may round what it multiplies to ten bits, half precision has no more."""
 LARGER = 1.5
 """A map is larger than another if it has more than this many times its positions: class tokens add a few."""
 
@@ -43,10 +47,35 @@ def find_heads(model: nn.Module, x: Tensor) -> tuple[str, ...]:
     }
     for name, out in reversed(found.items()):
         if torch.equal(out, logits):
-            return (name,)
+            return (name,) if _linear(model, (name,), x, logits) else ()
     if len(found) > 1 and torch.allclose(torch.stack(list(found.values())).mean(0), logits, rtol=1e-4, atol=1e-6):
-        return tuple(found)
+        return tuple(found) if _linear(model, tuple(found), x, logits) else ()
     return ()
+
+
+def _linear(model: nn.Module, names: tuple[str, ...], x: Tensor, logits: Tensor) -> bool:
+    """Whether the logits are the mean of what the layers' weights make of their inputs. A layer's own `forward` may
+    normalise these; a hook, or the network in place, may change its output.
+    """
+    inputs: dict[nn.Module, Tensor] = {}
+    layers: list[Any] = [model.get_submodule(name) for name in names]
+
+    def keep(layer: nn.Module, given: tuple[Any, ...]) -> None:
+        inputs.update({layer: given[0].clone()} if given else {})
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(inputs) < len(layers):
+        return False
+    with torch.no_grad():
+        given = [F.linear(inputs[m].flatten(1).to(m.weight.dtype), m.weight.flatten(1), m.bias) for m in layers]
+    off = torch.stack(given).mean(0) - logits
+    return bool(off.abs().amax() <= _ROUNDING * logits.abs().amax())
 
 
 def _is_pointwise(layer: nn.Module) -> bool:

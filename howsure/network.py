@@ -102,7 +102,7 @@ class Network:
         """An image as uint8 `[H, W, channels]` at the network's size."""
         image = eight_bits(image).convert("L" if self.input.channels == 1 else "RGB")
         height, width = self.input.size
-        if self.input.crop < 1 or (image.height, image.width) != (height, width):
+        if self.input.crop is not None or (image.height, image.width) != (height, width):
             image = _resize(image, height, width, self.input.crop, RESAMPLING[self.input.interpolation])
         return np.asarray(image).reshape(height, width, self.input.channels)
 
@@ -118,13 +118,15 @@ class Network:
         return torch.tensor(self.input.std, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
 
 
-def _resize(image: Image.Image, height: int, width: int, crop: float, how: Image.Resampling) -> Image.Image:
-    if crop >= 1:
+def _resize(image: Image.Image, height: int, width: int, crop: float | None, how: Image.Resampling) -> Image.Image:
+    """To the pixel as timm and torchvision do it."""
+    if crop is None:
         return image.resize((width, height), how)
-    scale = max(height / crop / image.height, width / crop / image.width)
-    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), how)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    least = [int(side / crop + 1e-6) for side in (width, height)]
+    scale = max(side / given for side, given in zip(least, image.size, strict=True))
+    sides = [max(side, int(given * scale + 1e-6)) for side, given in zip(least, image.size, strict=True)]
+    left, top = round((sides[0] - width) / 2), round((sides[1] - height) / 2)
+    return image.resize((sides[0], sides[1]), how).crop((left, top, left + width, top + height))
 
 
 @torch.no_grad()

@@ -14,8 +14,10 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from howsure import ArrayImages, Backbone, InputSpec, Recipe, UserError
+from howsure.blueprints import blueprint_of
 from howsure.network import Network
 from howsure.networks import load_network
 from howsure.plugins import BACKBONES
@@ -155,7 +157,9 @@ def test_an_unwritable_cache(tmp_path, images):
 
 
 @pytest.mark.parametrize("nest", [None, "state_dict", "model", "model_state_dict", "net"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.model."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module.model.", "_orig_mod.module.", "model._orig_mod."]
+)
 def test_checkpoints_bare_or_nested_with_or_without_prefix(tmp_path, nest, prefix):
     state = weights()
     content = {prefix + key: value for key, value in state.items()}
@@ -226,7 +230,7 @@ def test_a_timm_network_of_another_size_and_one_channel(tmp_path):
     network = load_network(
         "n", TIMM, num_classes=3, checkpoint="w.pt", base=tmp_path, size=(64, 64), mean=[0.5], std=[0.5]
     )
-    assert network.input == InputSpec((64, 64), (0.5,), (0.5,), 1.0, "bicubic")
+    assert network.input == InputSpec((64, 64), (0.5,), (0.5,), None, "bicubic")
 
 
 def test_a_size_for_a_timm_network_that_knows_none(tmp_path):
@@ -266,6 +270,42 @@ def test_a_torchvision_network_takes_its_inputs_from_its_weights(tmp_path):
     assert network.input.size == (224, 224)
     assert network.input.mean == (0.485, 0.456, 0.406)
     assert network.input.crop == 224 / 256
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 512), (224, 224), (61, 300)])
+@pytest.mark.parametrize(
+    "use",
+    [
+        *(
+            "torchvision/resnet50",
+            "torchvision/efficientnet_v2_s",
+            "torchvision/regnet_y_400mf",
+            "torchvision/maxvit_t",
+        ),
+        *("timm/resnet18", "timm/deit3_small_patch16_384", "timm/efficientnet_b0", "timm/test_vit"),
+        "timm/eva02_tiny_patch14_336",
+    ],
+)
+def test_images_are_resized_and_cropped_as_the_networks_own_library_does(use, size):
+    own = blueprint_of(use, 10, Path(), None, None, None).input
+    network = Network("n", nn.Identity(), own, 10)
+    library, name = use.split("/")
+    if library == "timm":
+        config = timm.data.resolve_data_config(pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict())
+        transform = timm.data.create_transform(**config)
+    else:
+        transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    got = network.normalise(torch.from_numpy(network.prepare(image).copy())[None])[0]
+    torch.testing.assert_close(got, transform(image), rtol=0, atol=1e-5)
+
+
+def test_a_network_from_a_file_is_given_images_as_its_configuration_says(tmp_path):
+    code = f"import timm\n\ndef make():\n    return timm.create_model('{TIMM.removeprefix('timm/')}')\n"
+    (tmp_path / "net.py").write_text(code)
+    own, named = (blueprint_of(use, 1000, tmp_path, None, None, None).input for use in ("net.py:make", TIMM))
+    assert own == named
+    assert blueprint_of("net.py:make", 1000, tmp_path, None, None, (32, 32)).input.crop is None
 
 
 @pytest.mark.parametrize(
@@ -309,6 +349,7 @@ def test_a_function_in_a_file(tmp_path):
 NEGATED = """
 import layer
 from torch import nn
+from torch.nn import functional as F
 
 def plain():
     return nn.Sequential(nn.Flatten(), layer.Layer(), nn.Linear(48, 10))
@@ -444,6 +485,7 @@ def test_kernels_keep_channels_side_by_side_where_the_network_allows(tmp_path, k
 DOUBTFUL = """
 from torch import nn
 from torch.nn import functional as F
+from torch.nn import functional as F
 
 class Net(nn.Module):
     def __init__(self, last):
@@ -489,3 +531,34 @@ def test_a_network_whose_weights_are_drawn_is_the_same_each_time(tmp_path):
     )
     assert first.digest == second.digest != other.digest
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return 10 * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).mul_(2)
+
+
+def hooked(net):
+    net[-1].register_forward_hook(lambda _m, _x, out: out / 2)
+    return net
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), Cosine(8, 3, bias=False)),
+        Doubled(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3)),
+        hooked(nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3))),
+    ],
+    ids=["normalised", "scaled in place", "changed by a hook"],
+)
+def test_a_head_is_what_makes_the_logits_from_its_weights(net):
+    network = Network("net", net.eval(), InputSpec((4, 4), (0.5,) * 3, (0.25,) * 3), 3)
+    assert network.heads == ()
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    assert dataclasses.replace(network, model=plain).heads == ("3",)
