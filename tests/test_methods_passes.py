@@ -256,7 +256,7 @@ def test_adascale(network: Network) -> None:
     train = pixels(40, 1)
     states = {}
     for name in ("adascale_a", "adascale_l"):
-        method = METHODS[name](percentile=(60.0, 95.0))
+        method = METHODS[name](percentile=(60.0, 95.0), k1=20.0, k2=60.0)
         fit, reps = read(network, train, method.needs), read(network, pixels(), method.needs)
         states[name] = method.score(reps, **method.fit(fit))
     w, b = reps[Head()].weight.double(), reps[Head()].bias.double()
@@ -277,8 +277,8 @@ def test_adascale(network: Network) -> None:
         hook.remove()
         h, moved = caught[0][0].double(), caught[1][0].double()
         order = h.argsort(descending=True)
-        k1, k2 = max(1, int(len(h) * 0.05)), max(1, int(len(h) * 0.01))
-        return h, float(10 * (h - moved).abs()[order[:k2]].sum() + moved.relu()[order[:k1]].sum())
+        k1, k2 = int(len(h) * 0.2), int(len(h) * 0.6)
+        return h, float(10 * (h - moved).abs()[order[:k1]].sum() + moved.relu()[order[:k2]].sum())
 
     known = np.array([reaction(x)[1] for x in network.normalise(train)])
     for i, image in enumerate(network.normalise(pixels())):
