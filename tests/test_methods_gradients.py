@@ -17,6 +17,7 @@ from howsure import (
     Confound,
     Features,
     GradNorms,
+    InputSpec,
     Labels,
     LayerMeans,
     LayerMoments,
@@ -140,6 +141,20 @@ def test_exgrad(network: Network) -> None:
             g = torch.cat([found[name].flatten() for name in head_of(network)])
             expected += float(p[c]) * np.array([float(g.abs().sum()), float(g.norm())])
         assert (float(l1[i]), float(l2[i])) == pytest.approx(tuple(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_exgrad_of_a_head_without_bias(norm: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
+    network = Network("no bias", model.eval(), InputSpec((2, 2), (0.5,) * 3, (0.25,) * 3), 4)
+    images = pixels()[:, :2, :2]
+    method = METHODS["exgrad"](norm=norm)
+    scores = method.score(read(network, images, method.needs))
+    for image, score in zip(images, scores, strict=True):
+        p = model(network.normalise(image[None])).softmax(1)[0]
+        each = [gradients(network, image, lambda z, c=c: F.cross_entropy(z, torch.tensor(c)[None])) for c in range(4)]  # type: ignore[arg-type,misc]
+        norms = [torch.linalg.vector_norm(g["1.weight"], int(norm[1])) for g in each]
+        assert score == pytest.approx(sum(float(a.detach() * b) for a, b in zip(p, norms, strict=True)), rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", [Confound(), Confound(hot=0), Confound(hot=2), Confound(output="softmax")])

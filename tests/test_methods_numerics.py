@@ -13,9 +13,9 @@ from torch import Tensor
 from howsure import Features, Head, Labels, LayerMeans, Logits, Method, Reps, Tap, UserError
 from howsure.plugins import METHODS
 from howsure.readings import channel_means
-from howsure.representations import HeadWeights
+from howsure.representations import HasBias, HeadWeights
 
-ARRAYS = {Logits(), Features(), Labels(), Head()}
+ARRAYS = {Logits(), Features(), Labels(), Head(), HasBias()}
 
 
 def from_arrays() -> Iterator[str]:
@@ -42,7 +42,7 @@ def images(n: int = 80, d: int = 8, c: int = 5, seed: int = 0) -> tuple[Tensor, 
 
 def reps(h: Tensor, y: Tensor, head: HeadWeights, logits: Tensor | None = None) -> Reps:
     z = h.float() @ head.weight.T + head.bias if logits is None else logits
-    return Reps({Logits(): z, Features(): h, Labels(): y, Head(): head})
+    return Reps({Logits(): z, Features(): h, Labels(): y, Head(): head, HasBias(): torch.tensor([True])})
 
 
 def method(name: str) -> Method:
