@@ -194,6 +194,13 @@ def test_equal_logits_tie(name: str) -> None:
         assert scores.unique().numel() == 1
 
 
+@pytest.mark.parametrize("name", ["mahalanobis", "rmd", "gmm", "mahalanobis_layers"])
+def test_one_image_a_class_has_no_covariance(name: str) -> None:
+    train, test = reps(*images(n=5)), reps(*images(n=30, seed=1))
+    with pytest.raises(UserError, match="two different images of a class"):
+        layer_distances(train, test) if name == "mahalanobis_layers" else scored(name, train, test)
+
+
 @pytest.mark.parametrize("name", FITTED)
 def test_classes_without_training_images(name: str) -> None:
     train, test = reps(*images()), reps(*images(n=30, seed=1))
