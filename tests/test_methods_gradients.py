@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import DenseNet
 
 from howsure import (
     ActivationNorms,
@@ -447,7 +448,18 @@ def test_gaia(conv: Network) -> None:
 def METHODS_LAST(network: Network) -> str | None:  # noqa: N802
     from howsure.methods._gaia import feature_maps
 
-    return feature_maps(network)[1]
+    return feature_maps(network).last
+
+
+def test_a_final_norm_whose_output_is_the_last_map_is_no_inner_layer() -> None:
+    model = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=4).eval()
+    network = Network("dense", model, InputSpec((32, 32), (0.5,) * 3, (0.25,) * 3), 4)
+    (rep,) = METHODS["gaia_a"]().needs
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    inner = read(network, images, [rep])[rep]["inner"]
+    last = model.features.norm5.num_features
+    assert METHODS_LAST(network) == "features"
+    assert inner.shape[1] == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)) - last
 
 
 class Ends(nn.Module):
