@@ -16,6 +16,7 @@ from .errors import UserError
 from .extract import Extractor, seeded, union
 from .image_files import FolderImages
 from .images import Images, Subset, as_images
+from .method import Method
 from .networks import load_network
 from .representations import Logits
 from .sources import num_classes, resolve
@@ -35,6 +36,7 @@ def score_folder(
 ) -> pd.DataFrame:
     """One row an image, most uncertain first: `file`, `class` (predicted), `score`, and `percentile`, the share of
     training images that score lower, in percent: of a fifth of them, drawn at random, that the method is not fitted on.
+    Methods whose `fit_split` is "val" are fitted on that split of `train` where it has one of other images.
     `inputs`: mean, std and size, None where the network says them.
 
     Raises:
@@ -65,8 +67,9 @@ def score_folder(
         raise UserError(f"{method} cannot score this network: {refused}")
     extractor = Extractor(network, Store(cache_root() / "representations"), split)
     needs = union([(Logits(), *scorer.needs)])
-    extractor(split, [rep for rep in needs if not rep.needs])
-    seen, usual, found = (extractor(some, needs) for some in (split, apart, folder))
+    learnt = _learnt_from(scorer, source, known) or split
+    extractor(learnt, [rep for rep in needs if not rep.needs])
+    seen, usual, found = (extractor(some, needs) for some in (learnt, apart, folder))
     classes = found[Logits()].argmax(1).tolist()
     seen, usual, found = (reps.only(tuple(scorer.needs), method) for reps in (seen, usual, found))
     state = seeded(0, lambda: scorer.fit(seen)) if scorer.supervision == "id-train" else {}
@@ -86,6 +89,14 @@ def score_folder(
         "percentile": (100 * below).round(decimals=1).numpy(),
     })  # fmt: skip
     return table.sort_values("score", ascending=False, ignore_index=True)
+
+
+def _learnt_from(method: Method, source: Any, known: Images) -> Split | None:
+    """Held-out images, where the method asks for them and the data set has some that are not the training images."""
+    if method.fit_split == "train" or method.fit_split not in source.splits:
+        return None
+    images = as_images(source.split(method.fit_split), f"{source.name}: {method.fit_split}")
+    return Split(method.fit_split, images) if len(images) and images.fingerprint != known.fingerprint else None
 
 
 def _divided(images: Images) -> tuple[Images, Images]:

@@ -59,7 +59,7 @@ class Wrapped(Images):
         labels, digest = np.empty(len(self), np.int64), hashlib.sha256()
         for index in range(len(self)):
             image, labels[index] = self[index]
-            digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+            digest.update(f"{image.mode} {image.size} {image.getpalette()}".encode() + image.tobytes())
         digest.update(labels.tobytes())
         return labels, digest.hexdigest()
 

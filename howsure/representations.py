@@ -69,7 +69,7 @@ class Head(Representation[HeadWeights]):
         return None if network.heads else "the network's logits come from no linear layer, nor from the mean of several"
 
     def compute(self, batch: Batch, **state: Tensor) -> HeadWeights:
-        heads = [cast(nn.Linear | nn.Conv2d, module(batch.network.model, name)) for name in batch.network.heads]
+        heads = _heads(batch.network)
         weight = torch.cat([head.weight.detach().float().flatten(1) for head in heads], 1) / len(heads)
         biases = [head.bias.detach().float() for head in heads if head.bias is not None]
         return HeadWeights(
@@ -81,6 +81,21 @@ class Head(Representation[HeadWeights]):
 
     def unpack(self, arrays: dict[str, Tensor]) -> HeadWeights:
         return HeadWeights(**arrays)
+
+
+@dataclass(frozen=True)
+class HasBias(Representation[Tensor]):
+    """Whether the last linear layer has a bias, bool `[1]`, which `Head` does not tell; no image is looked at."""
+
+    cost = "free"
+    per_image = False
+
+    def compute(self, batch: Batch, **state: Tensor) -> Tensor:
+        return torch.tensor([any(head.bias is not None for head in _heads(batch.network))])
+
+
+def _heads(network: Network) -> list[nn.Linear | nn.Conv2d]:
+    return [cast(nn.Linear | nn.Conv2d, module(network.model, name)) for name in network.heads]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checks hyper-parameters of methods and losses against their annotations; a name has the same range everywhere."""
+"""Checks hyper-parameters of methods and losses against their annotations, and against the range of their name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from .errors import UserError
 
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("k", "m", "r", "tail", "samples", "hidden", "blocks"), ("at least 1", lambda v: v >= 1)),
-    **dict.fromkeys(("temperature", "tau"), ("above 0", lambda v: v > 0)),
-    **dict.fromkeys(("shrinkage", "shift_shrinkage"), ("from 0 to 1", lambda v: 0 <= v <= 1)),
+    **dict.fromkeys(("temperature", "tau", "power"), ("above 0", lambda v: v > 0)),
+    **dict.fromkeys(("shrinkage", "shift_shrinkage", "threshold"), ("from 0 to 1", lambda v: 0 <= v <= 1)),
     **dict.fromkeys(("ridge", "epsilon", "weight_decay", "hot"), ("at least 0", lambda v: v >= 0)),
+    "crops": ("from 0 to 4", lambda v: 0 <= v <= 4),
+    "Gram.power": ("from 1 to 10", lambda v: 1 <= v <= 10),
+    "OpenMax.alpha": ("at least 1", lambda v: v >= 1),
 }
+"""By the name of a field, everywhere, or of a class and its field, where the name means something else elsewhere."""
 
 WORDS = {
     "Loss": 'a loss, in a suite { kind = "confound" }',
@@ -44,7 +48,7 @@ def check_values(owner: Any) -> None:
             what, kind = ("a number", Real) if float in numbers else ("an integer", Integral)
             if isinstance(value, bool) or not isinstance(value, kind):
                 raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {what}")
-            words, fine = RANGES.get(name, ("", lambda _: True))
+            words, fine = RANGES.get(f"{type(owner).__name__}.{name}") or RANGES.get(name, ("", lambda _: True))
             if not fine(value):
                 raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {words}")
 

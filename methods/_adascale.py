@@ -41,8 +41,8 @@ class PerturbedFeatures(Representation[Tensor]):
 @dataclass(frozen=True)
 class _AdaScale(Method):
     percentile: tuple[float, float] = (75.0, 85.0)
-    k1: float = 5.0
-    k2: float = 1.0
+    k1: float = 1.0
+    k2: float = 5.0
     lmbda: float = 10.0
     o: float = 0.05
 
@@ -74,8 +74,8 @@ class _AdaScale(Method):
 
     def _shift(self, reps: Reps) -> Tensor:
         h, moved = reps[Features()].double(), reps[PerturbedFeatures(self.o)].double()
-        correction = moved.relu().gather(1, _top(h, self.k1)).sum(1)
-        return self.lmbda * (h - moved).abs().gather(1, _top(h, self.k2)).sum(1) + correction
+        correction = moved.relu().gather(1, _top(h, self.k2)).sum(1)
+        return self.lmbda * (h - moved).abs().gather(1, _top(h, self.k1)).sum(1) + correction
 
 
 def _top(h: Tensor, percent: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,20 +14,33 @@ from howsure.layers import by_channel, module, norm_layers, stages
 
 from ._passes import recorded, tracked
 
-_MAPS: WeakKeyDictionary[Network, tuple[tuple[str, ...], str | None]] = WeakKeyDictionary()
+_MAPS: WeakKeyDictionary[Network, Maps] = WeakKeyDictionary()
 NO_MAPS = "GAIA needs feature maps [N, C, H, W] or [N, H, W, C] after normalisation layers; the network has none"
 
 
-def feature_maps(network: Network) -> tuple[tuple[str, ...], str | None]:
-    """Names of the normalisation layers that give maps (`[N, C, H, W]`, `[N, H, W, C]`), and of the last stage's."""
+class Maps(NamedTuple):
+    """Names of layers that give maps (`[N, C, H, W]`, `[N, H, W, C]`)."""
+
+    norms: tuple[str, ...]
+    """Normalisation layers."""
+    inner: tuple[str, ...]
+    """Those of them whose map is not the last stage's."""
+    last: str | None
+    """The last stage."""
+
+
+def feature_maps(network: Network) -> Maps:
+    """The layers that GAIA looks at, found by a pass over made-up images."""
     if network not in _MAPS:
         example = network.example()
         names = tuple(norm_layers(network.model))
         last = stages(network.model, example)[-1:]
         with torch.no_grad(), recorded(network.model, tuple(dict.fromkeys([*names, *last]))) as outputs:
             network.model(example)
-        maps = {name for name, out in outputs.items() if out.dim() == 4 and len(out) == len(example)}
-        _MAPS[network] = tuple(n for n in names if n in maps), next((n for n in last if n in maps), None)
+        maps = {name: out for name, out in outputs.items() if out.dim() == 4 and len(out) == len(example)}
+        norms, end = tuple(n for n in names if n in maps), next((n for n in last if n in maps), None)
+        inner = tuple(n for n in norms if end is None or not torch.equal(maps[n], maps[end]))
+        _MAPS[network] = Maps(norms, inner, end)
     return _MAPS[network]
 
 
@@ -37,7 +51,7 @@ class NonZeroShare(Representation[Tensor]):
     cost = "passes"
 
     def skip(self, network: Network) -> str | None:
-        if not feature_maps(network)[0]:
+        if not feature_maps(network).norms:
             return NO_MAPS
         some_zero = (self._shares(network, network.example()) < 1).any()
         return None if some_zero else "no gradient at its normalisation layers is zero: no ReLU follows"
@@ -46,7 +60,7 @@ class NonZeroShare(Representation[Tensor]):
         return self._shares(batch.network, batch.images)
 
     def _shares(self, network: Network, images: Tensor) -> Tensor:
-        names, _ = feature_maps(network)
+        names = feature_maps(network).norms
         with torch.enable_grad(), recorded(network.model, names) as outputs:
             top = network.model(tracked(images)).amax(1).sum()
             gradients = torch.autograd.grad(top, [outputs[name] for name in names])
@@ -60,14 +74,13 @@ class AverageGradients(Representation[dict[str, Tensor]]):
     cost = "passes"
 
     def skip(self, network: Network) -> str | None:
-        names, last = feature_maps(network)
-        return None if names and last else NO_MAPS
+        maps = feature_maps(network)
+        return None if maps.inner and maps.last else NO_MAPS
 
     def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:
-        names, last = feature_maps(batch.network)
+        _, inner, last = feature_maps(batch.network)
         assert last is not None
         model: nn.Module = batch.network.model
-        inner = tuple(name for name in names if name != last)
         with torch.enable_grad(), recorded(model, (*inner, last)) as outputs:
             total = model(tracked(batch.images)).log_softmax(1).sum()
             (output,) = torch.autograd.grad(total, outputs[last], retain_graph=True)

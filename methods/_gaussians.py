@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from howsure import UserError
 from howsure.gaussian import inverse_root, whitener
 
 ROUNDING = torch.finfo(torch.float32).eps
@@ -23,18 +24,27 @@ def whiten(centred: Tensor, shrinkage: float = 0.0) -> Tensor:
     """`W [D, K]`, float64, with `W Wᵀ` the pseudo-inverse covariance of centred rows `[N, D]`.
 
     Left out are the directions whose variance is below 1.2e-7 (single precision) of the largest: there the rounding of
-    the network itself would be magnified, as behind a layer norm, whose outputs are linearly dependent.
+    the network itself would be magnified, as behind a layer norm, whose outputs are linearly dependent. UserError where
+    no direction is left.
     """
     columns = whitener(centred, shrinkage)
     per_sd = columns.norm(dim=0)
     kept = per_sd > 0
     if bool(kept.any()):
         kept &= per_sd.square() <= per_sd[kept].amin().square() / ROUNDING
-    return columns[:, kept]
+    return _not_empty(columns[:, kept])
 
 
 def whiten_within(centred: Tensor, directions: Tensor, shrinkage: float = 0.0) -> Tensor:
     """The same within the span of `directions [D, K]`, of which only those without any variance are left out."""
     x = centred @ directions
     diagonal = directions.T @ (centred.square().mean(0)[:, None] * directions)
-    return directions @ inverse_root((1 - shrinkage) * (x.T @ x) / len(x) + shrinkage * diagonal)
+    return _not_empty(directions @ inverse_root((1 - shrinkage) * (x.T @ x) / len(x) + shrinkage * diagonal))
+
+
+def _not_empty(columns: Tensor) -> Tensor:
+    if not columns.any():
+        raise UserError(
+            "training features do not vary around their means; fit on two different images of a class or more"
+        )
+    return columns

@@ -11,10 +11,10 @@ from howsure import UserError
 LARGEST_RATIO = 500.0
 
 
-def percentile_of(values: Tensor, percentile: float) -> Tensor:
-    """The percentile (0 to 100) of all entries, interpolated linearly; a float64 scalar."""
+def percentile_of(values: Tensor, percentile: float, dim: int | None = None) -> Tensor:
+    """The percentile (0 to 100) of all entries, or along a dimension, interpolated linearly; float64."""
     check(percentile)
-    return torch.tensor(float(np.percentile(values.double().numpy(), percentile)), dtype=torch.float64)
+    return torch.as_tensor(np.percentile(values.double().numpy(), percentile, axis=dim))
 
 
 def check(percentile: float) -> None:

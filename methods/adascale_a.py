@@ -19,9 +19,11 @@ class AdaScaleA(_AdaScale):
 
     score = -logsumexp(W (h exp(r)) + b) with r = Σ relu(h) / Σ_{above percentile p} relu(h); shape [N], higher means
     more uncertain. The percentile is the sample's own: p = p_min + (1 - F(Q')) (p_max - p_min), F the distribution of
-    Q' = λ Σ_{top k2 % of h} |h - h'| + Σ_{top k1 % of h} relu(h') over in-distribution images that the network was not
+    Q' = λ Σ_{top k1 % of h} |h - h'| + Σ_{top k2 % of h} relu(h') over in-distribution images that the network was not
     trained on, h' the features after moving the share `o` of input values with the smallest gradient of the top logit
     by 0.5 (in normalised input). Two forward passes and one backward pass to the input.
+
+    k1 and k2 are the paper's; the authors' code had them the other way round at first.
     """
 
     def score(self, reps: Reps, reference: Tensor) -> Tensor:

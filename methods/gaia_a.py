@@ -20,7 +20,8 @@ class GaiaA(Method):
     layer's map. score = mean_c (b_c / output)²; shape [N], higher means more uncertain. One forward and two backward
     passes to the maps.
 
-    All normalisation layers before A are taken (the authors' code takes the last blocks of some networks).
+    All normalisation layers before A are taken (the authors' code takes the last blocks of some networks); one whose
+    output is A itself is none of them.
     """
 
     needs = (AverageGradients(),)

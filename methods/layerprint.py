@@ -113,7 +113,7 @@ class LayerPrint(Method):
     unit norm; shape [N], higher means more uncertain. No outlier is seen. One forward pass.
 
     All up to d_l and the neighbours are fitted on one half of the training images; D and s on the other half.
-    `shrinkage` is the weight of the covariances' own diagonals.
+    `shrinkage` is the weight of its own diagonal in the covariance of what is left of x_l; in that of D it is 0.1.
     """
 
     k: int = 10

@@ -10,14 +10,15 @@ from torch import Tensor
 from howsure import Batch, Logits, Method, Representation, Reps
 
 from ._passes import shared_input_gradient
-from ._softmax import doubt
+from ._softmax import doubt, log_odds
 
 
 @dataclass(frozen=True)
 class PerturbedLogits(Representation[Tensor]):
     """Logits of `x + epsilon * sign(gradient of log max softmax(z / temperature))`, `[N, C]`.
 
-    `epsilon` is in pixel values of inputs in [0, 1].
+    `epsilon` is in pixel values of inputs in [0, 1]. The gradient is that of log (p / (1 - p)), p = max softmax(z /
+    temperature): its sign is the same, and does not drown in rounding where the network is sure.
     """
 
     cost = "passes"
@@ -26,7 +27,7 @@ class PerturbedLogits(Representation[Tensor]):
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         def objective(logits: Tensor) -> Tensor:
-            return (logits / self.temperature).log_softmax(1).amax(1)
+            return -log_odds(logits, self.temperature)
 
         model = batch.network.model
         gradient = batch.share(("odin", self.temperature), lambda: shared_input_gradient(batch, objective))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from howsure import ArrayImages, cli
+from howsure import ArrayImages, Logits, cli
 from howsure.answer import _divided, score_folder
 from howsure.cli import main
 from howsure.plugins import BACKBONES, DATASETS, METHODS
@@ -325,6 +325,26 @@ def test_percentiles_are_of_images_that_a_method_is_not_fitted_on(images, sizes)
     fitted, apart = _divided(known)
     assert (len(fitted), len(apart)) == sizes
     assert images < 5 or {*fitted.y, *apart.y} == set(range(images))
+
+
+@pytest.mark.parametrize(
+    ("method", "apart", "fitted"), [("klm", True, 20), ("klm", False, 80), ("mahalanobis", True, 80)]
+)
+def test_score_fits_on_held_out_images_where_the_method_asks_for_some(tmp_path, monkeypatch, method, apart, fitted):
+    net, seen, fit = tmp_path / "flat2.py", [], METHODS[method].fit
+    net.write_text("from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\n")
+    for split, images in (("train", 100), ("val", 20)) if apart else (("", 100),):
+        for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (images, 8, 8), dtype=np.uint8)):
+            file = tmp_path / "data" / split / str(i % 2) / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    monkeypatch.setattr(
+        METHODS[method], "fit", lambda self, train: seen.append(len(train[Logits()])) or fit(self, train)
+    )
+    monkeypatch.setattr(METHODS[method], "needs", (*METHODS[method].needs, Logits()))
+    data, inputs = tmp_path / "data", {"mean": [0.5], "std": [0.25], "size": [8, 8]}
+    score_folder(f"{net}:build", method, f"imagefolder:{data}", data, None, torch.device("cpu"), inputs)
+    assert seen == [fitted]
 
 
 def test_a_percentile_says_how_many_usual_images_score_lower(tmp_path):

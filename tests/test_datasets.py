@@ -236,6 +236,17 @@ def test_a_plugin_without_split():
         Forgetful().split("test")
 
 
+@pytest.mark.parametrize("mode", ["P", "PA"])
+def test_the_fingerprint_of_a_plugins_images_changes_with_a_palette(mode):
+    def painted(colour: int) -> Image.Image:
+        image = Image.new("P", (2, 2))
+        image.putpalette([colour, 0, 0])
+        return image.convert(mode)
+
+    red, again, black = (as_images([(painted(colour), 0)], "mine").fingerprint for colour in (255, 255, 0))
+    assert red == again != black
+
+
 # Views
 
 

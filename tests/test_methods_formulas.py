@@ -491,14 +491,25 @@ def test_scale_and_lts(percentile: float, k: int) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_vra(gamma: float) -> None:
     train, test = data(23)
-    low, high = np.percentile(train.h, 30), np.percentile(train.h, 80)
+    limits = [(np.percentile(column, 30), np.percentile(column, 80)) for column in train.h.T]
 
-    def rectified(v: float) -> float:
+    def rectified(v: float, low: float, high: float) -> float:
         return 0.0 if v < low else high if v > high else v + gamma
 
-    expected = energies(train, [np.array([rectified(v) for v in h]) for h in test.h])
+    expected = energies(train, [np.array([rectified(v, *p) for v, p in zip(h, limits, strict=True)]) for h in test.h])
     got = scores("vra", train, test, percentile_low=30, percentile_high=80, gamma=gamma)
     np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+def test_vra_is_not_react_where_half_of_the_features_are_zero() -> None:
+    train, test = data(26)
+    for some in (train, test):
+        some.h = np.maximum(some.h - np.median(train.h, axis=0), 0)
+    vra = METHODS["vra"]
+    assert min(vra.grid["percentile_low"]) >= 50
+    limits = np.percentile(train.h, vra.percentile_high, axis=0)
+    clipped = energies(train, [np.minimum(h, limits) for h in test.h])
+    assert np.abs(scores("vra", train, test) - clipped).max() > 0.01
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [

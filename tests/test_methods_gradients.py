@@ -11,12 +11,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import DenseNet
 
 from howsure import (
     ActivationNorms,
     Confound,
     Features,
     GradNorms,
+    InputSpec,
     Labels,
     LayerMeans,
     LayerMoments,
@@ -140,6 +142,20 @@ def test_exgrad(network: Network) -> None:
             g = torch.cat([found[name].flatten() for name in head_of(network)])
             expected += float(p[c]) * np.array([float(g.abs().sum()), float(g.norm())])
         assert (float(l1[i]), float(l2[i])) == pytest.approx(tuple(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_exgrad_of_a_head_without_bias(norm: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
+    network = Network("no bias", model.eval(), InputSpec((2, 2), (0.5,) * 3, (0.25,) * 3), 4)
+    images = pixels()[:, :2, :2]
+    method = METHODS["exgrad"](norm=norm)
+    scores = method.score(read(network, images, method.needs))
+    for image, score in zip(images, scores, strict=True):
+        p = model(network.normalise(image[None])).softmax(1)[0]
+        each = [gradients(network, image, lambda z, c=c: F.cross_entropy(z, torch.tensor(c)[None])) for c in range(4)]  # type: ignore[arg-type,misc]
+        norms = [torch.linalg.vector_norm(g["1.weight"], int(norm[1])) for g in each]
+        assert score == pytest.approx(sum(float(a.detach() * b) for a, b in zip(p, norms, strict=True)), rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", [Confound(), Confound(hot=0), Confound(hot=2), Confound(output="softmax")])
@@ -432,7 +448,18 @@ def test_gaia(conv: Network) -> None:
 def METHODS_LAST(network: Network) -> str | None:  # noqa: N802
     from howsure.methods._gaia import feature_maps
 
-    return feature_maps(network)[1]
+    return feature_maps(network).last
+
+
+def test_a_final_norm_whose_output_is_the_last_map_is_no_inner_layer() -> None:
+    model = DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8, num_classes=4).eval()
+    network = Network("dense", model, InputSpec((32, 32), (0.5,) * 3, (0.25,) * 3), 4)
+    (rep,) = METHODS["gaia_a"]().needs
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    inner = read(network, images, [rep])[rep]["inner"]
+    last = model.features.norm5.num_features
+    assert METHODS_LAST(network) == "features"
+    assert inner.shape[1] == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)) - last
 
 
 class Ends(nn.Module):

@@ -13,9 +13,9 @@ from torch import Tensor
 from howsure import Features, Head, Labels, LayerMeans, Logits, Method, Reps, Tap, UserError
 from howsure.plugins import METHODS
 from howsure.readings import channel_means
-from howsure.representations import HeadWeights
+from howsure.representations import HasBias, HeadWeights
 
-ARRAYS = {Logits(), Features(), Labels(), Head()}
+ARRAYS = {Logits(), Features(), Labels(), Head(), HasBias()}
 
 
 def from_arrays() -> Iterator[str]:
@@ -42,7 +42,7 @@ def images(n: int = 80, d: int = 8, c: int = 5, seed: int = 0) -> tuple[Tensor, 
 
 def reps(h: Tensor, y: Tensor, head: HeadWeights, logits: Tensor | None = None) -> Reps:
     z = h.float() @ head.weight.T + head.bias if logits is None else logits
-    return Reps({Logits(): z, Features(): h, Labels(): y, Head(): head})
+    return Reps({Logits(): z, Features(): h, Labels(): y, Head(): head, HasBias(): torch.tensor([True])})
 
 
 def method(name: str) -> Method:
@@ -192,6 +192,13 @@ def test_equal_logits_tie(name: str) -> None:
     scores = scored(name, equal, equal)
     if method(name).needs == (Logits(),):
         assert scores.unique().numel() == 1
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "rmd", "gmm", "mahalanobis_layers"])
+def test_one_image_a_class_has_no_covariance(name: str) -> None:
+    train, test = reps(*images(n=5)), reps(*images(n=30, seed=1))
+    with pytest.raises(UserError, match="two different images of a class"):
+        layer_distances(train, test) if name == "mahalanobis_layers" else scored(name, train, test)
 
 
 @pytest.mark.parametrize("name", FITTED)

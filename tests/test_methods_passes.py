@@ -15,6 +15,7 @@ from howsure import (
     Confound,
     Features,
     Head,
+    InputSpec,
     LayerMeans,
     Logits,
     Network,
@@ -117,6 +118,21 @@ def test_odin(network: Network, temperature: float) -> None:
         moved = network.model(x.detach() - 0.01 / network.std * gradient.sign()).detach().double()
         expected = 1 - (moved / temperature).softmax(1).max()
         assert abs(scores[i] - expected) < 1e-6
+
+
+@pytest.mark.parametrize("gap", [1.0, 20.0, 60.0, 2000.0])
+def test_the_step_of_odin_where_the_network_is_sure(gap: float) -> None:
+    layer = nn.Linear(12, 2, bias=False)
+    network = Network("sure", nn.Sequential(nn.Flatten(), layer), InputSpec((2, 2), (0.5,) * 3, (0.25,) * 3), 2)
+    image = pixels(1)[:, :2, :2]
+    x = network.normalise(image)
+    with torch.no_grad():
+        slope = layer.weight[0] - layer.weight[1]
+        layer.weight *= gap / (x.flatten() @ slope)
+        towards_the_first = layer.weight[0] - layer.weight[1]
+        expected = network.model(x + 0.01 / 0.25 * towards_the_first.sign().view(3, 2, 2))
+    found = read(network, image, METHODS["odin"](temperature=1.0, epsilon=0.01).needs)
+    torch.testing.assert_close(next(iter(found.values())), expected)
 
 
 def test_odin_without_a_step_needs_no_pass() -> None:
@@ -256,7 +272,7 @@ def test_adascale(network: Network) -> None:
     train = pixels(40, 1)
     states = {}
     for name in ("adascale_a", "adascale_l"):
-        method = METHODS[name](percentile=(60.0, 95.0))
+        method = METHODS[name](percentile=(60.0, 95.0), k1=20.0, k2=60.0)
         fit, reps = read(network, train, method.needs), read(network, pixels(), method.needs)
         states[name] = method.score(reps, **method.fit(fit))
     w, b = reps[Head()].weight.double(), reps[Head()].bias.double()
@@ -277,8 +293,8 @@ def test_adascale(network: Network) -> None:
         hook.remove()
         h, moved = caught[0][0].double(), caught[1][0].double()
         order = h.argsort(descending=True)
-        k1, k2 = max(1, int(len(h) * 0.05)), max(1, int(len(h) * 0.01))
-        return h, float(10 * (h - moved).abs()[order[:k2]].sum() + moved.relu()[order[:k1]].sum())
+        k1, k2 = int(len(h) * 0.2), int(len(h) * 0.6)
+        return h, float(10 * (h - moved).abs()[order[:k1]].sum() + moved.relu()[order[:k2]].sum())
 
     known = np.array([reaction(x)[1] for x in network.normalise(train)])
     for i, image in enumerate(network.normalise(pixels())):

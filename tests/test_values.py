@@ -19,6 +19,14 @@ from howsure.plugins import METHODS
         ("energy", {"temperature": 0}, "above 0"),
         ("mahalanobis", {"shrinkage": 1.5}, "from 0 to 1"),
         ("openmax", {"tail": 0}, "at least 1"),
+        ("openmax", {"alpha": 0}, "at least 1"),
+        ("openmax", {"alpha": -3}, "at least 1"),
+        ("gradorth", {"threshold": 97.0}, "from 0 to 1"),
+        ("gram", {"power": 11}, "from 1 to 10"),
+        ("gram", {"power": 0}, "from 1 to 10"),
+        ("relation", {"power": 0}, "above 0"),
+        ("tta", {"crops": 5}, "from 0 to 4"),
+        ("tta", {"crops": -1}, "from 0 to 4"),
         ("confound", {"loss": "confound"}, "must be a loss"),
         ("gradnorm", {"layers": "fc"}, "must be a tuple, in a suite a list or None"),
     ],
@@ -38,6 +46,8 @@ def test_right_values():
     METHODS["knn"](k=np.int64(3))
     METHODS["energy"](temperature=2)
     METHODS["gradnorm"](layers=None)
+    METHODS["nci"](alpha=0.0)
+    METHODS["relation"](power=12)
     Confound(hot=None)
     for name in METHODS:
         METHODS[name](**METHODS[name].test_params)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from howsure import Features, Head, Labels, Logits, Method, Reps
 from howsure.plugins import METHODS
-from howsure.representations import HeadWeights, ImageIds
+from howsure.representations import HasBias, HeadWeights, ImageIds
 
-KNOWN = (Features, Head, Labels, Logits, ImageIds)
+KNOWN = (Features, HasBias, Head, Labels, Logits, ImageIds)
 
 
 def main() -> None:
@@ -50,7 +50,8 @@ def made_up(n: int, channels: int, classes: int) -> tuple[Reps, Reps, Reps]:
 
 def reps(x: Tensor, y: Tensor, head: HeadWeights) -> Reps:
     logits = x @ head.weight.T + head.bias
-    return Reps({Features(): x, Logits(): logits, Labels(): y, Head(): head, ImageIds(): torch.arange(len(x))})
+    ids, bias = torch.arange(len(x)), torch.tensor([True])
+    return Reps({Features(): x, Logits(): logits, Labels(): y, Head(): head, HasBias(): bias, ImageIds(): ids})
 
 
 def times(method: Method, train: Reps, test: Reps, outliers: Reps) -> tuple[float, float]:
