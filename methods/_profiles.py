@@ -18,6 +18,9 @@ ROUNDING = 1e-6
 _LAYERS: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
 
 
+NO_LAYERS = "no normalisation, convolution or linear layer but the last gives one row an image"
+
+
 def telling_layers(network: Network) -> tuple[str, ...]:
     """Names of the layers to look at: normalisation layers; the linear layers of a network that normalises by layer.
 

@@ -11,12 +11,15 @@ from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
 from howsure.readings import channel_moments
 from howsure.representations import ImageIds
 
-from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
+from ._profiles import NO_LAYERS, distance_around, first_half, fit_around, log_distance, moments, telling_layers
 
 
 @dataclass(frozen=True)
 class ChannelMoments(Representation[dict[str, Tensor]]):
     """Means and standard deviations over positions of the telling layers' channels, `{layer: [N, 2, C_l]}`."""
+
+    def skip(self, network: Network) -> str | None:
+        return None if telling_layers(network) else NO_LAYERS
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
         return tuple(Tap(name, channel_moments) for name in telling_layers(network))

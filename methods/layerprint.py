@@ -15,7 +15,7 @@ from howsure.readings import few_at_a_time, rms_difference
 from howsure.representations import ImageIds
 
 from ._neighbours import kth_distance, unit
-from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
+from ._profiles import NO_LAYERS, distance_around, first_half, fit_around, log_distance, moments, telling_layers
 
 SHRINKAGE = 0.1
 RIDGE = 0.1
@@ -49,6 +49,9 @@ def first_layers(network: Network) -> list[str]:
 @dataclass(frozen=True)
 class ChannelStatistics(Representation[dict[str, Tensor]]):
     """Statistics of the channels of a few layers of the first half, `{layer: [N, 4, C_l]}`."""
+
+    def skip(self, network: Network) -> str | None:
+        return None if first_layers(network) else NO_LAYERS
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
         return tuple(Tap(name, channel_statistics) for name in first_layers(network))

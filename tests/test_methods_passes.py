@@ -182,6 +182,10 @@ def test_refusals() -> None:
     assert "feature map" in str(METHODS["gram"]().needs[0].skip(flat))
     for name in ("grood", "mahalanobis_layers"):
         assert "feature map" in str(refusal(METHODS[name](), flat)), "what it needs cannot be had"
+    alone = replace(conv, model=nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), members=[])
+    for name in ("layerprint", "actprint"):
+        assert "one row an image" in str(refusal(METHODS[name](), alone))
+        assert refusal(METHODS[name](), flat) is None
 
 
 def test_ensemble(conv: Network) -> None:
