@@ -14,7 +14,7 @@ from .cells import CellError, refusal, scored
 from .data import cache_root
 from .errors import UserError
 from .extract import Extractor, seeded, union
-from .image_files import FolderImages
+from .image_files import LooseImages
 from .images import Images, Subset, as_images
 from .method import Method
 from .networks import load_network
@@ -49,7 +49,7 @@ def score_folder(
         )
     source = resolve(train, Path.cwd())
     known = as_images(source.split("train"), train)
-    files = FolderImages(images)
+    files = LooseImages(images)
     split, apart = (Split("train", some) for some in _divided(known))
     folder = Split(str(images), files)
     network = load_network(

@@ -64,12 +64,7 @@ class FolderImages(FileImages):
     """
 
     def __init__(self, folder: str | Path, classes: Sequence[str] | None = None) -> None:
-        folder = Path(folder).expanduser()
-        if not folder.is_dir():
-            raise MissingData(f"{folder}: no such folder; put the images there or name another")
-        by_class = _images_by_class(folder)
-        if not by_class:
-            raise UserError(f"{folder}: no image in it; expected files ending in {' '.join(EXTENSIONS)}")
+        folder, by_class = _searched(folder)
         loose = by_class.get("")
         if loose and (len(by_class) > 1 or classes):
             raise UserError(f"{loose[0]}: a loose image where class folders are; move it into one of them or remove it")
@@ -80,6 +75,30 @@ class FolderImages(FileImages):
         order = self.classes or [""]
         pairs = [(file, label) for label, name in enumerate(order) for file in by_class.get(name, ())]
         super().__init__([file for file, _ in pairs], [label for _, label in pairs], folder)
+
+
+class LooseImages(FileImages):
+    """All images in a folder and below it, whatever its sub-folders mean; all of class 0.
+
+    Raises:
+        MissingData: there is no such folder. UserError: it holds no image.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder, by_class = _searched(folder)
+        files = sorted(file for some in by_class.values() for file in some)
+        super().__init__(files, [0] * len(files), folder)
+
+
+def _searched(folder: str | Path) -> tuple[Path, dict[str, list[Path]]]:
+    """The folder, and its images by sub-folder."""
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise MissingData(f"{folder}: no such folder; put the images there or name another")
+    by_class = _images_by_class(folder)
+    if not by_class:
+        raise UserError(f"{folder}: no image in it; expected files ending in {' '.join(EXTENSIONS)}")
+    return folder, by_class
 
 
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -311,11 +312,13 @@ def test_score_a_network_of_a_file_that_imports_its_neighbour(folder, tmp_path, 
 
 
 def test_score_a_folder(folder, tmp_path, capsys):
+    shutil.copy(folder / "a" / "0.png", folder / "beside.png")
     arguments = ["score", "--backbone", "small-cnn", "--method", "energy", "--train", "digits", folder]
     assert stop(*arguments, "--out", tmp_path / "scores.csv") == 0
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert lines[0] == "file,class,score,percentile"
-    assert len(lines) == 4
+    files = sorted(str(Path(line.split(",")[0]).relative_to(folder)) for line in lines[1:])
+    assert files == ["a/0.png", "a/1.png", "a/2.png", "beside.png"], "also beside folders: no class is asked for"
     assert stop("score", "--backbone", "small-cnn", "--method", "confound_detector", "--train", "digits", folder) == 2
 
 
