@@ -513,6 +513,17 @@ def test_gaia_refuses_what_it_cannot_read() -> None:
     assert "ReLU" in str(METHODS["gaia_z"]().needs[0].skip(network))
 
 
+@pytest.mark.parametrize(("between", "refused"), [(nn.Hardtanh(-2.5, 2.5), True), (nn.ReLU(), False)])
+def test_gaia_z_asks_for_more_than_a_few_zeros(between: nn.Module, refused: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, momentum=None)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, between, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    network = Network("few", model, networks()[0].input, 4)
+    model.train()(network.example(64))
+    model.eval()
+    assert (METHODS["gaia_z"]().needs[0].skip(network) is not None) == refused
+
+
 def test_grood(network: Network) -> None:
     method = METHODS["grood"](k=2)
     inner = read(network, pixels(40, 1), (LayerMeans(), Labels(), Logits()))
