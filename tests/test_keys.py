@@ -31,6 +31,21 @@ def test_a_class_its_ancestors_and_what_they_take_from(source):
     assert len({source(), source(formula=formula), source(parent=parent), source(own=PLUGIN + "# edited\n")}) == 4
 
 
+@pytest.mark.parametrize("name", ["imported_later", "kit_of_some.deep"])
+def test_what_a_function_imports_when_it_is_called(source, tmp_path, name):
+    own = f"class Child:\n    def f(self):\n        from {name} import sign\n        return sign\n"
+    file = tmp_path / f"{name.replace('.', '/')}.py"
+    file.parent.mkdir(exist_ok=True)
+    (tmp_path / "kit_of_some").mkdir(exist_ok=True)
+    (tmp_path / "kit_of_some" / "__init__.py").write_text("raise RuntimeError('a key imports nothing')\n")
+    keys = []
+    for text in ("sign = 1\n", "sign = 1\n", "sign = -1\n"):
+        file.write_text(text)
+        keys.append(source(own=own))
+    assert keys[0] == keys[1] != keys[2]
+    assert name not in sys.modules
+
+
 def test_classes_of_no_file():
     def make(text):
         space = {"__name__": "nowhere"}
