@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
 from importlib.util import resolve_name
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 ROOM = Path(__file__).parent
@@ -39,14 +39,17 @@ def room() -> str:
 def _source_of(cls: Any) -> str:
     """A hash of the files behind a class: those of itself and its ancestors, and those that their modules take from,
     but for the engine room's and installed libraries'. Editing one makes what was stored under it miss. A class that no
-    file defines, in a notebook, is hashed by its code.
+    file defines, in a notebook, is hashed by its code, and so is such an ancestor.
     """
     found: set[str] = set()
+    codes = []
     for ancestor in cls.__mro__:
         text = _text_of(ancestor.__module__)
-        if ancestor is cls or _is_own(text, cls.__module__):
+        if not Path(text.file).is_file():
+            codes.append(_code(ancestor))
+        elif ancestor is cls or _is_own(text, cls.__module__):
             _follow(text, cls.__module__, found)
-    return make_key(cls.__qualname__, *map(hash_file, sorted(found)), "" if found else _code(cls))
+    return make_key(cls.__qualname__, *map(hash_file, sorted(found)), *codes)
 
 
 source_of: Callable[[Any], str] = cache(_source_of)
@@ -116,9 +119,19 @@ def _is_own(text: Text, home: str) -> bool:
 
 
 def _code(cls: type) -> str:
-    functions = [f for f in vars(cls).values() if hasattr(f, "__code__")]
-    values = [(k, repr(v)) for k, v in vars(cls).items() if not k.startswith("__") and not callable(v)]
-    return make_key(*values, *(hashlib.sha256(marshal.dumps(f.__code__)).hexdigest() for f in functions))
+    """A hash of a class's own values, and of the code of its functions, properties, class and static methods."""
+    parts = []
+    for name, value in vars(cls).items():
+        functions = _functions(value)
+        parts += [f"{name} {hashlib.sha256(marshal.dumps(f.__code__)).hexdigest()} {f.__defaults__}" for f in functions]
+        if not (functions or callable(value) or name.startswith(("__", "_abc_"))):
+            parts.append(f"{name} {value!r}")
+    return make_key(*parts)
+
+
+def _functions(value: Any) -> list[FunctionType]:
+    inner = (getattr(value, name, None) for name in ("__func__", "fget", "func", "__wrapped__"))
+    return [f for f in (value, *inner) if isinstance(f, FunctionType)]
 
 
 def sources_of(*things: Any) -> Iterator[str]:

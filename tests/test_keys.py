@@ -46,14 +46,45 @@ def test_what_a_function_imports_when_it_is_called(source, tmp_path, name):
     assert name not in sys.modules
 
 
+OF_NO_FILE = """
+class Parent:
+    @staticmethod
+    def sign():
+        return {static}
+
+    @classmethod
+    def scale(cls):
+        return {of_class}
+
+    @property
+    def needs(self):
+        return {prop}
+
+
+class A(Parent):
+    grid = [{value}]
+
+    def f(self, d={default}):
+        return {own}
+"""
+
+
 def test_classes_of_no_file():
-    def make(text):
+    def make(**changed):
         space = {"__name__": "nowhere"}
-        exec(text, space)
+        exec(OF_NO_FILE.format(**{**texts, **changed}), space)
         return source_of(space["A"])
 
-    first = "class A:\n    def f(self):\n        return {}\n"
-    assert make(first.format("1")) == make(first.format("1")) != make(first.format("-1"))
+    texts = dict.fromkeys(("static", "of_class", "prop", "value", "default", "own"), "1")
+    assert make() == make()
+    assert len({make(), *(make(**{text: "-1"}) for text in texts)}) == 1 + len(texts)
+
+
+def test_a_class_of_no_file_with_an_ancestor_of_one(source):
+    source()
+    parent = sys.modules["parent"].Parent
+    one, two = (type("A", (parent,), {"__module__": "nowhere", "k": k}) for k in (1, 2))
+    assert source_of(one) != source_of(two)
 
 
 def test_two_files_of_one_name(tmp_path):
