@@ -9,11 +9,12 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
 from importlib.util import resolve_name
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
 
 ROOM = Path(__file__).parent
 SHOWING = {"__main__", "answer", "check", "cli", "fitted", "lead", "record", "scaffold", "tables", "timing"}
@@ -38,26 +39,54 @@ def room() -> str:
 def _source_of(cls: Any) -> str:
     """A hash of the files behind a class: those of itself and its ancestors, and those that their modules take from,
     but for the engine room's and installed libraries'. Editing one makes what was stored under it miss. A class that no
-    file defines, in a notebook, is hashed by its code.
+    file defines, in a notebook, is hashed by its code, and so is such an ancestor.
     """
-    found: dict[str, ModuleType | None] = {}
+    found: set[str] = set()
+    codes = []
     for ancestor in cls.__mro__:
-        module = sys.modules.get(ancestor.__module__)
-        if ancestor is cls or _is_own(module, cls.__module__):
-            _follow(module, cls.__module__, found)
-    return make_key(cls.__qualname__, *map(hash_file, sorted(found)), "" if found else _code(cls))
+        text = _text_of(ancestor.__module__)
+        if not Path(text.file).is_file():
+            codes.append(_code(ancestor))
+        elif ancestor is cls or _is_own(text, cls.__module__):
+            _follow(text, cls.__module__, found)
+    return make_key(cls.__qualname__, *map(hash_file, sorted(found)), *codes)
 
 
 source_of: Callable[[Any], str] = cache(_source_of)
 
 
-def _follow(module: ModuleType | None, home: str, found: dict[str, ModuleType | None]) -> None:
-    file = getattr(module, "__file__", None)
-    if file is None or file in found or not Path(file).is_file():
+class Text(NamedTuple):
+    """Where a module's text is: its file is "" where there is none."""
+
+    name: str
+    file: str
+    package: str
+
+
+def _text_of(name: str) -> Text:
+    """A module's text, loaded or not: what a function imports may be loaded only when it is called."""
+    module = sys.modules.get(name)
+    if module is None:
+        spec = _unloaded(name)
+        return Text(name, (spec and spec.has_location and spec.origin) or "", (spec and spec.parent) or "")
+    return Text(module.__name__, getattr(module, "__file__", None) or "", getattr(module, "__package__", None) or "")
+
+
+def _unloaded(name: str) -> ModuleSpec | None:
+    """Where a module would be loaded from; neither it nor the packages that it lies in are imported for it."""
+    parent, inside, _ = name.rpartition(".")
+    folders = getattr(sys.modules.get(parent), "__path__", None)
+    if inside and folders is None:
+        folders = getattr(_unloaded(parent), "submodule_search_locations", None)
+    return None if inside and folders is None else PathFinder.find_spec(name, folders)
+
+
+def _follow(text: Text, home: str, found: set[str]) -> None:
+    if text.file in found or not Path(text.file).is_file():
         return
-    found[file] = module
-    changed = Path(file).stat().st_mtime_ns
-    for other in map(sys.modules.get, _imports(file, changed, getattr(module, "__package__", None) or "")):
+    found.add(text.file)
+    changed = Path(text.file).stat().st_mtime_ns
+    for other in map(_text_of, _imports(text.file, changed, text.package)):
         if _is_own(other, home):
             _follow(other, home, found)
 
@@ -73,26 +102,36 @@ def _imports(file: str, _changed: int, package: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
             place = "." * node.level + (node.module or "")
-            base = resolve_name(place, package) if node.level and package else place
+            base = resolve_name(place, package) if node.level else place
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return found
 
 
-def _is_own(module: ModuleType | None, home: str) -> bool:
+def _is_own(text: Text, home: str) -> bool:
     """Whether a module's text may change under us: a plugin's, one of the same package, or the user's own."""
-    name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None) or ""
-    if name.partition(".")[0] == "howsure":
-        return name.startswith(PLUGINS)
-    top = name.partition(".")[0]
-    return file.endswith(".py") and (not file.startswith(INSTALLED) or (top not in BELOW and top == home.split(".")[0]))
+    top = text.name.partition(".")[0]
+    if top == "howsure":
+        return text.name.startswith(PLUGINS)
+    installed = text.file.startswith(INSTALLED)
+    return text.file.endswith(".py") and (not installed or (top not in BELOW and top == home.split(".")[0]))
 
 
 def _code(cls: type) -> str:
-    functions = [f for f in vars(cls).values() if hasattr(f, "__code__")]
-    values = [(k, repr(v)) for k, v in vars(cls).items() if not k.startswith("__") and not callable(v)]
-    return make_key(*values, *(hashlib.sha256(marshal.dumps(f.__code__)).hexdigest() for f in functions))
+    """A hash of a class's own values, and of the code of its functions, properties, class and static methods."""
+    parts = []
+    for name, value in vars(cls).items():
+        functions = _functions(value)
+        parts += [f"{name} {hashlib.sha256(marshal.dumps(f.__code__)).hexdigest()} {f.__defaults__}" for f in functions]
+        if not (functions or callable(value) or name.startswith(("__", "_abc_"))):
+            parts.append(f"{name} {value!r}")
+    return make_key(*parts)
+
+
+def _functions(value: Any) -> list[FunctionType]:
+    inner = (getattr(value, name, None) for name in ("__func__", "fget", "func", "__wrapped__"))
+    return [f for f in (value, *inner) if isinstance(f, FunctionType)]
 
 
 def sources_of(*things: Any) -> Iterator[str]:
@@ -116,6 +155,6 @@ def hash_file(file: str | Path) -> str:
 
 def hash_module(module: ModuleType) -> str:
     """A hash of a module's file and of those of the user's that it takes from."""
-    found: dict[str, ModuleType | None] = {}
-    _follow(module, module.__name__, found)
+    found: set[str] = set()
+    _follow(_text_of(module.__name__), module.__name__, found)
     return make_key(*map(hash_file, sorted(found)))

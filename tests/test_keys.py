@@ -31,14 +31,60 @@ def test_a_class_its_ancestors_and_what_they_take_from(source):
     assert len({source(), source(formula=formula), source(parent=parent), source(own=PLUGIN + "# edited\n")}) == 4
 
 
+@pytest.mark.parametrize("name", ["imported_later", "kit_of_some.deep"])
+def test_what_a_function_imports_when_it_is_called(source, tmp_path, name):
+    own = f"class Child:\n    def f(self):\n        from {name} import sign\n        return sign\n"
+    file = tmp_path / f"{name.replace('.', '/')}.py"
+    file.parent.mkdir(exist_ok=True)
+    (tmp_path / "kit_of_some").mkdir(exist_ok=True)
+    (tmp_path / "kit_of_some" / "__init__.py").write_text("raise RuntimeError('a key imports nothing')\n")
+    keys = []
+    for text in ("sign = 1\n", "sign = 1\n", "sign = -1\n"):
+        file.write_text(text)
+        keys.append(source(own=own))
+    assert keys[0] == keys[1] != keys[2]
+    assert name not in sys.modules
+
+
+OF_NO_FILE = """
+class Parent:
+    @staticmethod
+    def sign():
+        return {static}
+
+    @classmethod
+    def scale(cls):
+        return {of_class}
+
+    @property
+    def needs(self):
+        return {prop}
+
+
+class A(Parent):
+    grid = [{value}]
+
+    def f(self, d={default}):
+        return {own}
+"""
+
+
 def test_classes_of_no_file():
-    def make(text):
+    def make(**changed):
         space = {"__name__": "nowhere"}
-        exec(text, space)
+        exec(OF_NO_FILE.format(**{**texts, **changed}), space)
         return source_of(space["A"])
 
-    first = "class A:\n    def f(self):\n        return {}\n"
-    assert make(first.format("1")) == make(first.format("1")) != make(first.format("-1"))
+    texts = dict.fromkeys(("static", "of_class", "prop", "value", "default", "own"), "1")
+    assert make() == make()
+    assert len({make(), *(make(**{text: "-1"}) for text in texts)}) == 1 + len(texts)
+
+
+def test_a_class_of_no_file_with_an_ancestor_of_one(source):
+    source()
+    parent = sys.modules["parent"].Parent
+    one, two = (type("A", (parent,), {"__module__": "nowhere", "k": k}) for k in (1, 2))
+    assert source_of(one) != source_of(two)
 
 
 def test_two_files_of_one_name(tmp_path):
