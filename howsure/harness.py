@@ -123,14 +123,25 @@ class Run:
             )
 
     def _note_earlier(self) -> None:
-        """Cells of this run that an interruption kept it from, and an earlier one has finished."""
+        """Cells that an interruption kept this run from, and an earlier one has finished in the same way."""
         noted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]}
         for cell in self.folder.cells():
-            name = cell.name
-            mine = name.backbone in [spec.name for spec in self.suite.backbone] and name.seed in self.suite.seeds
-            mine &= name.protocol in self.suite.chosen_protocols() and name.method in self.methods
-            if mine and cell.state == "done" and astuple(name) not in noted:
+            if cell.state == "done" and astuple(cell.name) not in noted and self._would_be_the_same(cell):
                 self._note(cell)
+
+    def _would_be_the_same(self, cell: Cell) -> bool:
+        """Whether this run would make a cell as it is; before its network is there, as far as the suite says."""
+        name = cell.name
+        mine = name.backbone in self._specs and name.seed in self.suite.seeds
+        if not mine or name.protocol not in self.suite.chosen_protocols() or name.method not in self.methods:
+            return False
+        digests = {(n["name"], n["seed"]): n["digest"] for n in self.record["networks"]}
+        digest = digests.get((name.backbone, name.seed))
+        return cell.key == self._key(digest, name) if digest else cell.setting == self._setting(name)
+
+    @property
+    def _specs(self) -> dict[str, BackboneSpec]:
+        return {spec.name: spec for spec in self.suite.backbone}
 
     def _assemble(self) -> pd.DataFrame:
         self.record["finished"] = now()
@@ -274,14 +285,14 @@ class Run:
         self, scorer: Scorer, protocol: Protocol, name: CellName, refused: Refusal, errors: np.ndarray
     ) -> Cell:
         if refused:
-            cell = Cell(name, refused[0], "", refused[1], parameters=repr(scorer.method))
+            cell = Cell(name, refused[0], "", why=refused[1], parameters=repr(scorer.method))
             self.folder.write_cell(cell)
             return cell
-        key = self._key(scorer, protocol)
+        key = self._key(scorer.bench.network.digest, name)
         kept = None if self.fresh else self.folder.read_cell(name)
         if kept and kept.key == key and kept.state == "done" and self.folder.has_scores(name):
             return kept
-        cell = Cell(name, "done", key, parameters=repr(scorer.method))
+        cell = Cell(name, "done", key, self._setting(name), parameters=repr(scorer.method))
         started, scores = time.perf_counter(), {}
         try:
             scores = self._score(scorer, protocol, cell, errors)
@@ -318,18 +329,24 @@ class Run:
             cell.rows += _rows({**row, **found, **sizes}, misclassification(inside, errors, seed=scorer.bench.seed))
         return scores
 
-    def _key(self, scorer: Scorer, protocol: Protocol) -> str:
-        bench = scorer.bench
-        splits = [f"{name} {split.fingerprint}" for name, split in bench.splits.items()]
-        method = scorer.method
+    def _key(self, digest: str, name: CellName) -> str:
+        """What a cell is stored under: a hash of its network and of all else that it is made of."""
+        return make_key(digest, *self._made_of(name))
+
+    def _setting(self, name: CellName) -> str:
+        """The same before the network is there, by what the suite says of it."""
+        return make_key(self._specs[name.backbone], *self._made_of(name))
+
+    def _made_of(self, name: CellName) -> list[object]:
+        splits, method = self.material.splits, self.methods[name.method]
+        images = [f"{split} {images.fingerprint}" for split, images in splits.items()]
         code = (*sources_of(method), room())
-        grid = (self.suite.name, protocol, bench.seed, *bench.shifts, *splits)
-        return make_key(bench.network.digest, method, *code, *grid)
+        return [method, *code, self.suite.name, name.protocol, name.seed, *self.material.shifts(splits), *images]
 
     def _note_lost(self, backbone: str, seed: int, why: str) -> None:
         """All cells of a network that is not to be had fail; what is finished of them waits for it."""
         for name, protocol in self._pairs():
-            cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
+            cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why=why)
             kept = self.folder.read_cell(cell.name)
             if not kept or kept.state != "done":
                 self.folder.write_cell(cell)

@@ -47,11 +47,13 @@ class CellName:
 
 @dataclass
 class Cell:
-    """What became of a cell: its state and why, the key it was computed under, its rows, the values chosen for it."""
+    """What became of a cell: its state and why, the key it was computed under, the setting (the same with what the
+    suite says of the network instead of the network), its rows, the values chosen for it."""
 
     name: CellName
     state: State
     key: str
+    setting: str = ""
     why: str = ""
     seconds: float = 0.0
     parameters: str = ""

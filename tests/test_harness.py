@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -511,6 +512,45 @@ def test_an_interrupted_rerun_keeps_what_an_earlier_one_finished(material, tmp_p
     assert run("run", suite, "--fresh", "--out", tmp_path) == 130
     after = pd.read_csv(tmp_path / "results.csv")
     assert sorted(after["value"]) == sorted(before["value"])
+
+
+OTHER = """
+[[backbone]]
+name = "other"
+use = "net.py:build"
+mean = [0.5, 0.5, 0.5]
+std = [0.25, 0.25, 0.25]
+size = [16, 16]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "of_other", "kept"),
+    [
+        ("changed", "", "", 6),
+        ("changed", "", "seed = 3\n", 3),
+        ("changed", "max_images = 20\n", "", 1),
+        ("changed_and_renamed", "", "", 1),
+    ],
+)
+def test_an_interrupted_run_shows_no_cell_that_it_would_not_make(
+    name, limit, of_other, kept, material, tmp_path, monkeypatch
+):
+    def interrupt(self, reps):
+        raise KeyboardInterrupt
+
+    methods = ["msp", "energy", "gen"]
+    assert run("run", write_suite(material, "changed", methods, ["none"], OTHER), "--out", tmp_path) == 0
+    suite = Path(write_suite(material, name, methods, ["none"], OTHER + of_other))
+    suite.write_text(limit + suite.read_text())
+    monkeypatch.setattr(METHODS["energy"], "score", interrupt)
+    assert run("run", suite, "--fresh", "--out", tmp_path) == 130
+    after = pd.read_csv(tmp_path / "results.csv")
+    shown = list(product(("tiny", "other"), ("msp", "energy", "gen")))[:kept]
+    assert set(zip(after["backbone"], after["method"], strict=True)) == set(shown)
+    assert set(after["suite"]) == {name}
+    cells = json.loads((tmp_path / "run.json").read_text())["cells"]
+    assert {(cell["backbone"], cell["method"]) for cell in cells} == set(shown)
 
 
 @pytest.mark.parametrize(
