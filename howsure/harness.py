@@ -29,7 +29,7 @@ from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import Shift, applicable
+from .protocol import Shift, applicable, without_severity
 from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
@@ -318,7 +318,12 @@ class Run:
             scores["id" if shared else f"id/{shift.name}"], scores[shift.name] = inside, outside
             if chosen:
                 cell.chosen[shift.name] = chosen
-            found = {"task": shift.task, "shift": shift.kind, "group": shift.group, "severity": shift.severity}
+            found = {
+                "task": shift.task,
+                "shift": without_severity(shift.name),
+                "group": shift.group,
+                "severity": shift.severity,
+            }
             sizes = {"n_id": len(inside), "n_shift": len(outside)}
             cell.rows += _rows({**row, **found, **sizes}, scorer.measure(inside, outside))
         if protocol == "none":

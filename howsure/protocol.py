@@ -40,6 +40,11 @@ class Shift:
     severity: int | None = None
 
 
+def without_severity(shift: str) -> str:
+    """A shift's name in results, where the severity of a corruption made on the fly (`fog@3`) stands beside it."""
+    return shift.partition("@")[0]
+
+
 def parts(ids: Tensor, seed: int) -> Tensor:
     """The part of each image, `[N]`: FIT (40 %), VAL (20 %) or TEST (40 %), drawn from a hash of its id and the seed.
 

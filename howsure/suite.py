@@ -172,8 +172,9 @@ class Suite(_Table):
         for name in self.method:
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"a method cannot be called '{name}'; use letters, digits and _ . + -")
+        made = self.corruptions.types if self.corruptions else ()
         for name in (s.name for s in self.shift):
-            if name in RESERVED:
+            if name in (*RESERVED, *made):
                 raise ValueError(f"a shift cannot be called '{name}', which is taken; give it another `name`")
         return self
 

@@ -85,9 +85,11 @@ def leaderboard(results: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def tidy(results: pd.DataFrame) -> pd.DataFrame:
-    """Results with a column `column`: the shift, without a severity in its name; texts that are missing are empty."""
+    """Results with a column `column`: the shift without its severity, as the name of a published corruption has it;
+    texts that are missing are empty."""
     texts = {c: results[c].astype(object).where(results[c].notna(), "").astype(str) for c in ("shift", "group")}
-    column = texts["shift"].str.replace(r"@\d+$", "", regex=True)
+    severities = results["severity"].astype("Int64")
+    column = [s.removesuffix(f"-{severity}") for s, severity in zip(texts["shift"], severities, strict=True)]
     return results.assign(**texts, column=column, value=pd.to_numeric(results["value"]))
 
 

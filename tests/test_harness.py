@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -394,14 +396,21 @@ def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatc
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
 
 
-def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, tmp_path, monkeypatch):
+@pytest.fixture
+def published(material, tmp_path, monkeypatch) -> Path:
+    """CIFAR-10-C and CIFAR-100-C, made of the known images."""
     monkeypatch.setenv("HOWSURE_DATA", str(tmp_path))
-    (tmp_path / "CIFAR-10-C").mkdir()
     known = np.load(material / "known.npz")
-    for kind in ("fog", "snow"):
-        noisy = [np.clip(known["x"].astype(int) + 9 * severity, 0, 255).astype(np.uint8) for severity in range(1, 6)]
-        np.save(tmp_path / "CIFAR-10-C" / f"{kind}.npy", np.concatenate(noisy))
-    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile(known["y"], 5))
+    for folder, step in ((tmp_path / "CIFAR-10-C", 9), (tmp_path / "CIFAR-100-C", 11)):
+        folder.mkdir()
+        for kind in ("fog", "snow"):
+            noisy = [np.clip(known["x"].astype(int) + step * level, 0, 255).astype(np.uint8) for level in range(1, 6)]
+            np.save(folder / f"{kind}.npy", np.concatenate(noisy))
+        np.save(folder / "labels.npy", np.tile(known["y"], 5))
+    return tmp_path
+
+
+def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, published, tmp_path):
     shifts = "".join(f'[[shift]]\ndata = "cifar10-c:{name}"\n' for name in ("fog:2", "fog:5", "snow:2"))
     suite = load_suite(write_suite(material, "published", ["msp"], ["leave-one-out"], shifts))
     job = Run(suite, suite.chosen_methods(), RunFolder(tmp_path / "out"), torch.device("cpu"), quiet=True)
@@ -412,6 +421,38 @@ def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, tm
     assert "cifar10-c-fog-5" not in seen_outliers("leave-one-out", fog, bench.shifts)
     assert "cifar10-c-snow-2" in seen_outliers("leave-one-out", fog, bench.shifts)
     assert torch.equal(bench.ids["cifar10-c-fog-2"][ImageIds()], bench.ids["test"][ImageIds()])
+
+
+def test_published_corruptions_stand_under_their_own_names(material, published, tmp_path, monkeypatch, capsys):
+    names = {"cifar10-c-fog-2": 2, "cifar10-c-fog-5": 5, "hundred": 5}
+    shifts = '[[shift]]\ndata = "cifar10-c:fog:2"\n[[shift]]\ndata = "cifar10-c:fog:5"\n'
+    shifts += '[[shift]]\nname = "hundred"\ndata = "cifar100-c:fog:5"\n'
+    suite, out = Path(write_suite(material, "own_names", ["msp"], ["none"], shifts)), tmp_path / "out"
+    suite.write_text(suite.read_text().replace('"contrast"', '"fog"').replace("[1, 5]", "[5]"))
+    drawn: list[str] = []
+    monkeypatch.setattr("howsure.plots.write.roc", lambda curves, *_: drawn.extend(g for g, _ in curves) or Figure())
+    assert run("run", suite, "--out", out) == 0
+    rows = pd.read_csv(out / "results.csv").query("metric == 'auroc' and task == 'corruption'")
+    assert dict(zip(rows["shift"], rows["severity"], strict=True)) == {**names, "gaussian_noise": 5, "fog": 5}
+    assert len(rows) == 5
+    assert set(pd.read_csv(out / "tables" / "corruption_none_auroc.csv")) == {
+        "method", "supervision", "mean", "noise mean", "weather mean", "gaussian_noise", "fog", "cifar10-c-fog",
+        "hundred",
+    }  # fmt: skip
+    assert sorted(drawn) == ["corruption", "far", "near"]
+
+    before = (out / "results.csv").read_text()
+    (published / "CIFAR-10-C").rename(published / "away")
+    assert run("run", suite, "--out", out) == 2
+    assert "has results on 'cifar10-c-fog-2', which is not to be had now" in capsys.readouterr().err
+    assert (out / "results.csv").read_text() == before
+
+
+def test_plots_pass_over_scores_on_a_shift_that_the_results_lack(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    rows = pd.read_csv(finished / "results.csv")
+    rows[rows["shift"] != "outliers"].to_csv(tmp_path / "copy" / "results.csv", index=False)
+    assert run("plot", tmp_path / "copy") == 0
 
 
 @pytest.mark.parametrize("function", ["skip", "needs"])

@@ -124,7 +124,7 @@ def test_mistakes_are_one_line(write, old, new, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("folder", ["outliers/test", "train", "synthetic"])
+@pytest.mark.parametrize("folder", ["outliers/test", "train", "synthetic", "gaussian_noise"])
 def test_a_shift_never_takes_the_place_of_another_split(write, folder):
     with pytest.raises(UserError, match=r"a shift cannot be called '.*'.*give it another `name`"):
         load_suite(write(GOOD + f'\n[[shift]]\ndata = "imagefolder:{folder}"\n'))
