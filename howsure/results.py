@@ -27,6 +27,9 @@ TIMING_COLUMNS = [
     "backbone", "device", "method", "fit_s", "ms_per_image", "ratio_to_forward", "peak_mb", "n_images", "batch_size",
 ]  # fmt: skip
 TIMES = ["fit_s", "ms_per_image", "ratio_to_forward"]
+TEXTS = {
+    "suite", "backbone", "id", "task", "shift", "group", "method", "supervision", "protocol", "metric", "device",
+}  # fmt: skip
 
 State = Literal["done", "failed", "skipped"]
 
@@ -170,14 +173,20 @@ def read_costs(folder: Path) -> pd.DataFrame:
 
 def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
     try:
-        parquet = path.suffix == ".parquet"
-        table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype={"severity": "Int64"})
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
         lacking = [c for c in columns if c not in table]
         if lacking:
             raise UserError(f"{path}: column '{lacking[0]}' is missing; run the suite again")
         return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable table ({why(error)}); run the suite again") from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Names stay as they are, `18`, `2019` and `null` too; an empty number is missing."""
+    missing = {name: ["", "NA", "NaN", "nan"] for name in {*RESULT_COLUMNS, *TIMING_COLUMNS} - TEXTS}
+    types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), "severity": "Int64"}
+    return pd.read_csv(path, dtype=types, na_values=missing, keep_default_na=False)
 
 
 def read_scores(folder: Path, name: CellName) -> dict[str, tuple[np.ndarray, np.ndarray]]:
