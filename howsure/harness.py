@@ -64,7 +64,7 @@ class Run:
 
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
-        self.record = new_record(now(), self.suite, self.methods, self.device, self.material)
+        self.record = new_record(now(), self.suite, self.folder.folder, self.methods, self.device, self.material)
         try:
             self._refuse_nothing_to_do()
             self._refuse_to_overwrite()
@@ -109,10 +109,13 @@ class Run:
     def _refuse_to_overwrite(self) -> None:
         """Another suite's results would give way to these; a shift that an earlier run in this folder had, and that is
         gone, would take its finished cells along."""
-        earlier = self.folder.suite()
-        if earlier not in (None, self.suite.name) and not self.fresh:
+        here = self.record["suite_from"]
+        name, places = self.folder.suite() or (self.suite.name, here)
+        apart = places not in (None, here) and set(places or ()).isdisjoint(here)
+        if (name != self.suite.name or apart) and not self.fresh:
+            of = f"the suite '{name}'" if name != self.suite.name else f"another file's suite '{name}'"
             raise UserError(
-                f"{self.folder.folder}: has results of the suite '{earlier}', which those of '{self.suite.name}' would"
+                f"{self.folder.folder}: has results of {of}, which those of '{self.suite.name}' would"
                 " replace; name another --out, or give them up with --fresh"
             )
         gone = sorted(set(self.record["missing"]) & self.folder.shifts())

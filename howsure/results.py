@@ -105,10 +105,11 @@ class RunFolder:
         """Whether the file of a cell's scores is there."""
         return (self.folder / "scores" / f"{name.path}.safetensors").is_file()
 
-    def suite(self) -> str | None:
-        """The suite that the results are of, None where there are none."""
+    def suite(self) -> tuple[str, list[str] | None] | None:
+        """The suite that the results are of, and where it is from, if that is known; None where there are none."""
         try:
-            return str(json.loads((self.folder / "run.json").read_text())["suite"])
+            record = json.loads((self.folder / "run.json").read_text())
+            return str(record["suite"]), record.get("suite_from")
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

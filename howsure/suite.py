@@ -244,10 +244,14 @@ def _value(value: Any) -> Any:
     return LOSSES[kind](**{key: v for key, v in value.items() if key != "kind"})
 
 
+def own_suites() -> Path:
+    """The folder of the suites that come with the package."""
+    return Path(str(resources.files("howsure.benchmarks") / "suites")).resolve()
+
+
 def suite_names() -> list[str]:
     """Names of the suites that come with the package."""
-    folder = resources.files("howsure.benchmarks") / "suites"
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(file.stem for file in own_suites().glob("*.toml"))
 
 
 def load_suite(name: str) -> Suite:
@@ -262,7 +266,7 @@ def load_suite(name: str) -> Suite:
             if path.suffix == ".toml" or "/" in name:
                 raise UserError(f"{name}: no such suite file")
             raise unknown("suite", name, suite_names())
-        path = Path(str(resources.files("howsure.benchmarks") / "suites" / f"{name}.toml"))
+        path = own_suites() / f"{name}.toml"
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text)

@@ -542,6 +542,30 @@ def test_results_of_another_suite_are_not_replaced(material, tmp_path, capsys):
     assert run("run", other, "--out", tmp_path) == 0
 
 
+def test_results_of_a_suite_of_the_same_name_elsewhere_are_not_replaced(material, tmp_path, capsys):
+    text = Path(write_suite(material, "namesake", ["msp"], ["none"])).read_text()
+    for name in ("one", "two"):
+        shutil.copytree(material, tmp_path / name)
+        (tmp_path / name / "namesake.toml").write_text(text)
+    out = tmp_path / "one" / "out"
+    assert run("run", tmp_path / "one" / "namesake.toml", "--out", out) == 0
+    assert str(tmp_path) not in (out / "run.json").read_text()
+    before = (out / "results.csv").read_text()
+    assert run("run", tmp_path / "two" / "namesake.toml", "--out", out) == 2
+    assert "has results of another file's suite 'namesake', which those of 'namesake'" in capsys.readouterr().err
+    assert run("run", "digits", "--out", out) == 2
+    assert (out / "results.csv").read_text() == before
+
+    (tmp_path / "one" / "namesake.toml").write_text(text.replace("severities = [1, 5]", "severities = [5]"))
+    assert run("run", tmp_path / "one" / "namesake.toml", "--out", out) == 0
+    assert (out / "results.csv").read_text() != before
+    (tmp_path / "one").rename(tmp_path / "elsewhere")
+    assert run("run", tmp_path / "elsewhere" / "namesake.toml", "--out", tmp_path / "elsewhere" / "out") == 0
+    (tmp_path / "elsewhere" / "out").rename(out := tmp_path / "moved")
+    assert run("run", tmp_path / "elsewhere" / "namesake.toml", "--out", out) == 0
+    assert run("run", tmp_path / "two" / "namesake.toml", "--fresh", "--out", out) == 0
+
+
 def test_an_interrupted_rerun_keeps_what_an_earlier_one_finished(material, tmp_path, monkeypatch):
     def interrupt(self, reps):
         raise KeyboardInterrupt
