@@ -529,6 +529,25 @@ def test_a_data_set_that_is_gone_takes_no_results_along(material, tmp_path, caps
     assert "svhn" not in (out / "results.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        ('"letters"', "id: letters has no train images, only test; name others"),
+        (
+            '{ train = "npz:train.npz", test = "npz:known.npz", val = "noise" }',
+            "id: noise has no val images, only test",
+        ),
+        ('"npz:known.npz"', "id: train and test are the same images"),
+        ('{ train = "npz:train.npz", test = "npz:known.npz", val = "npz:known.npz" }', "id: test and val are the same"),
+    ],
+)
+def test_no_method_is_scored_on_what_it_is_fitted_on(known, says, material, tmp_path, capsys):
+    suite = Path(write_suite(material, "seen", ["msp"], ["none"]))
+    suite.write_text(suite.read_text().replace('{ train = "npz:train.npz", test = "npz:known.npz" }', known))
+    assert run("run", suite, "--out", tmp_path) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_results_of_another_suite_are_not_replaced(material, tmp_path, capsys):
     first, other = (write_suite(material, name, ["msp"], ["none"]) for name in ("first", "other"))
     assert run("run", first, "--out", tmp_path) == 0
