@@ -102,8 +102,8 @@ class RunFolder:
             return None
 
     def has_scores(self, name: CellName) -> bool:
-        """Whether the file of a cell's scores is there."""
-        return (self.folder / "scores" / f"{name.path}.safetensors").is_file()
+        """Whether the file of a cell's scores is there, and whole."""
+        return read_arrays(self.folder / "scores" / f"{name.path}.safetensors") is not None
 
     def suite(self) -> tuple[str, list[str] | None] | None:
         """The suite that the results are of, and where it is from, if that is known; None where there are none."""
