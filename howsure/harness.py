@@ -29,7 +29,7 @@ from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import Shift, applicable, without_severity
+from .protocol import Shift, lacking, without_severity
 from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
@@ -85,14 +85,13 @@ class Run:
 
     def _protocols(self, shifts: Sequence[Shift]) -> list[Protocol]:
         """Those of the suite that these shifts allow; of the others it is said once that they are left out."""
-        protocols = applicable(self.suite.chosen_protocols(), shifts)
-        for protocol in self.suite.chosen_protocols():
-            if protocol in protocols or protocol in self._left_out:
-                continue
-            self._left_out.add(protocol)
-            needed = "two kinds of shift" if protocol == "leave-one-out" else "a shift"
-            print(f"howsure: protocol '{protocol}' left out: it needs {needed} large enough", file=sys.stderr)
-        return protocols
+        classes = len(np.unique(self.material.splits["train"].images.y))
+        lacks = {p: lacking(p, shifts, classes) for p in self.suite.chosen_protocols()}
+        for protocol, needed in lacks.items():
+            if needed and protocol not in self._left_out:
+                self._left_out.add(protocol)
+                print(f"howsure: protocol '{protocol}' left out: it needs {needed}", file=sys.stderr)
+        return [protocol for protocol, needed in lacks.items() if not needed]
 
     def _refuse_nothing_to_do(self) -> None:
         pairs = self._pairs()

@@ -690,6 +690,16 @@ def test_leaving_one_out_needs_two_shifts_that_are_large_enough(material, tmp_pa
     assert set(pd.read_csv(tmp_path / "results.csv")["protocol"]) == {"same-shift"}
 
 
+def test_holding_classes_back_needs_two(material, tmp_path, capsys):
+    images = made_up("train").images
+    np.savez(material / "one_class.npz", x=images.x, y=np.full(len(images), 3))
+    suite = Path(write_suite(material, "one_class", ["msp", "feature_detector"], ["none", "pseudo-unknown"]))
+    suite.write_text(suite.read_text().replace("npz:train.npz", "npz:one_class.npz"))
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert "protocol 'pseudo-unknown' left out: it needs two classes" in told(capsys)[0]
+    assert set(pd.read_csv(tmp_path / "results.csv")["protocol"]) == {"none"}
+
+
 def test_what_a_suite_asks_for_and_cannot_have_is_told(material, tmp_path, capsys):
     file = Path(write_suite(material, "asked", ["msp", "feature_detector"], ["none", "leave-one-out"]))
     file.write_text(file.read_text().partition("[[shift]]")[0] + '[[shift]]\ndata = "npz:outliers.npz"\n')
