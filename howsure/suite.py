@@ -27,7 +27,9 @@ else:
 
 Protocol = Literal["none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic"]
 PROTOCOLS: tuple[Protocol, ...] = ("none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic")
-RESERVED = ("id", "train", "test", "val", "synthetic", "pseudo-unknown")
+COLUMNS = ("method", "supervision", "mean")
+RESERVED = ("id", "train", "test", "val", "synthetic", "pseudo-unknown", *COLUMNS)
+"""What no shift can be called: other splits, and columns of the tables."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
 
@@ -92,9 +94,9 @@ class ShiftSpec(_Table):
     @field_validator("group")
     @classmethod
     def _free(cls, group: str) -> str:
-        if group in ("corruption", "misclassification", "mean"):
+        if group in ("id", "corruption", "misclassification", "errors", "note", *COLUMNS):
             raise ValueError(
-                f"a group cannot be called '{group}', which is a column of the tables; give it another name"
+                f"a group cannot be called '{group}', which tables and plots call something else; give it another name"
             )
         return group
 

@@ -106,7 +106,7 @@ def ordered(names: Iterable[str], first: Sequence[str] = GROUPS) -> list[str]:
 
 def slug(*parts: str) -> str:
     """A file name of several parts."""
-    return "_".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts if part)
+    return "_".join(re.sub(r"[^A-Za-z0-9_.+-]+", "-", part) for part in parts if part)
 
 
 def _tables(results: pd.DataFrame, folder: Path) -> Iterator[Table]:
@@ -128,9 +128,8 @@ def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
     rows = results[(results["protocol"] == protocol) & (results["metric"] == "auroc")]
     rows = rows.assign(column=headline(rows))
     columns = ordered(rows["column"])
-    columns = [c for c in columns if c not in PREFIXES] + [
-        c for c in ("corruption", "misclassification") if c in columns
-    ]
+    last = ("corruption", "misclassification")
+    columns = [c for c in columns if c not in last] + [c for c in last if c in columns]
     shifted = [c for c in columns if c != "misclassification"] or columns
     table = _table(
         rows, "column", columns, slug("leaderboard", protocol), f"Mean AUROC, protocol {protocol}{_over(rows)}"

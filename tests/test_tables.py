@@ -149,6 +149,13 @@ def test_names_that_look_like_numbers_or_like_nothing_stay_as_they_are(tmp_path)
     assert write_plots(tmp_path)
 
 
+def test_backbones_and_groups_of_any_name_have_a_place_of_their_own(tmp_path):
+    rows = [("a", net, 0, group, group, 0.8) for net in ("n+", "n-") for group in ("ood", "timing")]
+    text = written(tmp_path, results(*rows), "leaderboard_none.md")
+    assert [c.strip() for c in text.splitlines()[2].split("|")[3:-1]] == ["ood", "timing", "mean"]
+    assert {"ood_none_auroc_n+.md", "ood_none_auroc_n-.md"} <= {p.name for p in (tmp_path / "tables").iterdir()}
+
+
 def test_no_results_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match=r"no results\.csv"):
         write_tables(tmp_path)
