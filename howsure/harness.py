@@ -367,7 +367,9 @@ class Run:
         })  # fmt: skip
 
     def _time(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """Time each method once a backbone, if it has a cell there that did not fail."""
+        """Time each method once a backbone, on the network of the first seed, if none of its cells there failed."""
+        if bench.seed != self.suite.seeds[0]:
+            return
         backbone = bench.network.name
         states = {(c["method"], c["state"]) for c in self.record["cells"] if c["backbone"] == backbone}
         worked = [name for name in methods if (name, "done") in states and (name, "failed") not in states]

@@ -774,6 +774,16 @@ def test_a_network_with_a_seed_of_its_own_is_the_same_under_all_seeds(seed, netw
     assert pd.read_csv(tmp_path / "results.csv").query("metric == 'auroc'")["value"].nunique() == 2
 
 
+def test_methods_are_timed_on_the_network_of_the_first_seed(tmp_path):
+    text = """id = "digits"\nmethods = ["msp"]\nprotocols = ["same-shift"]\nseeds = [1, 0]\nmax_images = 100
+        [[backbone]]\nuse = "small-cnn"\n[[shift]]\ndata = "noise"\n"""
+    (tmp_path / "suite.toml").write_text(text)
+    assert run("run", tmp_path / "suite.toml", "--out", tmp_path) == 0
+    before = (tmp_path / "timing.csv").read_text()
+    assert run("run", tmp_path / "suite.toml", "--out", tmp_path) == 0
+    assert (tmp_path / "timing.csv").read_text() == before
+
+
 def test_scores_that_shifts_share_are_kept_for_each(tmp_path):
     folder, name, scores = RunFolder(tmp_path), CellName("net", 0, "same-shift", "odin"), np.arange(3.0)
     folder.write_cell(Cell(name, "done", "key"), {"id/a": scores, "a": scores + 1, "id/b": scores, "b": scores + 2})
