@@ -53,8 +53,9 @@ def _figures(folder: Path, rows: pd.DataFrame, protocol: str, costs: pd.DataFram
         costly = cost(shifted, costs, board, protocol)
         if costly:
             yield slug("cost", protocol), costly
-    if (auroc["task"] == "corruption").any():
-        yield slug("severity", protocol), severity(auroc[auroc["task"] == "corruption"], chosen, protocol)
+    graded = auroc[(auroc["task"] == "corruption") & auroc["severity"].notna()]
+    if len(graded):
+        yield slug("severity", protocol), severity(graded, chosen, protocol)
     yield from _of_scores(folder, auroc, board, chosen, protocol)
 
 
