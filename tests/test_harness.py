@@ -411,6 +411,19 @@ def published(material, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def test_tables_and_plots_of_an_earlier_run_do_not_outlive_its_results(material, tmp_path, monkeypatch):
+    def refuse(self, reps):
+        raise UserError("no more")
+
+    suite = write_suite(material, "outlived", ["energy"], ["none"])
+    assert run("run", suite, "--out", tmp_path) == 0
+    monkeypatch.setattr(METHODS["energy"], "score", refuse)
+    assert run("run", suite, "--fresh", "--out", tmp_path) == 1
+    assert pd.read_csv(tmp_path / "results.csv").empty
+    left = [file.stem for folder in ("tables", "plots") for file in (tmp_path / folder).iterdir()]
+    assert set(left) == {"timing"}
+
+
 def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, published, tmp_path):
     shifts = "".join(f'[[shift]]\ndata = "cifar10-c:{name}"\n' for name in ("fog:2", "fog:5", "snow:2"))
     suite = load_suite(write_suite(material, "published", ["msp"], ["leave-one-out"], shifts))
