@@ -127,9 +127,9 @@ def run(
     job = Run(chosen, chosen.chosen_methods(), folder, pick_device(device), fresh, quiet=not sys.stderr.isatty())
     results = job()
     failed = list(failures(job.record))
+    write_tables(folder.folder)
+    write_plots(folder.folder)
     if len(results):
-        write_tables(folder.folder)
-        write_plots(folder.folder)
         _summary(results, folder.folder)
     for line in skips(job.record):
         _say(f"skipped: {line}")

@@ -29,7 +29,7 @@ from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import Shift, applicable
+from .protocol import Shift, lacking, without_severity
 from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
@@ -64,7 +64,7 @@ class Run:
 
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
-        self.record = new_record(now(), self.suite, self.methods, self.device, self.material)
+        self.record = new_record(now(), self.suite, self.folder.folder, self.methods, self.device, self.material)
         try:
             self._refuse_nothing_to_do()
             self._refuse_to_overwrite()
@@ -85,14 +85,13 @@ class Run:
 
     def _protocols(self, shifts: Sequence[Shift]) -> list[Protocol]:
         """Those of the suite that these shifts allow; of the others it is said once that they are left out."""
-        protocols = applicable(self.suite.chosen_protocols(), shifts)
-        for protocol in self.suite.chosen_protocols():
-            if protocol in protocols or protocol in self._left_out:
-                continue
-            self._left_out.add(protocol)
-            needed = "two kinds of shift" if protocol == "leave-one-out" else "a shift"
-            print(f"howsure: protocol '{protocol}' left out: it needs {needed} large enough", file=sys.stderr)
-        return protocols
+        classes = len(np.unique(self.material.splits["train"].images.y))
+        lacks = {p: lacking(p, shifts, classes) for p in self.suite.chosen_protocols()}
+        for protocol, needed in lacks.items():
+            if needed and protocol not in self._left_out:
+                self._left_out.add(protocol)
+                print(f"howsure: protocol '{protocol}' left out: it needs {needed}", file=sys.stderr)
+        return [protocol for protocol, needed in lacks.items() if not needed]
 
     def _refuse_nothing_to_do(self) -> None:
         pairs = self._pairs()
@@ -109,10 +108,13 @@ class Run:
     def _refuse_to_overwrite(self) -> None:
         """Another suite's results would give way to these; a shift that an earlier run in this folder had, and that is
         gone, would take its finished cells along."""
-        earlier = self.folder.suite()
-        if earlier not in (None, self.suite.name) and not self.fresh:
+        here = self.record["suite_from"]
+        name, places = self.folder.suite() or (self.suite.name, here)
+        apart = places not in (None, here) and set(places or ()).isdisjoint(here)
+        if (name != self.suite.name or apart) and not self.fresh:
+            of = f"the suite '{name}'" if name != self.suite.name else f"another file's suite '{name}'"
             raise UserError(
-                f"{self.folder.folder}: has results of the suite '{earlier}', which those of '{self.suite.name}' would"
+                f"{self.folder.folder}: has results of {of}, which those of '{self.suite.name}' would"
                 " replace; name another --out, or give them up with --fresh"
             )
         gone = sorted(set(self.record["missing"]) & self.folder.shifts())
@@ -123,14 +125,25 @@ class Run:
             )
 
     def _note_earlier(self) -> None:
-        """Cells of this run that an interruption kept it from, and an earlier one has finished."""
+        """Cells that an interruption kept this run from, and an earlier one has finished in the same way."""
         noted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]}
         for cell in self.folder.cells():
-            name = cell.name
-            mine = name.backbone in [spec.name for spec in self.suite.backbone] and name.seed in self.suite.seeds
-            mine &= name.protocol in self.suite.chosen_protocols() and name.method in self.methods
-            if mine and cell.state == "done" and astuple(name) not in noted:
+            if cell.state == "done" and astuple(cell.name) not in noted and self._would_be_the_same(cell):
                 self._note(cell)
+
+    def _would_be_the_same(self, cell: Cell) -> bool:
+        """Whether this run would make a cell as it is; before its network is there, as far as the suite says."""
+        name = cell.name
+        mine = name.backbone in self._specs and name.seed in self.suite.seeds
+        if not mine or name.protocol not in self.suite.chosen_protocols() or name.method not in self.methods:
+            return False
+        digests = {(n["name"], n["seed"]): n["digest"] for n in self.record["networks"]}
+        digest = digests.get((name.backbone, name.seed))
+        return cell.key == self._key(digest, name) if digest else cell.setting == self._setting(name)
+
+    @property
+    def _specs(self) -> dict[str, BackboneSpec]:
+        return {spec.name: spec for spec in self.suite.backbone}
 
     def _assemble(self) -> pd.DataFrame:
         self.record["finished"] = now()
@@ -274,14 +287,14 @@ class Run:
         self, scorer: Scorer, protocol: Protocol, name: CellName, refused: Refusal, errors: np.ndarray
     ) -> Cell:
         if refused:
-            cell = Cell(name, refused[0], "", refused[1], parameters=repr(scorer.method))
+            cell = Cell(name, refused[0], "", why=refused[1], parameters=repr(scorer.method))
             self.folder.write_cell(cell)
             return cell
-        key = self._key(scorer, protocol)
+        key = self._key(scorer.bench.network.digest, name)
         kept = None if self.fresh else self.folder.read_cell(name)
         if kept and kept.key == key and kept.state == "done" and self.folder.has_scores(name):
             return kept
-        cell = Cell(name, "done", key, parameters=repr(scorer.method))
+        cell = Cell(name, "done", key, self._setting(name), parameters=repr(scorer.method))
         started, scores = time.perf_counter(), {}
         try:
             scores = self._score(scorer, protocol, cell, errors)
@@ -307,7 +320,12 @@ class Run:
             scores["id" if shared else f"id/{shift.name}"], scores[shift.name] = inside, outside
             if chosen:
                 cell.chosen[shift.name] = chosen
-            found = {"task": shift.task, "shift": shift.kind, "group": shift.group, "severity": shift.severity}
+            found = {
+                "task": shift.task,
+                "shift": without_severity(shift.name),
+                "group": shift.group,
+                "severity": shift.severity,
+            }
             sizes = {"n_id": len(inside), "n_shift": len(outside)}
             cell.rows += _rows({**row, **found, **sizes}, scorer.measure(inside, outside))
         if protocol == "none":
@@ -318,18 +336,24 @@ class Run:
             cell.rows += _rows({**row, **found, **sizes}, misclassification(inside, errors, seed=scorer.bench.seed))
         return scores
 
-    def _key(self, scorer: Scorer, protocol: Protocol) -> str:
-        bench = scorer.bench
-        splits = [f"{name} {split.fingerprint}" for name, split in bench.splits.items()]
-        method = scorer.method
+    def _key(self, digest: str, name: CellName) -> str:
+        """What a cell is stored under: a hash of its network and of all else that it is made of."""
+        return make_key(digest, *self._made_of(name))
+
+    def _setting(self, name: CellName) -> str:
+        """The same before the network is there, by what the suite says of it."""
+        return make_key(self._specs[name.backbone], *self._made_of(name))
+
+    def _made_of(self, name: CellName) -> list[object]:
+        splits, method = self.material.splits, self.methods[name.method]
+        images = [f"{split} {images.fingerprint}" for split, images in splits.items()]
         code = (*sources_of(method), room())
-        grid = (self.suite.name, protocol, bench.seed, *bench.shifts, *splits)
-        return make_key(bench.network.digest, method, *code, *grid)
+        return [method, *code, self.suite.name, name.protocol, name.seed, *self.material.shifts(splits), *images]
 
     def _note_lost(self, backbone: str, seed: int, why: str) -> None:
         """All cells of a network that is not to be had fail; what is finished of them waits for it."""
         for name, protocol in self._pairs():
-            cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why)
+            cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why=why)
             kept = self.folder.read_cell(cell.name)
             if not kept or kept.state != "done":
                 self.folder.write_cell(cell)
@@ -343,7 +367,9 @@ class Run:
         })  # fmt: skip
 
     def _time(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """Time each method once a backbone, if it has a cell there that did not fail."""
+        """Time each method once a backbone, on the network of the first seed, if none of its cells there failed."""
+        if bench.seed != self.suite.seeds[0]:
+            return
         backbone = bench.network.name
         states = {(c["method"], c["state"]) for c in self.record["cells"] if c["backbone"] == backbone}
         worked = [name for name in methods if (name, "done") in states and (name, "failed") not in states]

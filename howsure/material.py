@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 from zlib import crc32
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from .corruptions import CORRUPTIONS
+from .data import Dataset
 from .errors import MissingData, UserError, told
 from .images import Images, Subset, as_images
 from .protocol import Shift
@@ -43,7 +45,7 @@ class Material:
         suite, base = self.suite, self.suite.base
         train = resolve(suite.id.train, base)
         test = resolve(suite.id.test, base, train.classes)
-        found = {name: self._split(name, source.split(name)) for name, source in (("train", train), ("test", test))}
+        found = {name: self._known(name, source) for name, source in (("train", train), ("test", test))}
         self.classes = num_classes(train, found["train"].images)
         largest = int(found["test"].images.y.max())
         if largest >= self.classes:
@@ -51,8 +53,14 @@ class Material:
                 f"id: test has the label {largest}, but training {self.classes} classes; give matching sets"
             )
         val = resolve(suite.id.val, base, train.classes) if suite.id.val else None
-        if val is not None and "val" in val.splits:
-            found["val"] = self._split("val", val.split("val"))
+        if val is not None and (suite.id.val != suite.id.train or "val" in val.splits):
+            found["val"] = self._known("val", val)
+        for one, other in combinations(found, 2):
+            if found[one].fingerprint == found[other].fingerprint:
+                raise UserError(
+                    f"id: {one} and {other} are the same images, and a method is not judged by what it was fitted on;"
+                    f" give each its own, as in {{ {one} = …, {other} = … }}"
+                )
         if "synthetic" in suite.chosen_protocols():
             found["synthetic"] = Split("synthetic", Synthetic(found["train"].images))
         for spec in suite.shift:
@@ -67,6 +75,12 @@ class Material:
                 self.leave_out(spec.name, told(error))
                 self.broken[spec.name] = told(error)
         self.splits = {**found, **self._corrupted(found["test"].images)}
+
+    def _known(self, name: str, source: Dataset) -> Split:
+        """A split of the in-distribution data. UserError where the data set has no such split."""
+        if name not in source.splits:
+            raise UserError(f"id: {source.name} has no {name} images, only {', '.join(source.splits)}; name others")
+        return self._split(name, source.split(name))
 
     def leave_out(self, shift: str, why: str) -> None:
         """Note that a shift is not looked at, and say so once."""

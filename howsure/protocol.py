@@ -40,6 +40,11 @@ class Shift:
     severity: int | None = None
 
 
+def without_severity(shift: str) -> str:
+    """A shift's name in results, where the severity of a corruption made on the fly (`fog@3`) stands beside it."""
+    return shift.partition("@")[0]
+
+
 def parts(ids: Tensor, seed: int) -> Tensor:
     """The part of each image, `[N]`: FIT (40 %), VAL (20 %) or TEST (40 %), drawn from a hash of its id and the seed.
 
@@ -57,13 +62,19 @@ def members(reps: Reps, part: int, seed: int) -> Tensor:
     return (parts(reps[ImageIds()], seed) == part).nonzero().squeeze(1)
 
 
-def applicable(protocols: Sequence[Protocol], shifts: Sequence[Shift]) -> list[Protocol]:
-    """The protocols that the shifts at hand allow, those large enough to be split in three if any is: all but `none`
-    score shifts, and leaving one out needs another.
+def lacking(protocol: Protocol, shifts: Sequence[Shift], classes: int) -> str | None:
+    """What a protocol needs and does not have; None where nothing is lacking.
+
+    Args:
+        shifts: those large enough to be split in three, if any is.
+        classes: how many the training images are of.
     """
     kinds = len({shift.kind for shift in shifts})
-    least = {"none": 0, "leave-one-out": 2}
-    return [p for p in protocols if kinds >= least.get(p, 1)]
+    if protocol != "none" and not kinds:
+        return "a shift large enough"
+    if protocol == "leave-one-out" and kinds < 2:
+        return "two kinds of shift large enough"
+    return "two classes" if protocol == "pseudo-unknown" and classes < 2 else None
 
 
 def seen_outliers(protocol: Protocol, target: Shift, shifts: Sequence[Shift]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,17 +13,19 @@ from typing import Any
 
 import torch
 
+from .keys import make_key
 from .material import Material
 from .method import Method
-from .suite import Suite
+from .suite import Suite, own_suites
 
 
 def new_record(
-    started: str, suite: Suite, methods: Mapping[str, Method], device: torch.device, material: Material
+    started: str, suite: Suite, folder: Path, methods: Mapping[str, Method], device: torch.device, material: Material
 ) -> dict[str, Any]:
     """The record of a run before its first network; its `missing` and `broken` are the material's own."""
     return {
         "suite": suite.name,
+        "suite_from": suite_from(suite, folder),
         "started": started,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scikit-learn")},
         "howsure": version("howsure"),
@@ -36,6 +39,16 @@ def new_record(
         "networks": [],
         "cells": [],
     }
+
+
+def suite_from(suite: Suite, folder: Path) -> list[str]:
+    """Where a suite's file lies, by itself and seen from the run's folder: that may be moved, or both together.
+
+    Hashes, so that a run that is published tells no path of the machine; empty for a suite that comes with the package.
+    """
+    if suite.base == own_suites():
+        return []
+    return [make_key(suite.base), make_key(os.path.relpath(suite.base, folder.resolve()))]
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:

@@ -27,6 +27,9 @@ TIMING_COLUMNS = [
     "backbone", "device", "method", "fit_s", "ms_per_image", "ratio_to_forward", "peak_mb", "n_images", "batch_size",
 ]  # fmt: skip
 TIMES = ["fit_s", "ms_per_image", "ratio_to_forward"]
+TEXTS = {
+    "suite", "backbone", "id", "task", "shift", "group", "method", "supervision", "protocol", "metric", "device",
+}  # fmt: skip
 
 State = Literal["done", "failed", "skipped"]
 
@@ -47,11 +50,13 @@ class CellName:
 
 @dataclass
 class Cell:
-    """What became of a cell: its state and why, the key it was computed under, its rows, the values chosen for it."""
+    """What became of a cell: its state and why, the key it was computed under, the setting (the same with what the
+    suite says of the network instead of the network), its rows, the values chosen for it."""
 
     name: CellName
     state: State
     key: str
+    setting: str = ""
     why: str = ""
     seconds: float = 0.0
     parameters: str = ""
@@ -97,13 +102,14 @@ class RunFolder:
             return None
 
     def has_scores(self, name: CellName) -> bool:
-        """Whether the file of a cell's scores is there."""
-        return (self.folder / "scores" / f"{name.path}.safetensors").is_file()
+        """Whether the file of a cell's scores is there, and whole."""
+        return read_arrays(self.folder / "scores" / f"{name.path}.safetensors") is not None
 
-    def suite(self) -> str | None:
-        """The suite that the results are of, None where there are none."""
+    def suite(self) -> tuple[str, list[str] | None] | None:
+        """The suite that the results are of, and where it is from, if that is known; None where there are none."""
         try:
-            return str(json.loads((self.folder / "run.json").read_text())["suite"])
+            record = json.loads((self.folder / "run.json").read_text())
+            return str(record["suite"]), record.get("suite_from")
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -168,14 +174,20 @@ def read_costs(folder: Path) -> pd.DataFrame:
 
 def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
     try:
-        parquet = path.suffix == ".parquet"
-        table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype={"severity": "Int64"})
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
         lacking = [c for c in columns if c not in table]
         if lacking:
             raise UserError(f"{path}: column '{lacking[0]}' is missing; run the suite again")
         return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable table ({why(error)}); run the suite again") from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Names stay as they are, `18`, `2019` and `null` too; an empty number is missing."""
+    missing = {name: ["", "NA", "NaN", "nan"] for name in {*RESULT_COLUMNS, *TIMING_COLUMNS} - TEXTS}
+    types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), "severity": "Int64"}
+    return pd.read_csv(path, dtype=types, na_values=missing, keep_default_na=False)
 
 
 def read_scores(folder: Path, name: CellName) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -27,7 +27,9 @@ else:
 
 Protocol = Literal["none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic"]
 PROTOCOLS: tuple[Protocol, ...] = ("none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic")
-RESERVED = ("id", "train", "test", "val", "synthetic", "pseudo-unknown")
+COLUMNS = ("method", "supervision", "mean")
+RESERVED = ("id", "train", "test", "val", "synthetic", "pseudo-unknown", *COLUMNS)
+"""What no shift can be called: other splits, and columns of the tables."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
 
@@ -92,9 +94,9 @@ class ShiftSpec(_Table):
     @field_validator("group")
     @classmethod
     def _free(cls, group: str) -> str:
-        if group in ("corruption", "misclassification", "mean"):
+        if group in ("id", "corruption", "misclassification", "errors", "note", *COLUMNS):
             raise ValueError(
-                f"a group cannot be called '{group}', which is a column of the tables; give it another name"
+                f"a group cannot be called '{group}', which tables and plots call something else; give it another name"
             )
         return group
 
@@ -172,8 +174,9 @@ class Suite(_Table):
         for name in self.method:
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"a method cannot be called '{name}'; use letters, digits and _ . + -")
+        made = self.corruptions.types if self.corruptions else ()
         for name in (s.name for s in self.shift):
-            if name in RESERVED:
+            if name in (*RESERVED, *made):
                 raise ValueError(f"a shift cannot be called '{name}', which is taken; give it another `name`")
         return self
 
@@ -243,10 +246,14 @@ def _value(value: Any) -> Any:
     return LOSSES[kind](**{key: v for key, v in value.items() if key != "kind"})
 
 
+def own_suites() -> Path:
+    """The folder of the suites that come with the package."""
+    return Path(str(resources.files("howsure.benchmarks") / "suites")).resolve()
+
+
 def suite_names() -> list[str]:
     """Names of the suites that come with the package."""
-    folder = resources.files("howsure.benchmarks") / "suites"
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(file.stem for file in own_suites().glob("*.toml"))
 
 
 def load_suite(name: str) -> Suite:
@@ -261,7 +268,7 @@ def load_suite(name: str) -> Suite:
             if path.suffix == ".toml" or "/" in name:
                 raise UserError(f"{name}: no such suite file")
             raise unknown("suite", name, suite_names())
-        path = Path(str(resources.files("howsure.benchmarks") / "suites" / f"{name}.toml"))
+        path = own_suites() / f"{name}.toml"
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text)

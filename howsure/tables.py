@@ -85,9 +85,11 @@ def leaderboard(results: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def tidy(results: pd.DataFrame) -> pd.DataFrame:
-    """Results with a column `column`: the shift, without a severity in its name; texts that are missing are empty."""
+    """Results with a column `column`: the shift without its severity, as the name of a published corruption has it;
+    texts that are missing are empty."""
     texts = {c: results[c].astype(object).where(results[c].notna(), "").astype(str) for c in ("shift", "group")}
-    column = texts["shift"].str.replace(r"@\d+$", "", regex=True)
+    severities = results["severity"].astype("Int64")
+    column = [s.removesuffix(f"-{severity}") for s, severity in zip(texts["shift"], severities, strict=True)]
     return results.assign(**texts, column=column, value=pd.to_numeric(results["value"]))
 
 
@@ -104,7 +106,7 @@ def ordered(names: Iterable[str], first: Sequence[str] = GROUPS) -> list[str]:
 
 def slug(*parts: str) -> str:
     """A file name of several parts."""
-    return "_".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts if part)
+    return "_".join(re.sub(r"[^A-Za-z0-9_.+-]+", "-", part) for part in parts if part)
 
 
 def _tables(results: pd.DataFrame, folder: Path) -> Iterator[Table]:
@@ -126,9 +128,8 @@ def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
     rows = results[(results["protocol"] == protocol) & (results["metric"] == "auroc")]
     rows = rows.assign(column=headline(rows))
     columns = ordered(rows["column"])
-    columns = [c for c in columns if c not in PREFIXES] + [
-        c for c in ("corruption", "misclassification") if c in columns
-    ]
+    last = ("corruption", "misclassification")
+    columns = [c for c in columns if c not in last] + [c for c in last if c in columns]
     shifted = [c for c in columns if c != "misclassification"] or columns
     table = _table(
         rows, "column", columns, slug("leaderboard", protocol), f"Mean AUROC, protocol {protocol}{_over(rows)}"
@@ -147,7 +148,9 @@ def _by_shift(rows: pd.DataFrame, protocol: str, task: str, metric: str, backbon
     singles = ordered(c for g in groups for c in pairs.loc[pairs["group"] == g, "column"])
     means = [of_metric.assign(column=of_metric["group"] + " mean"), of_metric.assign(column="mean")]
     columns = [*(["mean"]), *(f"{g} mean" for g in groups), *singles]
-    title = f"{METRICS.get(metric, metric)}, {task}, protocol {protocol}{_over(rows, backbone)}"
+    title = (
+        f"{METRICS.get(metric, metric)}, {task}, protocol {protocol}{_over(rows, backbone)}; means weigh cells alike"
+    )
     lower = frozenset(columns if metric in LOWER_IS_BETTER else ())
     table = _table(
         pd.concat([of_metric, *means]), "column", columns, slug(task, protocol, metric, backbone), title, lower

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -393,14 +397,34 @@ def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatc
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
 
 
-def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, tmp_path, monkeypatch):
+@pytest.fixture
+def published(material, tmp_path, monkeypatch) -> Path:
+    """CIFAR-10-C and CIFAR-100-C, made of the known images."""
     monkeypatch.setenv("HOWSURE_DATA", str(tmp_path))
-    (tmp_path / "CIFAR-10-C").mkdir()
     known = np.load(material / "known.npz")
-    for kind in ("fog", "snow"):
-        noisy = [np.clip(known["x"].astype(int) + 9 * severity, 0, 255).astype(np.uint8) for severity in range(1, 6)]
-        np.save(tmp_path / "CIFAR-10-C" / f"{kind}.npy", np.concatenate(noisy))
-    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile(known["y"], 5))
+    for folder, step in ((tmp_path / "CIFAR-10-C", 9), (tmp_path / "CIFAR-100-C", 11)):
+        folder.mkdir()
+        for kind in ("fog", "snow"):
+            noisy = [np.clip(known["x"].astype(int) + step * level, 0, 255).astype(np.uint8) for level in range(1, 6)]
+            np.save(folder / f"{kind}.npy", np.concatenate(noisy))
+        np.save(folder / "labels.npy", np.tile(known["y"], 5))
+    return tmp_path
+
+
+def test_tables_and_plots_of_an_earlier_run_do_not_outlive_its_results(material, tmp_path, monkeypatch):
+    def refuse(self, reps):
+        raise UserError("no more")
+
+    suite = write_suite(material, "outlived", ["energy"], ["none"])
+    assert run("run", suite, "--out", tmp_path) == 0
+    monkeypatch.setattr(METHODS["energy"], "score", refuse)
+    assert run("run", suite, "--fresh", "--out", tmp_path) == 1
+    assert pd.read_csv(tmp_path / "results.csv").empty
+    left = [file.stem for folder in ("tables", "plots") for file in (tmp_path / folder).iterdir()]
+    assert set(left) == {"timing"}
+
+
+def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, published, tmp_path):
     shifts = "".join(f'[[shift]]\ndata = "cifar10-c:{name}"\n' for name in ("fog:2", "fog:5", "snow:2"))
     suite = load_suite(write_suite(material, "published", ["msp"], ["leave-one-out"], shifts))
     job = Run(suite, suite.chosen_methods(), RunFolder(tmp_path / "out"), torch.device("cpu"), quiet=True)
@@ -411,6 +435,38 @@ def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, tm
     assert "cifar10-c-fog-5" not in seen_outliers("leave-one-out", fog, bench.shifts)
     assert "cifar10-c-snow-2" in seen_outliers("leave-one-out", fog, bench.shifts)
     assert torch.equal(bench.ids["cifar10-c-fog-2"][ImageIds()], bench.ids["test"][ImageIds()])
+
+
+def test_published_corruptions_stand_under_their_own_names(material, published, tmp_path, monkeypatch, capsys):
+    names = {"cifar10-c-fog-2": 2, "cifar10-c-fog-5": 5, "hundred": 5}
+    shifts = '[[shift]]\ndata = "cifar10-c:fog:2"\n[[shift]]\ndata = "cifar10-c:fog:5"\n'
+    shifts += '[[shift]]\nname = "hundred"\ndata = "cifar100-c:fog:5"\n'
+    suite, out = Path(write_suite(material, "own_names", ["msp"], ["none"], shifts)), tmp_path / "out"
+    suite.write_text(suite.read_text().replace('"contrast"', '"fog"').replace("[1, 5]", "[5]"))
+    drawn: list[str] = []
+    monkeypatch.setattr("howsure.plots.write.roc", lambda curves, *_: drawn.extend(g for g, _ in curves) or Figure())
+    assert run("run", suite, "--out", out) == 0
+    rows = pd.read_csv(out / "results.csv").query("metric == 'auroc' and task == 'corruption'")
+    assert dict(zip(rows["shift"], rows["severity"], strict=True)) == {**names, "gaussian_noise": 5, "fog": 5}
+    assert len(rows) == 5
+    assert set(pd.read_csv(out / "tables" / "corruption_none_auroc.csv")) == {
+        "method", "supervision", "mean", "noise mean", "weather mean", "gaussian_noise", "fog", "cifar10-c-fog",
+        "hundred",
+    }  # fmt: skip
+    assert sorted(drawn) == ["corruption", "far", "near"]
+
+    before = (out / "results.csv").read_text()
+    (published / "CIFAR-10-C").rename(published / "away")
+    assert run("run", suite, "--out", out) == 2
+    assert "has results on 'cifar10-c-fog-2', which is not to be had now" in capsys.readouterr().err
+    assert (out / "results.csv").read_text() == before
+
+
+def test_plots_pass_over_scores_on_a_shift_that_the_results_lack(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    rows = pd.read_csv(finished / "results.csv")
+    rows[rows["shift"] != "outliers"].to_csv(tmp_path / "copy" / "results.csv", index=False)
+    assert run("plot", tmp_path / "copy") == 0
 
 
 @pytest.mark.parametrize("function", ["skip", "needs"])
@@ -487,6 +543,25 @@ def test_a_data_set_that_is_gone_takes_no_results_along(material, tmp_path, caps
     assert "svhn" not in (out / "results.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        ('"letters"', "id: letters has no train images, only test; name others"),
+        (
+            '{ train = "npz:train.npz", test = "npz:known.npz", val = "noise" }',
+            "id: noise has no val images, only test",
+        ),
+        ('"npz:known.npz"', "id: train and test are the same images"),
+        ('{ train = "npz:train.npz", test = "npz:known.npz", val = "npz:known.npz" }', "id: test and val are the same"),
+    ],
+)
+def test_no_method_is_scored_on_what_it_is_fitted_on(known, says, material, tmp_path, capsys):
+    suite = Path(write_suite(material, "seen", ["msp"], ["none"]))
+    suite.write_text(suite.read_text().replace('{ train = "npz:train.npz", test = "npz:known.npz" }', known))
+    assert run("run", suite, "--out", tmp_path) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_results_of_another_suite_are_not_replaced(material, tmp_path, capsys):
     first, other = (write_suite(material, name, ["msp"], ["none"]) for name in ("first", "other"))
     assert run("run", first, "--out", tmp_path) == 0
@@ -500,6 +575,30 @@ def test_results_of_another_suite_are_not_replaced(material, tmp_path, capsys):
     assert run("run", other, "--out", tmp_path) == 0
 
 
+def test_results_of_a_suite_of_the_same_name_elsewhere_are_not_replaced(material, tmp_path, capsys):
+    text = Path(write_suite(material, "namesake", ["msp"], ["none"])).read_text()
+    for name in ("one", "two"):
+        shutil.copytree(material, tmp_path / name)
+        (tmp_path / name / "namesake.toml").write_text(text)
+    out = tmp_path / "one" / "out"
+    assert run("run", tmp_path / "one" / "namesake.toml", "--out", out) == 0
+    assert str(tmp_path) not in (out / "run.json").read_text()
+    before = (out / "results.csv").read_text()
+    assert run("run", tmp_path / "two" / "namesake.toml", "--out", out) == 2
+    assert "has results of another file's suite 'namesake', which those of 'namesake'" in capsys.readouterr().err
+    assert run("run", "digits", "--out", out) == 2
+    assert (out / "results.csv").read_text() == before
+
+    (tmp_path / "one" / "namesake.toml").write_text(text.replace("severities = [1, 5]", "severities = [5]"))
+    assert run("run", tmp_path / "one" / "namesake.toml", "--out", out) == 0
+    assert (out / "results.csv").read_text() != before
+    (tmp_path / "one").rename(tmp_path / "elsewhere")
+    assert run("run", tmp_path / "elsewhere" / "namesake.toml", "--out", tmp_path / "elsewhere" / "out") == 0
+    (tmp_path / "elsewhere" / "out").rename(out := tmp_path / "moved")
+    assert run("run", tmp_path / "elsewhere" / "namesake.toml", "--out", out) == 0
+    assert run("run", tmp_path / "two" / "namesake.toml", "--fresh", "--out", out) == 0
+
+
 def test_an_interrupted_rerun_keeps_what_an_earlier_one_finished(material, tmp_path, monkeypatch):
     def interrupt(self, reps):
         raise KeyboardInterrupt
@@ -511,6 +610,45 @@ def test_an_interrupted_rerun_keeps_what_an_earlier_one_finished(material, tmp_p
     assert run("run", suite, "--fresh", "--out", tmp_path) == 130
     after = pd.read_csv(tmp_path / "results.csv")
     assert sorted(after["value"]) == sorted(before["value"])
+
+
+OTHER = """
+[[backbone]]
+name = "other"
+use = "net.py:build"
+mean = [0.5, 0.5, 0.5]
+std = [0.25, 0.25, 0.25]
+size = [16, 16]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "of_other", "kept"),
+    [
+        ("changed", "", "", 6),
+        ("changed", "", "seed = 3\n", 3),
+        ("changed", "max_images = 20\n", "", 1),
+        ("changed_and_renamed", "", "", 1),
+    ],
+)
+def test_an_interrupted_run_shows_no_cell_that_it_would_not_make(
+    name, limit, of_other, kept, material, tmp_path, monkeypatch
+):
+    def interrupt(self, reps):
+        raise KeyboardInterrupt
+
+    methods = ["msp", "energy", "gen"]
+    assert run("run", write_suite(material, "changed", methods, ["none"], OTHER), "--out", tmp_path) == 0
+    suite = Path(write_suite(material, name, methods, ["none"], OTHER + of_other))
+    suite.write_text(limit + suite.read_text())
+    monkeypatch.setattr(METHODS["energy"], "score", interrupt)
+    assert run("run", suite, "--fresh", "--out", tmp_path) == 130
+    after = pd.read_csv(tmp_path / "results.csv")
+    shown = list(product(("tiny", "other"), ("msp", "energy", "gen")))[:kept]
+    assert set(zip(after["backbone"], after["method"], strict=True)) == set(shown)
+    assert set(after["suite"]) == {name}
+    cells = json.loads((tmp_path / "run.json").read_text())["cells"]
+    assert {(cell["backbone"], cell["method"]) for cell in cells} == set(shown)
 
 
 @pytest.mark.parametrize(
@@ -529,14 +667,15 @@ def test_a_run_with_nothing_to_do_says_so_and_leaves_results_alone(methods, prot
     assert (tmp_path / "results.csv").read_text() == before
 
 
-def test_a_cell_whose_scores_are_lost_is_computed_again(material, tmp_path):
+@pytest.mark.parametrize("lose", [Path.unlink, lambda file: os.truncate(file, file.stat().st_size // 2)])
+def test_a_cell_whose_scores_are_lost_is_computed_again(lose, material, tmp_path):
     suite, scores = write_suite(material, "lost_scores", ["msp"], ["none"]), tmp_path / "scores"
     assert run("run", suite, "--out", tmp_path) == 0
     file = scores / "tiny" / "seed0" / "none" / "msp.safetensors"
-    before = load_file(file)
-    file.unlink()
+    before = file.read_bytes()
+    lose(file)
     assert run("run", suite, "--out", tmp_path) == 0
-    assert {k: v.tolist() for k, v in load_file(file).items()} == {k: v.tolist() for k, v in before.items()}
+    assert file.read_bytes() == before
 
 
 def test_a_shift_too_small_to_be_split_is_left_out_of_the_protocols_that_split(material, tmp_path, capsys):
@@ -562,6 +701,16 @@ def test_leaving_one_out_needs_two_shifts_that_are_large_enough(material, tmp_pa
     assert run("run", file, "--out", tmp_path) == 0
     assert capsys.readouterr().err.count("protocol 'leave-one-out' left out: it needs two kinds of shift large") == 1
     assert set(pd.read_csv(tmp_path / "results.csv")["protocol"]) == {"same-shift"}
+
+
+def test_holding_classes_back_needs_two(material, tmp_path, capsys):
+    images = made_up("train").images
+    np.savez(material / "one_class.npz", x=images.x, y=np.full(len(images), 3))
+    suite = Path(write_suite(material, "one_class", ["msp", "feature_detector"], ["none", "pseudo-unknown"]))
+    suite.write_text(suite.read_text().replace("npz:train.npz", "npz:one_class.npz"))
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert "protocol 'pseudo-unknown' left out: it needs two classes" in told(capsys)[0]
+    assert set(pd.read_csv(tmp_path / "results.csv")["protocol"]) == {"none"}
 
 
 def test_what_a_suite_asks_for_and_cannot_have_is_told(material, tmp_path, capsys):
@@ -636,6 +785,16 @@ def test_a_network_with_a_seed_of_its_own_is_the_same_under_all_seeds(seed, netw
     record = json.loads((tmp_path / "run.json").read_text())
     assert len({network["digest"] for network in record["networks"]}) == networks
     assert pd.read_csv(tmp_path / "results.csv").query("metric == 'auroc'")["value"].nunique() == 2
+
+
+def test_methods_are_timed_on_the_network_of_the_first_seed(tmp_path):
+    text = """id = "digits"\nmethods = ["msp"]\nprotocols = ["same-shift"]\nseeds = [1, 0]\nmax_images = 100
+        [[backbone]]\nuse = "small-cnn"\n[[shift]]\ndata = "noise"\n"""
+    (tmp_path / "suite.toml").write_text(text)
+    assert run("run", tmp_path / "suite.toml", "--out", tmp_path) == 0
+    before = (tmp_path / "timing.csv").read_text()
+    assert run("run", tmp_path / "suite.toml", "--out", tmp_path) == 0
+    assert (tmp_path / "timing.csv").read_text() == before
 
 
 def test_scores_that_shifts_share_are_kept_for_each(tmp_path):

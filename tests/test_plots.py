@@ -1,6 +1,7 @@
 """Plots of made-up runs: all are drawn, at 12 and at 60 methods; curves and label places by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_run import fake_run
 from PIL import Image
@@ -40,6 +41,15 @@ def test_without_scores_timing_or_corruptions(tmp_path):
     for file in (run / "scores").rglob("*.safetensors"):
         file.unlink()
     assert stems(write_plots(run)) == {"heatmap_same-shift"}
+
+
+def test_corruptions_without_a_severity_have_no_plot_of_it(tmp_path):
+    run = fake_run(tmp_path, 3, 3, backbones=("cnn",), severities=1, protocols=("none",))
+    table = pd.read_csv(run / "results.csv")
+    table[table["severity"] != 1].assign(task=lambda rows: rows["task"].replace("ood", "corruption")).to_csv(
+        run / "results.csv", index=False
+    )
+    assert stems(write_plots(run)) == {"heatmap_none", "cost_none", "roc_none", "scores_none_cnn"}
 
 
 def test_plots_of_an_earlier_call_go_and_other_files_stay(tmp_path):

@@ -102,6 +102,12 @@ def test_all_corruptions(write):
         ('["gaussian_noise", "defocus_blur"]', "[]", r"corruptions\.types: list should have at least 1 item, not 0"),
         ("[corruptions]\n", "[corruptions]\nseverities = []\n", r"mine\.toml:17: .*severities: list .* least 1 item"),
         ('"npz:folder/dtd.npz"', '"npz:x.npz"\ngroup = ""', r"mine\.toml:15: shift\.0\.group: .*at least 1 character"),
+        (
+            '"npz:folder/dtd.npz"',
+            '"npz:x.npz"\ngroup = "method"',
+            r"mine\.toml:15: .*a group cannot be called 'method'",
+        ),
+        ('"npz:folder/dtd.npz"', '"npz:x.npz"\ngroup = "id"', r"mine\.toml:15: .*a group cannot be called 'id'"),
         ('["msp", "ener*"]', '"msp"', r"mine\.toml:3: methods: input should be a list"),
         ("[[backbone]]", "[backbone]", r"mine\.toml:6: backbone: write \[\[backbone\]\]"),
         ("temperature = 2.0", "temperature = 2.0\n[method]\nmsp = 3", r"method\.msp: input should be a table"),
@@ -124,7 +130,7 @@ def test_mistakes_are_one_line(write, old, new, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("folder", ["outliers/test", "train", "synthetic"])
+@pytest.mark.parametrize("folder", ["outliers/test", "train", "synthetic", "gaussian_noise", "mean", "supervision"])
 def test_a_shift_never_takes_the_place_of_another_split(write, folder):
     with pytest.raises(UserError, match=r"a shift cannot be called '.*'.*give it another `name`"):
         load_suite(write(GOOD + f'\n[[shift]]\ndata = "imagefolder:{folder}"\n'))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from howsure import store
 from howsure.errors import UserError
 from howsure.plots import write_plots
-from howsure.results import RESULT_COLUMNS, Cell, CellName, RunFolder
+from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_costs
 from howsure.tables import leaderboard, write_tables
 
 ABOUT = {"suite": "s", "id": "i", "n_id": 10, "n_shift": 10, "ci_low": 0.0, "ci_high": 1.0, "severity": None}
@@ -60,6 +60,7 @@ def test_protocols_stay_apart(paths):
 
 def test_best_first_and_bold_with_supervision(tmp_path):
     lines = written(tmp_path, results(*TWO), "ood_none_auroc.md").splitlines()
+    assert lines[0] == "# AUROC, ood, protocol none, net; means weigh cells alike"
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
         "method", "supervision", "mean", "near mean", "far mean", "y", "x"
     ]  # fmt: skip
@@ -132,6 +133,28 @@ def test_stale_tables_go_and_other_files_stay(tmp_path):
         (folder / name).touch()
     written(tmp_path, results(*TWO), "ood_none_auroc.md")
     assert {p.name for p in folder.glob("*.md")} == {"ood_none_auroc.md", "leaderboard_none.md", "notes.md"}
+
+
+def test_names_that_look_like_numbers_or_like_nothing_stay_as_they_are(tmp_path):
+    shifts = ("2019", "2020", "null", "NA", "1e3")
+    rows = [(method, net, 0, "far", shift, 0.8) for method in "ab" for net in ("18", "34") for shift in shifts]
+    timing = pd.DataFrame(
+        [[net, "cpu", m, 0.1, 1.0, 2.0, None, 10, 5] for m in "ab" for net in ("18", "34")], columns=TIMING_COLUMNS
+    )
+    timing.to_csv(tmp_path / "timing.csv", index=False)
+    text = written(tmp_path, results(*rows), "ood_none_auroc.md")
+    assert [c.strip() for c in text.splitlines()[2].split("|")[5:-1]] == [*shifts]
+    assert "mean over 18, 34" in text
+    assert "34: x forward" in (tmp_path / "tables" / "timing.md").read_text()
+    assert read_costs(tmp_path)["peak_mb"].isna().all()
+    assert write_plots(tmp_path)
+
+
+def test_backbones_and_groups_of_any_name_have_a_place_of_their_own(tmp_path):
+    rows = [("a", net, 0, group, group, 0.8) for net in ("n+", "n-") for group in ("ood", "timing")]
+    text = written(tmp_path, results(*rows), "leaderboard_none.md")
+    assert [c.strip() for c in text.splitlines()[2].split("|")[3:-1]] == ["ood", "timing", "mean"]
+    assert {"ood_none_auroc_n+.md", "ood_none_auroc_n-.md"} <= {p.name for p in (tmp_path / "tables").iterdir()}
 
 
 def test_no_results_is_a_clear_error(tmp_path):

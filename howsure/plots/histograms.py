@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..protocol import without_severity
 from ..tables import ordered
-from .style import OKABE_ITO, axes_at, group_of
+from .style import OKABE_ITO, axes_at
 
 _COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73", "errors": "#CC79A7"}
 
@@ -83,7 +84,7 @@ def histogram(
     for shift, (low, high) in scores.items():
         low, high = _squeezed(low, high)
         sets["id"].append(low)
-        sets.setdefault(group_of(shift, groups), []).append(high)
+        sets.setdefault(groups[without_severity(shift)], []).append(high)
     values = {name: np.concatenate(many) for name, many in sets.items()}
     ends = np.array([np.quantile(v, [0.005, 0.995]) for v in values.values()])
     low_end, high_end = ends[:, 0].min(), ends[:, 1].max()

@@ -6,7 +6,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,11 +25,6 @@ _TOP = 6
 def best_and_baselines(methods: Sequence[str]) -> list[str]:
     """The best, and of the others those that every paper compares with; best first."""
     return [m for place, m in enumerate(methods) if place < _TOP or m in BASELINES]
-
-
-def group_of(shift: str, groups: Mapping[str, str]) -> str:
-    """The group of a shift whose scores are kept under `shift`, perhaps a severity of a corruption."""
-    return groups.get(shift.partition("@")[0], groups.get(shift, "far"))
 
 
 def style(method: str, chosen: Sequence[str]) -> dict[str, Any]:

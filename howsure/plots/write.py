@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..protocol import without_severity
 from ..results import CellName, cleared, read_costs, read_results, read_scores, writing
 from ..tables import headline, leaderboard, ordered, slug, tidy
 from .cost import cost
@@ -17,7 +18,7 @@ from .heat_map import heat_map
 from .histograms import histogram, histograms
 from .roc import roc, roc_curve
 from .severity import severity
-from .style import best_and_baselines, group_of
+from .style import best_and_baselines
 
 _PREFIXES = ("heatmap", "cost", "severity", "roc", "scores")
 _SUFFIXES = (".png", ".svg")
@@ -52,8 +53,9 @@ def _figures(folder: Path, rows: pd.DataFrame, protocol: str, costs: pd.DataFram
         costly = cost(shifted, costs, board, protocol)
         if costly:
             yield slug("cost", protocol), costly
-    if (auroc["task"] == "corruption").any():
-        yield slug("severity", protocol), severity(auroc[auroc["task"] == "corruption"], chosen, protocol)
+    graded = auroc[(auroc["task"] == "corruption") & auroc["severity"].notna()]
+    if len(graded):
+        yield slug("severity", protocol), severity(graded, chosen, protocol)
     yield from _of_scores(folder, auroc, board, chosen, protocol)
 
 
@@ -61,21 +63,22 @@ def _of_scores(
     folder: Path, auroc: pd.DataFrame, board: pd.DataFrame, chosen: Sequence[str], protocol: str
 ) -> Iterator[tuple[str, Figure]]:
     """ROC curves averaged over backbones, and the histograms of each backbone's first seed."""
-    groups = dict(zip(auroc["column"], headline(auroc), strict=True))
+    groups = dict(zip(auroc["shift"], headline(auroc), strict=True))
     curves: dict[tuple[str, str], list[np.ndarray]] = {}
     for backbone in ordered(auroc["backbone"]):
         seeds = sorted(auroc.loc[auroc["backbone"] == backbone, "seed"].unique())
         panels = {}
         for method in board["method"]:
             for seed in seeds if method in chosen else seeds[:1]:
-                scores = read_scores(folder, CellName(backbone, int(seed), protocol, method))
+                kept = read_scores(folder, CellName(backbone, int(seed), protocol, method))
+                scores = {shift: pair for shift, pair in kept.items() if without_severity(shift) in groups}
                 if not scores:
                     continue
                 if seed == seeds[0]:
                     panels[method] = histogram(scores, groups)
                 if method in chosen:
                     for shift, (low, high) in scores.items():
-                        curves.setdefault((group_of(shift, groups), method), []).append(roc_curve(low, high))
+                        curves.setdefault((groups[without_severity(shift)], method), []).append(roc_curve(low, high))
         if panels:
             yield slug("scores", protocol, backbone), histograms(panels, f"{backbone}, protocol {protocol}")
     if curves:
