@@ -67,7 +67,8 @@ class Scorer:
         needs = _needs([chosen for chosen, _ in choices])
         apart = protocol != "none" and _makes_passes(needs)
         part = self.bench.part("test", TEST) if apart else None
-        self.bench.look([("test", part)], needs, self.name, self._fit_on(choices[0][1]))
+        if choices:
+            self.bench.look([("test", part)], needs, self.name, self._fit_on(choices[0][1]))
         score = self._score if protocol == "none" else self._score_part
         for shift, (chosen, known) in zip(shifts, choices, strict=True):
             id_scores, shift_scores = (score(chosen, split, known) for split in ("test", shift.name))

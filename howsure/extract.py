@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from itertools import product
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .forward import Progress, run_pass
-from .keys import make_key, room, sources_of
+from .keys import make_key, room, sources_of, values_of
 from .network import Network
 from .representation import Representation, Reps
 from .representations import Logits
@@ -165,8 +164,7 @@ class Extractor:
     def _key(self, split: Split, rep: Representation[Any]) -> str:
         data = split.fingerprint if rep.per_image else ""
         fitted = self._fit_key() if rep.needs else ""
-        values = [(f.name, getattr(rep, f.name)) for f in fields(rep)]  # its repr may leave some out
-        return make_key(self.network.digest, data, fitted, rep, values, *sources_of(rep), room())
+        return make_key(self.network.digest, data, fitted, *values_of(rep), *sources_of(rep), room())
 
     def _fit_key(self) -> str:
         index = "" if self.fit_index is None else make_key(self.fit_index.tolist())

@@ -23,7 +23,7 @@ from .data import cache_root, data_root
 from .errors import NoGradients, UserError, one_line, told
 from .extract import Extractor, accuracy, seeded, union
 from .images import Subset
-from .keys import make_key, room, sources_of
+from .keys import make_key, room, sources_of, values_of
 from .material import Material
 from .method import Method
 from .metrics import misclassification
@@ -348,7 +348,8 @@ class Run:
         splits, method = self.material.splits, self.methods[name.method]
         images = [f"{split} {images.fingerprint}" for split, images in splits.items()]
         code = (*sources_of(method), room())
-        return [method, *code, self.suite.name, name.protocol, name.seed, *self.material.shifts(splits), *images]
+        how = [*values_of(method), *method.grid, self.suite.name, name.protocol, name.seed]
+        return [*how, *code, *self.material.shifts(splits), *images]
 
     def _note_lost(self, backbone: str, seed: int, why: str) -> None:
         """All cells of a network that is not to be had fail; what is finished of them waits for it."""

@@ -8,6 +8,7 @@ import marshal
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
@@ -27,6 +28,11 @@ INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "pl
 def make_key(*parts: object) -> str:
     """A short hash of the parts' representations."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def values_of(thing: Any) -> list[object]:
+    """The class and the fields of a method or representation; its own `repr` may leave some out."""
+    return [type(thing).__qualname__, *((f.name, getattr(thing, f.name)) for f in fields(thing))]
 
 
 @cache

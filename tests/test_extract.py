@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 from howsure import (
     ActivationNorms,
     ArrayImages,
+    Batch,
     Confound,
     Features,
     GradNorms,
@@ -392,3 +393,20 @@ def test_channel_moments_a_few_images_at_a_time(monkeypatch, layout, cached):
     torch.testing.assert_close(deviation, maps.double().std((2, 3), correction=0).float())
     vectors = channel_moments(torch.ones(3, 5), nn.BatchNorm1d(5))
     assert vectors.tolist() == [[[1.0] * 5, [0.0] * 5]] * 3
+
+
+@dataclass(frozen=True)
+class Quiet(Representation[torch.Tensor]):
+    """`factor` `[N]`, which its `repr` leaves out."""
+
+    factor: float = field(default=1.0, repr=False)
+
+    def compute(self, batch: Batch, **state: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(batch.images),), self.factor)
+
+
+def test_what_a_repr_leaves_out_is_behind_a_key_too(conv_net, images, tmp_path):
+    split = Split("some", images)
+    for factor in (1.0, 50.0):
+        rep = Quiet(factor)
+        assert Extractor(conv_net, Store(tmp_path), split)(split, (rep,))[rep].unique().tolist() == [factor]
