@@ -148,9 +148,8 @@ def _by_shift(rows: pd.DataFrame, protocol: str, task: str, metric: str, backbon
     singles = ordered(c for g in groups for c in pairs.loc[pairs["group"] == g, "column"])
     means = [of_metric.assign(column=of_metric["group"] + " mean"), of_metric.assign(column="mean")]
     columns = [*(["mean"]), *(f"{g} mean" for g in groups), *singles]
-    title = (
-        f"{METRICS.get(metric, metric)}, {task}, protocol {protocol}{_over(rows, backbone)}; means weigh cells alike"
-    )
+    over = f"{_over(rows, backbone)}; means weigh all cells alike"
+    title = f"{METRICS.get(metric, metric)}, {task}, protocol {protocol}{over}"
     lower = frozenset(columns if metric in LOWER_IS_BETTER else ())
     table = _table(
         pd.concat([of_metric, *means]), "column", columns, slug(task, protocol, metric, backbone), title, lower
