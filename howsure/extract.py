@@ -44,6 +44,7 @@ class Extractor:
     """
 
     fit_index: Tensor | None = None
+    _fit_key = ""
 
     def __init__(self, network: Network, store: Store | None, fit_split: Split, pixels: Pixels | None = None) -> None:
         self.network, self.fit_split = network, fit_split
@@ -59,7 +60,7 @@ class Extractor:
         key = make_key(index.tolist())
         if key not in self._apart:
             self._apart[key] = apart = copy.copy(self)
-            apart.fit_index, apart._states, apart._train = index, {}, Reps({})
+            apart.fit_index, apart._fit_key, apart._states, apart._train = index, key, {}, Reps({})
         return self._apart[key]
 
     def __call__(
@@ -163,12 +164,8 @@ class Extractor:
 
     def _key(self, split: Split, rep: Representation[Any]) -> str:
         data = split.fingerprint if rep.per_image else ""
-        fitted = self._fit_key() if rep.needs else ""
+        fitted = self.fit_split.fingerprint + self._fit_key if rep.needs else ""
         return make_key(self.network.digest, data, fitted, *values_of(rep), *sources_of(rep), room())
-
-    def _fit_key(self) -> str:
-        index = "" if self.fit_index is None else make_key(self.fit_index.tolist())
-        return self.fit_split.fingerprint + index
 
 
 def _asked(wanted: Sequence[Wanted]) -> list[tuple[Split, Tensor]]:

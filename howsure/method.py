@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .network import Network
 
 Supervision = Literal["none", "id-train", "outliers"]
+M = TypeVar("M", bound="Method")
 
 
 class Method:
@@ -40,7 +41,7 @@ class Method:
     def __post_init__(self) -> None:
         check_values(self)
 
-    def settled(self, names: Iterable[str]) -> Self:
+    def settled(self: M, names: Iterable[str]) -> M:
         """Itself, with hyper-parameters that are not to be tuned."""
         left = {name: values for name, values in self.grid.items() if name not in set(names)}
         if len(left) < len(self.grid):

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +49,10 @@ def suite_from(suite: Suite, folder: Path) -> list[str]:
     """
     if suite.base == own_suites():
         return []
-    return [make_key(suite.base), make_key(os.path.relpath(suite.base, folder.resolve()))]
+    places = [str(suite.base)]
+    with suppress(ValueError):  # no way leads from one drive of Windows to another
+        places.append(os.path.relpath(suite.base, folder.resolve()))
+    return list(map(make_key, places))
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:

@@ -65,8 +65,8 @@ class Geometry:
         """What of the kernel meets the input at each position, where it ``meets_all``: ``[L * O, sizes * I]``."""
         dims = list(zip(self.sizes, self.stride, self.maps, self.pads, strict=True))
         meets = [[slice(at - s * p, at - s * p + size) for p in range(m)] for size, s, m, (at, _) in dims]
-        parts: list[tuple[Any, ...]] = list(product(*meets))
-        return torch.stack([weight[(..., *part)].movedim(1, -1) for part in parts]).flatten(0, 1).flatten(1)
+        parts: list[tuple[Any, ...]] = [(..., *part) for part in product(*meets)]
+        return torch.stack([weight[part].movedim(1, -1) for part in parts]).flatten(0, 1).flatten(1)
 
     def cut(self, reach: list[int]) -> Geometry:
         """Without what meets nothing but padding at any position: all but the middle, on a map of one position."""
