@@ -1,6 +1,6 @@
 """The offline data sets: handwritten digits and what is near to and far from them, all 8×8 grey.
 
-Made only of what scikit-learn and matplotlib ship, so the suite `digits` runs without a network or a download.
+Made of what scikit-learn ships, and of a sheet of letters, so the suite `digits` runs without a network or a download.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
@@ -20,14 +19,7 @@ SIDE = 8
 KNOWN = tuple("01234567")
 UPPER, LOWER = "ABCDEFGHJKLMNPQRTUVWXY", "abdefghjmnqrty"
 """Letters that can be told from digits (no I, O, S, Z, i, l) and, scaled to one height, from the other case."""
-
-FONTS = (
-    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
-    *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
-    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
-    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
-    *("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
-)
+SHEET = Path(__file__).with_name("letters.png")
 
 
 class Digits(Dataset):
@@ -60,17 +52,18 @@ class DigitsUnseen(Dataset):
 
 
 class Letters(Dataset):
-    """Letters in the fonts that matplotlib ships (DejaVu, STIX, Computer Modern), processed as the digits were.
+    """Letters in 22 fonts (DejaVu, STIX, Computer Modern), processed as the digits were: 792 images.
 
-    A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel counts a block of 4×4.
+    A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel counts a block of 4×4. Cut from a
+    sheet, a row a font, that `benchmarks/letters/draw.py` drew.
     """
 
     name = "letters"
     classes = (*UPPER, *LOWER)
 
     def split(self, name: str) -> ArrayImages:
-        x, y = _letters()
-        return ArrayImages(x, y, where=self.name)
+        x = _cut(np.asarray(Image.open(SHEET)), 1)
+        return ArrayImages(x, np.arange(len(x)) % len(self.classes), where=self.name)
 
 
 class Photos(Dataset):
@@ -80,7 +73,7 @@ class Photos(Dataset):
     classes = ("china", "flower")
 
     def split(self, name: str) -> ArrayImages:
-        patches = [_patches(photo, step=3) for photo in load_sample_images().images]
+        patches = [_cut(np.asarray(Image.fromarray(photo).convert("L")), 3) for photo in load_sample_images().images]
         labels = np.repeat(np.arange(len(patches)), [len(p) for p in patches])
         return ArrayImages(np.concatenate(patches), labels, where=self.name)
 
@@ -116,46 +109,12 @@ def _parts() -> dict[str, np.ndarray]:
     return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
 
 
-@cache
-def _letters() -> tuple[np.ndarray, np.ndarray]:
-    """Every letter in every font, without exact repeats: uint8 `[N, 8, 8]` and labels `[N]`."""
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    letters = (*UPPER, *LOWER)
-    x, y = [], []
-    for font in FONTS:
-        face = ImageFont.truetype(str(folder / f"{font}.ttf"), 64)
-        for label, letter in enumerate(letters):
-            x.append(_to_uint8(_blocks(_bitmap(face, letter))))
-            y.append(label)
-    _, first = np.unique(np.stack(x).reshape(len(x), -1), axis=0, return_index=True)
-    keep = np.sort(first)
-    return np.stack(x)[keep], np.array(y)[keep]
-
-
-def _bitmap(face: ImageFont.FreeTypeFont, letter: str) -> np.ndarray:
-    """A letter as a 0/1 bitmap `[32, 32]`, scaled to fill the height, or the width where it is wider, and centred."""
-    page = Image.new("L", (192, 192))
-    ImageDraw.Draw(page).text((64, 64), letter, fill=255, font=face)
-    glyph = page.crop(page.getbbox())
-    scale = 4 * SIDE / max(glyph.size)
-    width, height = (max(1, round(side * scale)) for side in glyph.size)
-    square = Image.new("L", (4 * SIDE, 4 * SIDE))
-    square.paste(glyph.resize((width, height)), ((4 * SIDE - width) // 2, (4 * SIDE - height) // 2))
-    return (np.asarray(square) >= 128).astype(np.int64)
-
-
-def _blocks(bitmap: np.ndarray) -> np.ndarray:
-    """How many pixels of each block of 4×4 are set: 0 to 16, `[8, 8]`."""
-    return bitmap.reshape(SIDE, 4, SIDE, 4).sum(axis=(1, 3))
-
-
 def _to_uint8(counts: np.ndarray) -> np.ndarray:
     return np.round(counts * 255 / 16).astype(np.uint8)
 
 
-def _patches(photo: np.ndarray, step: int) -> np.ndarray:
-    """A grid of patches that do not overlap, uint8 `[N, 8, 8]`; each pixel is the mean of step × step grey pixels."""
-    grey = np.asarray(Image.fromarray(photo).convert("L"), dtype=np.float64)
+def _cut(grey: np.ndarray, step: int) -> np.ndarray:
+    """A grid of patches, row by row, uint8 `[N, 8, 8]`; each pixel is the mean of step × step."""
     rows, columns = (side // (SIDE * step) for side in grey.shape)
     grid = grey[: rows * SIDE * step, : columns * SIDE * step].reshape(rows, SIDE, step, columns, SIDE, step)
     return grid.mean(axis=(2, 5)).transpose(0, 2, 1, 3).reshape(-1, SIDE, SIDE).round().astype(np.uint8)

@@ -124,11 +124,12 @@ def test_what_is_fitted_on_training_images_is_not_tuned_on_them(bench, protocol)
 
 @dataclass(frozen=True)
 class Learned(Representation[torch.Tensor]):
-    """Notes the classes that it is fitted on; zeros `[N]`."""
+    """Notes the images that it is fitted on, and their classes; zeros `[N]`."""
 
-    needs = (Labels(),)
+    needs = (ImageIds(), Labels())
 
     def fit(self, train: Reps) -> dict[str, torch.Tensor]:
+        fitted_images.append(set(train[ImageIds()].tolist()))
         fitted_classes.append(set(train[Labels()].tolist()))
         return {}
 
@@ -160,6 +161,7 @@ class TrainingLearner(Learner):
     supervision = "id-train"
 
 
+fitted_images: list[set[int]] = []
 fitted_classes: list[set[int]] = []
 
 
@@ -175,6 +177,30 @@ def test_a_representation_is_fitted_on_all_classes_once_a_method_that_sees_no_ou
     list(Scorer(bench, "learner", TrainingLearner()).run("pseudo-unknown"))
     held = set(held_back(bench.ids["train"][Labels()], bench.seed).tolist())
     assert fitted_classes == [set(range(4)) - held, set(range(4))]
+
+
+def test_a_representation_is_not_fitted_on_the_images_that_altered_ones_to_tune_on_are_made_of(bench):
+    fitted_images.clear()
+    list(Scorer(bench, "learner", TrainingLearner()).run("synthetic"))
+    train = bench.ids["train"][ImageIds()]
+    tuned_on = set(train[bench.part("train", VAL)].tolist())
+    assert fitted_images == [set(train.tolist()) - tuned_on, set(train.tolist())]
+
+
+@dataclass(frozen=True)
+class ValWitness(FitWitness):
+    fit_split = "val"
+
+
+def test_a_method_fitted_on_a_validation_split_sees_all_of_it_but_the_classes_held_back(bench):
+    bench.splits["val"] = Split("val", made_up(80, 4))
+    FITS.clear()
+    list(Scorer(bench, "witness", ValWitness()).run("pseudo-unknown"))
+    ids, labels = (bench.ids["val"][rep] for rep in (ImageIds(), Labels()))
+    apart = torch.isin(labels, held_back(bench.ids["train"][Labels()], bench.seed))
+    assert apart.any()
+    fitted = [seen for _, seen, _ in FITS]
+    assert fitted == [set(ids[~apart].tolist())] * 2 + [set(ids.tolist())]
 
 
 def test_what_was_fitted_on_some_images_is_not_taken_for_what_was_fitted_on_all(bench):
@@ -211,6 +237,24 @@ def test_a_grid_is_tuned_on_a_few_images_of_all_severities_then_fitted_on_the_wh
     assert SEEN["fit inside"] == set(parts["test", FIT])
     assert SEEN["fit outside"] <= set(parts["other", FIT] + few["other@2", FIT])
     assert len(SEEN["fit outside"] & set(parts["other", FIT])) >= min(len(parts["other", FIT]), len(parts["test", FIT]))
+
+
+def test_all_severities_of_a_corruption_share_what_is_chosen(bench, monkeypatch):
+    bench.splits["other@2"] = Split("other@2", made_up(60, 3))
+    bench.shifts[:] = [Shift(name, "other", "noise", "corruption", i) for i, name in enumerate(("other", "other@2"), 1)]
+    fits: list[float] = []
+    monkeypatch.setattr(Witness, "fit", lambda self, train, outliers: fits.append(self.weight) or {})
+    list(Scorer(bench, "witness", Witness()).run("same-shift"))
+    assert fits[:2] == [1.0, 2.0]
+    assert len(fits) == len(candidates(Witness())) + len(bench.shifts)
+
+
+def test_a_detector_is_timed_on_outliers_of_a_shift_that_can_be_split(bench):
+    bench.splits = {"small": Split("small", made_up(1, 5)), **bench.splits}
+    bench.shifts.insert(0, Shift("small", "small", "far", "ood"))
+    SEEN.clear()
+    Scorer(bench, "witness", Witness()).fit_once()
+    assert SEEN["fit outside"] <= set(bench.ids["other"][ImageIds()].tolist())
 
 
 def test_images_to_tune_on_are_of_all_classes_though_the_set_is_in_their_order(bench, monkeypatch):

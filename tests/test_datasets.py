@@ -58,6 +58,10 @@ def test_embedded_sets_are_grey_distinct_and_always_the_same(name):
     assert dataset.missing() is None
 
 
+def test_letters_are_the_same_with_any_matplotlib():
+    assert resolve("letters").split("test").fingerprint.startswith("d1045458bcd90562")
+
+
 def test_digit_splits_are_disjoint_stratified_and_of_known_classes():
     digits = resolve("digits")
     splits = [digits.split(name) for name in digits.splits]

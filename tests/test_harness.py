@@ -383,7 +383,7 @@ def test_a_users_torch_data_set_is_enough(material, tmp_path):
     finally:
         DATASETS._classes.pop("a-torch-data-set", None)
     auroc = pd.read_csv(tmp_path / "out" / "results.csv").query("metric == 'auroc' and protocol == 'none'")
-    by_shift = auroc.set_index(["method", "shift"])["value"]
+    by_shift = auroc.set_index(["method", "shift"])["value"].sort_index()
     assert by_shift["msp", "a-torch-data-set"] == by_shift["msp", "outliers"]
 
 
@@ -759,6 +759,34 @@ def test_a_method_is_timed_again_when_it_is_another(material, tmp_path):
         assert run("run", suite, "--out", tmp_path) == 0
         kept.append((tmp_path / "timing" / "tiny" / "energy.json").stat().st_mtime_ns)
     assert kept[0] == kept[1] < kept[2]
+
+
+def test_a_tuned_cell_is_not_taken_for_one_whose_values_the_suite_sets(material, tmp_path):
+    for values, tuned in (("", True), (f"\n[method.knn]\nk = {METHODS['knn']().k}\n", False)):
+        assert run("run", write_suite(material, "set", ["knn"], ["same-shift"], values), "--out", tmp_path) == 0
+        (cell,) = json.loads((tmp_path / "run.json").read_text())["cells"]
+        assert bool(cell["chosen"]) == tuned
+        seen = set(pd.read_csv(tmp_path / "results.csv")["supervision"])
+        assert seen == {"id-train+tuned" if tuned else "id-train"}
+
+
+def test_a_cell_is_made_again_when_a_value_that_no_repr_shows_is_another(material, tmp_path):
+    (tmp_path / "quiet.py").write_text(
+        "from dataclasses import dataclass, field\nfrom howsure import Logits, Method\n\n"
+        "@dataclass(frozen=True)\nclass Quiet(Method):\n    sign: float = field(default=1.0, repr=False)\n"
+        "    supervision = 'none'\n    needs = (Logits(),)\n\n"
+        "    def score(self, reps):\n        return -self.sign * reps[Logits()].amax(1)\n"
+    )
+    found = []
+    try:
+        for sign in (1.0, -1.0):
+            suite = write_suite(material, "quiet", ["quiet"], ["none"], f"\n[method.quiet]\nsign = {sign}\n")
+            assert run("run", suite, "--out", tmp_path / "out", "--plugin", tmp_path / "quiet.py") == 0
+            found.append(pd.read_csv(tmp_path / "out" / "results.csv").query("metric == 'auroc'")["value"])
+    finally:
+        METHODS._classes.pop("quiet", None)
+    assert np.allclose(found[0], 1 - found[1])
+    assert not np.allclose(found[0], found[1])
 
 
 def test_skipped_methods_are_told(material, tmp_path, capsys):

@@ -26,6 +26,7 @@ def test_the_wheel_contains_every_plugin_and_suite(wheel):
     expected = {f"howsure/{d}/{f.name}" for d in FOLDERS[:3] for f in (ROOT / d).glob("*.py")}
     expected |= {f"howsure/benchmarks/suites/{f.name}" for f in (ROOT / "benchmarks" / "suites").glob("*.toml")}
     expected |= {f"howsure/{f.relative_to(ROOT / 'howsure')}" for f in (ROOT / "howsure").rglob("*.py")}
+    expected.add("howsure/datasets/letters.png")
     assert expected - set(wheel) == set()
 
 
