@@ -54,8 +54,8 @@ class DigitsUnseen(Dataset):
 class Letters(Dataset):
     """Letters in 22 fonts (DejaVu, STIX, Computer Modern), processed as the digits were: 792 images.
 
-    A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel counts a block of 4×4. Cut from a
-    sheet, a row a font, that `benchmarks/letters/draw.py` drew.
+    A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel counts a block of 4×4. Cut from
+    a sheet, a row a font, that `benchmarks/letters/draw.py` drew.
     """
 
     name = "letters"

@@ -2,9 +2,9 @@
 
     python benchmarks/letters/draw.py datasets/letters.png
 
-A row a font, a column a letter. A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel counts
-a block of 4×4, as in the digits. The sheet is kept, since fonts come and go with matplotlib (this needs 3.11), and Pillow's
-drawing changes.
+A row a font, a column a letter. A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel
+counts a block of 4×4, as in the digits. The sheet is kept, since fonts come and go with matplotlib (this needs 3.11),
+and Pillow's drawing changes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
 from howsure.datasets.digits import LOWER, SIDE, UPPER
+from PIL import Image, ImageDraw, ImageFont
 
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
