@@ -24,6 +24,7 @@ from howsure.cli import main
 from howsure.harness import Run
 from howsure.plugins import DATASETS, METHODS
 from howsure.protocol import TEST, parts, seen_outliers
+from howsure.record import suite_from
 from howsure.representations import ImageIds
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
 from howsure.suite import load_suite
@@ -597,6 +598,18 @@ def test_results_of_a_suite_of_the_same_name_elsewhere_are_not_replaced(material
     (tmp_path / "elsewhere" / "out").rename(out := tmp_path / "moved")
     assert run("run", tmp_path / "elsewhere" / "namesake.toml", "--out", out) == 0
     assert run("run", tmp_path / "two" / "namesake.toml", "--fresh", "--out", out) == 0
+
+
+def test_where_a_suite_lies_is_noted_but_of_one_that_comes_along_or_on_another_drive(material, tmp_path, monkeypatch):
+    suite = load_suite(write_suite(material, "placed", ["msp"], ["none"]))
+    assert len(suite_from(suite, tmp_path)) == 2
+    assert suite_from(load_suite("digits"), tmp_path) == []
+
+    def no_way(path: str, start: str) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr("os.path.relpath", no_way)
+    assert len(suite_from(suite, tmp_path)) == 1
 
 
 def test_an_interrupted_rerun_keeps_what_an_earlier_one_finished(material, tmp_path, monkeypatch):

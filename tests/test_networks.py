@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from howsure import ArrayImages, Backbone, InputSpec, Recipe, UserError
 from howsure.blueprints import blueprint_of
+from howsure.checkpoints import load_checkpoint
 from howsure.network import Network
 from howsure.networks import load_network
 from howsure.plugins import BACKBONES
@@ -166,6 +167,14 @@ def test_checkpoints_bare_or_nested_with_or_without_prefix(tmp_path, nest, prefi
     torch.save({nest: content, "epoch": 3} if nest else content, tmp_path / "w.pt")
     network = tiny(checkpoint="w.pt", base=tmp_path)
     assert torch.equal(network.model[1].weight, state["1.weight"])
+
+
+def test_names_of_the_network_itself_are_no_prefix(tmp_path):
+    network = Network("t", nn.ModuleDict({"model": Tiny().build(2)}), InputSpec((4, 4), (0.5,), (0.25,)), 2)
+    state = {f"model.{key}": value for key, value in weights().items()}
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "w.pt")
+    load_checkpoint(network, tmp_path / "w.pt")
+    assert torch.equal(network.model.state_dict()["model.1.weight"], state["model.1.weight"])
 
 
 def test_a_checkpoint_in_safetensors(tmp_path):
@@ -562,3 +571,16 @@ def test_a_head_is_what_makes_the_logits_from_its_weights(net):
     assert network.heads == ()
     plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     assert dataclasses.replace(network, model=plain).heads == ("3",)
+
+
+class Wiped(nn.Sequential):
+    def forward(self, x):
+        features = self[2](self[1](self[0](x)))
+        logits = self[3](features)
+        features.zero_()
+        return logits
+
+
+def test_a_head_is_known_by_its_input_as_it_was():
+    net = Wiped(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    assert Network("net", net, InputSpec((4, 4), (0.5,) * 3, (0.25,) * 3), 3).heads == ("3",)
