@@ -23,7 +23,8 @@ class LayerDistances(Representation[Tensor]):
     """Smallest squared Mahalanobis distance to a class mean at each layer, `[N, L]`, float64.
 
     Channel means of feature maps, one covariance a layer shared by the classes. For each layer the input first moves by
-    `epsilon` (in pixel values) along the sign of the gradient that makes that layer's distance smaller.
+    `epsilon` (in pixel values) along the sign of the gradient that makes that layer's distance smaller. Layers that are
+    alike on all training images (dead ones) are left out.
     """
 
     cost = "passes"
@@ -36,8 +37,9 @@ class LayerDistances(Representation[Tensor]):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         classes, labels = train[Labels()].unique(return_inverse=True)
-        state = {}
-        for i, (name, x) in enumerate(train[LayerMeans()].items()):
+        state, layers = {}, train[LayerMeans()]
+        live = {name: x for name, x in layers.items() if (x != x[0]).any()}
+        for i, (name, x) in enumerate((live or layers).items()):
             means = class_means(x, labels, len(classes))
             state[f"{i:03d} means {name}"] = means
             state[f"{i:03d} whiten {name}"] = whiten(x.double() - means[labels])

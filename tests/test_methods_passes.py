@@ -272,6 +272,18 @@ def test_mahalanobis_layers_learns_to_weigh_them(conv: Network) -> None:
     assert method.score(outliers, **state).mean() > method.score(known, **state).mean()
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.01])
+def test_mahalanobis_layers_leaves_a_dead_stage_out(conv: Network, epsilon: float) -> None:
+    from howsure.methods.mahalanobis_layers import LayerDistances
+
+    rep, inner = LayerDistances(epsilon), read(conv, pixels(60, 1), LayerDistances.needs)
+    layers = inner[LayerMeans()]
+    first = next(iter(layers))
+    dead = Reps({**inner, LayerMeans(): {**layers, first: torch.zeros_like(layers[first])}})
+    distances, all_live = (read(conv, pixels(), [rep], fitted=seen)[rep] for seen in (dead, inner))
+    assert torch.equal(distances, all_live[:, 1:])
+
+
 def test_adascale(network: Network) -> None:
     train = pixels(40, 1)
     states = {}
