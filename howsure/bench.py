@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .extract import Extractor
@@ -54,6 +55,16 @@ class Bench:
     @cached_property
     def ids(self) -> dict[str, Reps]:
         return {name: self.extractor(split, (ImageIds(), Labels())) for name, split in self.splits.items()}
+
+    def met_before(self) -> Iterator[tuple[str, int, str]]:
+        """Sets to score with images that are in a set to fit on, or out-of-distribution ones in `test`, pixel by pixel
+        at the network's size: the set, how many, and where else they are."""
+        strange = [s.name for s in self.shifts if not (self.splits[s.name].corruption or self.splits[s.name].clean)]
+        for known in [name for name in ("train", "val", "test") if name in self.splits]:
+            for split in [name for name in ("test", *strange) if name != known]:
+                ids = [self.ids[name][ImageIds()] for name in (split, known)]
+                if n := int(torch.isin(*ids).sum()):
+                    yield split, n, known
 
     def part(self, split: str, part: int) -> Tensor:
         """Indices of the images of a split that belong to a part."""

@@ -60,7 +60,7 @@ class Run:
     store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
     record: dict[str, Any] = field(default_factory=dict)
     _pixels: Pixels = field(default_factory=Pixels)
-    _left_out: set[Protocol] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
 
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
@@ -88,9 +88,8 @@ class Run:
         classes = len(np.unique(self.material.splits["train"].images.y))
         lacks = {p: lacking(p, shifts, classes) for p in self.suite.chosen_protocols()}
         for protocol, needed in lacks.items():
-            if needed and protocol not in self._left_out:
-                self._left_out.add(protocol)
-                print(f"howsure: protocol '{protocol}' left out: it needs {needed}", file=sys.stderr)
+            if needed:
+                self._tell_once(f"protocol '{protocol}' left out: it needs {needed}")
         return [protocol for protocol, needed in lacks.items() if not needed]
 
     def _refuse_nothing_to_do(self) -> None:
@@ -186,6 +185,9 @@ class Run:
                 " weights (checkpoint = …), and its classes in the order of the data?",
                 file=sys.stderr,
             )
+        for split, n, known in bench.met_before():
+            all_of_it = len(bench.splits[split])
+            self._tell_once(f"{n} of the {all_of_it} images of '{split}' are among those of '{known}' too")
         self.record["networks"].append({
             "name": spec.name, "use": spec.use, "seed": seed, "accuracy": network.accuracy, "digest": network.digest,
             "extract_s": round(extracted, 2), "splits": {name: len(split) for name, split in bench.splits.items()},
@@ -200,6 +202,11 @@ class Run:
                     )
         self._run_cells(bench, spec.name, refusals, errors)
         self._time(bench, able)
+
+    def _tell_once(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            print(f"howsure: {what}", file=sys.stderr)
 
     def _refusal(self, method: Method, network: Network) -> tuple[State, str] | None:
         """Why a method does not run on a network, and whether that is a failure of its own."""

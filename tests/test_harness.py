@@ -691,6 +691,21 @@ def test_a_cell_whose_scores_are_lost_is_computed_again(lose, material, tmp_path
     assert file.read_bytes() == before
 
 
+def test_images_in_two_sets_are_told(material, tmp_path, capsys):
+    for file in material.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    train, known, outliers = (dict(np.load(material / f"{name}.npz")) for name in ("train", "known", "outliers"))
+    np.savez(tmp_path / "known.npz", **{key: np.concatenate([known[key], train[key][:3]]) for key in known})
+    np.savez(tmp_path / "outliers.npz", **{key: np.concatenate([outliers[key], known[key][:2]]) for key in outliers})
+    suite = write_suite(tmp_path, "twice", ["msp"], ["none"])
+    assert run("run", suite, "--out", tmp_path / "out") == 0
+    assert [line for line in told(capsys) if "among those" in line] == [
+        f"howsure: 3 of the {len(known['y']) + 3} images of 'test' are among those of 'train' too",
+        f"howsure: 2 of the {len(outliers['y']) + 2} images of 'outliers' are among those of 'test' too",
+    ]
+
+
 def test_a_shift_too_small_to_be_split_is_left_out_of_the_protocols_that_split(material, tmp_path, capsys):
     np.savez(material / "one.npz", x=made_up("outliers").images.x[:1], y=np.zeros(1, int))
     extra = '\n[[shift]]\ndata = "npz:one.npz"\n'
