@@ -16,7 +16,7 @@ from .extract import seeded, union
 from .method import Method
 from .metrics import Interval, auroc, detection
 from .network import Network
-from .protocol import FIT, TEST, VAL, Shift, gather, held_back, pseudo_unknowns, seen_outliers
+from .protocol import FIT, TEST, VAL, Shift, gather, held_back, pseudo_unknowns, seen_outliers, spread
 from .representation import Reps
 from .representations import Labels
 from .suite import Protocol
@@ -202,7 +202,8 @@ class Scorer:
         if known[0] in _MADE_OF_TRAINING:
             index = bench.indices("train", part, tuning)
             if known[0] == "synthetic":
-                return [("train", index[index % 2 == 0])], [("synthetic", index[index % 2 == 1])]
+                even, odd = (spread(index[index % 2 == half], _MOST_TO_FIT_ON, bench.seed) for half in (0, 1))
+                return [("train", even)], [("synthetic", odd)]
             known_to_it, held = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, _MOST_TO_FIT_ON)
             return [("train", known_to_it)], [("train", held)]
         indices = {split: bench.indices(split, part, tuning) for split in ("test", *known)}

@@ -156,14 +156,14 @@ class _Pair:
 
 
 def _detection(pair: _Pair, id_counts: NDArray[np.uint8], shift_counts: NDArray[np.uint8], dtype: type) -> Floats:
-    """`DETECTION` metrics `[5, B]` where images were drawn `[n, B]` and `[m, B]` times."""
+    """`DETECTION` metrics `[5, B]` where images were drawn `[n, B]` and `[m, B]` times; NaN without a kind."""
     memory.reset()
     w_id, w_shift = in_order(id_counts, pair.id_order, dtype), in_order(shift_counts, pair.shift_order, dtype)
     sum_id, sum_shift = cumulative(w_id), cumulative(w_shift)
     n, m = sum_id[-1], sum_shift[-1]
     kept_id, kept_shift = rows_at(sum_id, pair.id_up_to), rows_at(sum_shift, pair.shift_up_to)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.stack(
+        values = np.stack(
             [
                 _auroc(pair, w_id, kept_shift, sum_shift, n, m),
                 _fpr95(pair, sum_id, sum_shift),
@@ -172,6 +172,8 @@ def _detection(pair: _Pair, id_counts: NDArray[np.uint8], shift_counts: NDArray[
                 _accuracy(kept_id, kept_shift, n, m),
             ]
         )
+    values[:, (n == 0) | (m == 0)] = np.nan
+    return values
 
 
 def _auroc(pair: _Pair, w_id: Floats, kept_shift: Floats, sum_shift: Floats, n: Floats, m: Floats) -> Floats:

@@ -85,9 +85,12 @@ def seen_outliers(protocol: Protocol, target: Shift, shifts: Sequence[Shift]) ->
 
 
 def gather(indices: Mapping[str, Tensor], seed: int, at_most: int) -> list[tuple[str, Tensor]]:
-    """Images of several sets, as many of each as of the others and `at_most` in all (at least one a set)."""
-    share = max(1, at_most // len(indices))
-    return [(name, spread(index, share, seed)) for name, index in indices.items()]
+    """Images of several sets, as many of each as of the others and `at_most` in all (at least one a set).
+
+    Each set is drawn from anew: corrupted versions of the same images are not all of the same few.
+    """
+    share, random = max(1, at_most // len(indices)), torch.Generator().manual_seed(seed)
+    return [(name, _drawn(index, share, random)) for name, index in indices.items()]
 
 
 def held_back(labels: Tensor, seed: int) -> Tensor:
@@ -111,5 +114,8 @@ def pseudo_unknowns(labels: Tensor, index: Tensor, seed: int, at_most: int) -> t
 
 def spread(index: Tensor, n: int, seed: int) -> Tensor:
     """`n` of the indices at random, in order; all where there are fewer."""
-    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n]
-    return index[chosen.sort().values]
+    return _drawn(index, n, torch.Generator().manual_seed(seed))
+
+
+def _drawn(index: Tensor, n: int, random: torch.Generator) -> Tensor:
+    return index[torch.randperm(len(index), generator=random)[:n].sort().values]

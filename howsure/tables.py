@@ -3,7 +3,7 @@
 No table mixes protocols or tasks. Methods stand in order of mean AUROC, with what each was fitted on beside it; the
 best value of a column is bold, with all that look equal to it. Each number is a mean over backbones (and severities,
 where a column is a corruption type); with several seeds it is the mean ± the standard deviation of the seeds' means. A
-star marks a mean over fewer cells than other methods have, because some failed or were skipped: it is never bold.
+star marks a mean that lacks cells that other methods have, because some failed or were skipped: it is never bold.
 """
 
 from __future__ import annotations
@@ -203,9 +203,11 @@ def _table(
     seeds = cells.mean().groupby(level=[0, 1])
     mean, sd = (x.unstack().reindex(columns=columns) for x in (seeds.mean(), seeds.std()))
     count = rows.groupby(["method", by])["value"].count().unstack().reindex(columns=columns).fillna(0)
+    known = rows.dropna(subset="value").drop_duplicates([by, "backbone", "seed", "shift", "severity"])
+    whole = known[by].value_counts().reindex(columns).fillna(0)
     first = rows.drop_duplicates("method").set_index("method", drop=False)
     about = first[["method", "supervision"]].reindex(mean.index)
-    return Table(name, title, mean, sd, count.lt(count.max()).reindex(mean.index), about, lower, digits)
+    return Table(name, title, mean, sd, count.lt(whole, axis=1).reindex(mean.index), about, lower, digits)
 
 
 def _reorder(table: Table, key: pd.Series) -> Table:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from howsure import ArrayImages, Batch, Features, Head, Logits, Method, Network
+from howsure import ArrayImages, Batch, Features, Head, Logits, Method, Network, cells
 from howsure.bench import Bench
 from howsure.cells import CellError, Scorer, candidates, certain, scored
 from howsure.check import make_trial
@@ -79,6 +79,14 @@ def test_outliers_made_of_training_images_keep_fitting_tuning_and_scoring_apart(
     assert SEEN["fit inside"] <= parts[FIT]
     assert SEEN["scored"].isdisjoint(parts[TEST] | parts[FIT])
     assert SEEN["fit inside"].isdisjoint(SEEN["fit outside"])
+
+
+@pytest.mark.parametrize("protocol", ["same-shift", "pseudo-unknown", "synthetic"])
+def test_a_detector_is_fitted_on_no_more_images_than_it_may_be(bench, protocol, monkeypatch):
+    monkeypatch.setattr(cells, "_MOST_TO_FIT_ON", 12)
+    SEEN.clear()
+    next(Scorer(bench, "witness", Witness().settled(("weight",))).run(protocol))
+    assert [len(SEEN[f"fit {kind}"]) for kind in ("inside", "outside")] == [12, 12]
 
 
 @dataclass(frozen=True)

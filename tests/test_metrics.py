@@ -172,6 +172,20 @@ def test_a_resample_without_errors_leaves_auroc_defined():
     assert got["aurc"].low == 0
 
 
+def test_a_resample_of_one_kind_counts_for_the_area_under_risk_alone():
+    random = np.random.default_rng(2)
+    scores, rare = random.normal(size=40), np.arange(40) < 2
+    draws = np.concatenate(counts_of(40, 200, 70, 5, 2), axis=1).T
+    for errors in (rare, ~rare):
+        both = [w for w in draws if w[rare].any()]
+        assert 10 < len(draws) - len(both) < 50
+        got = misclassification(scores, errors, resamples=200, seed=5)
+        loop = [slow_detection(*(np.repeat(scores, w * (errors == kind)) for kind in (False, True))) for w in both]
+        for name, of in zip(MISCLASSIFICATION, DETECTION, strict=False):
+            expected = np.quantile([one[of] for one in loop], [0.025, 0.975])
+            assert got[name][1:] == pytest.approx(tuple(expected), abs=2e-5), name
+
+
 @pytest.mark.parametrize("decimals", [0, 1, 8])
 def test_bootstrap_of_detection_is_a_loop_over_the_same_draws(decimals):
     random = np.random.default_rng(1)

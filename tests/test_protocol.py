@@ -74,6 +74,13 @@ def test_gather_takes_the_same_number_of_each():
     assert [len(index) for _, index in gather(own, 0, 8000)] == [334, 45], "all where there are fewer"
 
 
+def test_sets_of_the_same_images_give_different_ones():
+    corrupted = {f"fog@{severity}": torch.arange(1000) for severity in range(1, 6)}
+    found = torch.cat([index for _, index in gather(corrupted, 0, 100)])
+    assert len(found) == 100
+    assert len(found.unique()) > 80
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_pseudo_unknowns_hold_whole_classes_back(seed):
     labels = torch.arange(500) % 10

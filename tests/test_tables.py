@@ -102,6 +102,14 @@ def test_a_mean_over_fewer_cells_is_starred_and_never_bold(tmp_path):
     assert "fewer cells" in text
 
 
+def test_means_over_other_cells_are_starred_though_there_are_as_many(tmp_path):
+    rows = [("a", "net", 0, "far", "x", 0.7), ("b", "vit", 0, "far", "x", 0.9)]
+    text = written(tmp_path, results(*rows), "ood_none_auroc.md")
+    assert "0.700\\*" in text
+    assert "0.900\\*" in text
+    assert "**" not in text
+
+
 def test_latex_escapes_names(tmp_path):
     tex = written(tmp_path, results(("a_b", "net", 0, "far", "x_y", 0.5)), "ood_none_auroc.tex")
     assert "a\\_b & id-train" in tex
