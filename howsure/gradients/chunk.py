@@ -199,7 +199,7 @@ def _eagerly(model: nn.Module) -> Iterator[None]:
     """Compiled modules run as plain Python meanwhile, so that their calls are seen and the tracer's are not compiled.
     What says so holds for the process: one at a time."""
     compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
-    if not compiled or not hasattr(torch.compiler, "set_stance"):
+    if not compiled:
         yield
         return
     with _STANCE, torch.compiler.set_stance("force_eager"):
