@@ -386,8 +386,11 @@ def test_relation(power: float) -> None:
 
 
 @pytest.mark.parametrize(("bank", "rho"), [(1.0, 0.1), (0.5, 0.04), (0.5, 1.0)])
-def test_cfood(bank: float, rho: float) -> None:
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_cfood(bank: float, rho: float, collapsed: bool) -> None:
     train, test = data(17)
+    if collapsed:
+        train.h, test.h = (1_000 + x.h for x in (train, test))
     rows = np.round(np.linspace(0, 59, round(60 * bank))).astype(int)
     refs = [unit(train.h[i]) for i in rows]
     n, expected = len(refs), []
