@@ -306,6 +306,21 @@ def test_knn(k: int, seed: int) -> None:
     np.testing.assert_allclose(scores("knn", train, test, k=k), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_knn_in_a_narrow_cone(k: int) -> None:
+    train, test = data(10)
+    train.h, test.h = (300 + x.h for x in (train, test))
+    expected = [sorted(np.linalg.norm(unit(h) - unit(t)) for t in train.h)[k - 1] for h in test.h]
+    np.testing.assert_allclose(scores("knn", train, test, k=k), expected, rtol=1e-3)
+
+
+def test_knn_where_training_features_vanish() -> None:
+    train, test = data(10)
+    train.h[:, 3:], train.h[::3], test.h[:, :3] = 0, 0, 0.1
+    expected = [min(np.linalg.norm(unit(h) - unit(t)) for t in train.h) for h in test.h]
+    np.testing.assert_allclose(scores("knn", train, test, k=1), expected, rtol=1e-5)
+
+
 def test_she() -> None:
     train, test = data(10)
     patterns = {k: train.h[(train.y == k) & (train.z.argmax(1) == k)] for k in range(C)}
