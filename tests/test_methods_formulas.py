@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,25 @@ def test_klm() -> None:
         min(sum(p * math.log(p / q) for p, q in zip(softmax(z), m, strict=True)) for m in means) for z in test.z
     ]
     np.testing.assert_allclose(scores("klm", train, test), expected, rtol=1e-9)
+
+
+def test_klm_of_a_network_that_is_very_sure() -> None:
+    gaps = [40.0, 50.0, 60.0, 70.0]
+    train = torch.tensor([[g if c == k else float(c == (k + 1) % 3) for c in range(3)] for g in gaps for k in range(3)])
+    test = torch.tensor([[g, 0.0, 1.0] for g in range(30, 100, 7)])
+    with localcontext() as context:
+        context.prec = 60
+
+        def exactly(z: Sequence[float]) -> list[Decimal]:
+            e = [Decimal(v).exp() for v in z]
+            return [x / sum(e) for x in e]
+
+        own = [exactly(z) for z in train.tolist() if z[0] == max(z)]
+        mean = [sum(p) / len(own) for p in zip(*own, strict=True)]
+        kl = [sum(p * (p / q).ln() for p, q in zip(exactly(z), mean, strict=True)) for z in test.tolist()]
+    method = METHODS["klm"]()
+    got = method.score(Reps({Logits(): test}), **method.fit(Reps({Logits(): train})))
+    np.testing.assert_allclose(got, [float(k) for k in kl], rtol=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [2, 10])
