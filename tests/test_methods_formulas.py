@@ -160,17 +160,18 @@ def test_klm() -> None:
     np.testing.assert_allclose(scores("klm", train, test), expected, rtol=1e-9)
 
 
+def exactly(z: Sequence[float]) -> list[Decimal]:
+    """The softmax, in the precision of the decimal context."""
+    e = [Decimal(v).exp() for v in z]
+    return [x / sum(e) for x in e]
+
+
 def test_klm_of_a_network_that_is_very_sure() -> None:
     gaps = [40.0, 50.0, 60.0, 70.0]
     train = torch.tensor([[g if c == k else float(c == (k + 1) % 3) for c in range(3)] for g in gaps for k in range(3)])
     test = torch.tensor([[g, 0.0, 1.0] for g in range(30, 100, 7)])
     with localcontext() as context:
         context.prec = 60
-
-        def exactly(z: Sequence[float]) -> list[Decimal]:
-            e = [Decimal(v).exp() for v in z]
-            return [x / sum(e) for x in e]
-
         own = [exactly(z) for z in train.tolist() if z[0] == max(z)]
         mean = [sum(p) / len(own) for p in zip(*own, strict=True)]
         kl = [sum(p * (p / q).ln() for p, q in zip(exactly(z), mean, strict=True)) for z in test.tolist()]
@@ -405,6 +406,22 @@ def test_pnml_beyond_the_span_of_training_features() -> None:
     test.h[:, 2] = np.arange(len(test.h)) % 2
     got = scores("pnml", train, test)
     np.testing.assert_allclose(got, [pnml(train, h) for h in test.h], rtol=1e-5)
+
+
+def test_pnml_of_a_network_that_is_very_sure() -> None:
+    train, test = data(14)
+    train.w *= 100
+    train.b *= 100
+    inverse, expected = np.linalg.inv(sum(np.outer(unit(t), unit(t)) for t in train.h)), []
+    with localcontext() as context:
+        context.prec = 400
+        for v in map(unit, test.h):
+            q = v @ inverse @ v
+            p = exactly(train.w @ v + train.b)
+            g = Decimal(q / (1 + q))
+            expected.append(float(sum(x / (x + (1 - x) * x**g) for x in p).ln()) / math.log(C))
+    assert min(expected) < 1e-20
+    np.testing.assert_allclose(scores("pnml", train, test), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("power", [1, 4])
