@@ -10,31 +10,40 @@ from howsure import UserError
 
 from ._rows import by_rows
 
+CLOSE = 0.03
+
 
 def unit(features: Tensor) -> Tensor:
     """`h / |h|`, float32; zeros stay zeros."""
     return F.normalize(features.double(), dim=1).float()
 
 
-def kth_distance(queries: Tensor, bank: Tensor, k: int, half_sq: Tensor | None = None) -> Tensor:
-    """Euclidean distance `[N]`, float64, of rows to their k-th nearest row of the bank.
+def kth_distance(queries: Tensor, bank: Tensor, k: int) -> Tensor:
+    """Euclidean distance `[N]`, float64, of rows to their k-th nearest row of the bank, which caps `k` by its size.
 
-    `half_sq` is half the squared norm of each row of the bank, which unit rows do without. `k` is capped at the bank's
-    size. The neighbour is found by products in the precision of the rows; its distance is then taken in float64 from
-    the difference, so that near duplicates keep their digits.
+    The neighbour is found by products in the precision of the rows; its distance is then taken in float64 from the
+    difference. Of unit rows in single precision, products err by 1e-7: where that could tell of a distance found, since
+    it is below `CLOSE`, the neighbour is looked for again in float64.
     """
     if k < 1:
         raise UserError(f"k = {k} neighbours: k must be at least 1")
     k = min(k, len(bank))
+    half_sq = bank.square().sum(1) / 2
 
     def distance(x: Tensor) -> Tensor:
-        closeness = x @ bank.T
-        if half_sq is not None:
-            closeness -= half_sq
-        nearest = closeness.topk(k, dim=1).indices[:, -1]
-        return (x.double() - bank[nearest].double()).norm(dim=1)
+        found = _kth(x, bank, half_sq, k)
+        close = found < CLOSE
+        if bank.dtype != torch.float64 and close.any():
+            exact = bank.double()
+            found[close] = _kth(x[close].double(), exact, exact.square().sum(1) / 2, k)
+        return found
 
     return by_rows(distance, queries, size=512)
+
+
+def _kth(x: Tensor, bank: Tensor, half_sq: Tensor, k: int) -> Tensor:
+    nearest = (x @ bank.T).sub_(half_sq).topk(k, dim=1).indices[:, -1]
+    return (x.double() - bank[nearest].double()).norm(dim=1)
 
 
 def share_of_rows(n: int, share: float) -> Tensor:

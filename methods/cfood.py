@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from howsure import Features, Method, Reps, UserError
 
-from ._neighbours import share_of_rows, unit
+from ._neighbours import share_of_rows
 from ._rows import by_rows
 
 LARGEST_BANK = 4_000
@@ -36,7 +37,7 @@ class CFOOD(Method):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         n = len(train[Features()])
-        v = unit(train[Features()][share_of_rows(n, min(self.bank, LARGEST_BANK / n))])
+        v = _unit(train[Features()][share_of_rows(n, min(self.bank, LARGEST_BANK / n))])
         return {"bank": v, "distances": _sq_distances(v, v).fill_diagonal_(0).sort(1).values}
 
     def score(self, reps: Reps, bank: Tensor, distances: Tensor) -> Tensor:
@@ -49,8 +50,13 @@ class CFOOD(Method):
             ranks = torch.searchsorted(distances, _sq_distances(bank, v)).clamp_min(1)
             return ranks.kthvalue(enough, dim=0).values.double() / n
 
-        return by_rows(factor, unit(reps[Features()]), size=512)
+        return by_rows(factor, _unit(reps[Features()]), size=512)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return normalize(features.double(), dim=1)
 
 
 def _sq_distances(a: Tensor, b: Tensor) -> Tensor:
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
+    """Float32, of rows in float64: what is left of the squares where classes are narrow would be their rounding."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0).float()

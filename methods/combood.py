@@ -19,7 +19,8 @@ class ComboOD(Method):
     standardised v to their mean under covariance + `ridge` times the identity; shape [N], higher means more uncertain.
 
     The variant on penultimate features alone. The authors' code also makes each feature more normal (Yeo-Johnson)
-    before m, and has variants with the extremes of every layer. Distances below 1e-6 count as 1e-6.
+    before m, and has variants with the extremes of every layer; its script runs the one that takes m of those.
+    Distances below 1e-6 count as 1e-6.
     """
 
     k: int = 50

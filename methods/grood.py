@@ -84,7 +84,7 @@ class Grood(Method):
         return {"prototypes": prototypes, "bank": bank[right] if right.any() else bank}
 
     def score(self, reps: Reps, prototypes: Tensor, bank: Tensor) -> Tensor:
-        return kth_distance(self._gradients(reps, prototypes), bank, self.k, bank.square().sum(1) / 2)
+        return kth_distance(self._gradients(reps, prototypes), bank, self.k)
 
     def _gradients(self, reps: Reps, prototypes: Tensor) -> Tensor:
         h = reps[Features()].double()

@@ -9,6 +9,7 @@ from torch import Tensor
 from howsure import Logits, Method, Reps
 
 from ._rows import by_rows
+from ._softmax import log_odds_parts
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class KLM(Method):
     fit_split = "val"
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
-        z = train[Logits()].double()
-        predicted, log_p = z.argmax(1), z.log_softmax(1)
-        groups = (log_p[predicted == k] for k in predicted.unique())
-        return {"log_means": torch.stack([g.logsumexp(0) - math.log(len(g)) for g in groups])}
+        predicted, (log_p, _) = train[Logits()].double().argmax(1), log_odds_parts(train[Logits()])
+        own = predicted.unique()[:, None]
+        groups = [log_p[predicted == k] for k in own]
+        log_means = torch.stack([g.logsumexp(0) - math.log(len(g)) for g in groups])
+        others = log_means.exp().scatter(1, own, 0).sum(1, keepdim=True)
+        return {"log_means": log_means.scatter(1, own, torch.log1p(-others))}
 
     def score(self, reps: Reps, log_means: Tensor) -> Tensor:
         def divergence(z: Tensor) -> Tensor:
-            log_p = z.double().log_softmax(1)
+            log_p, _ = log_odds_parts(z)
             p = log_p.exp()
             return ((p * log_p).sum(1, keepdim=True) - p @ log_means.T).amin(1).clamp_min(0)
 

@@ -41,7 +41,8 @@ class NAC(Method):
     n the number of training images whose state lies in the same of M equal parts of [0, 1]. score = -mean Φ over
     neurons and layers; shape [N], higher means more uncertain.
 
-    At the penultimate features, the default, the gradient has a closed form: no backward pass. Named `layers` take one.
+    At the penultimate features, the default, the gradient has a closed form: no backward pass. Named `layers` take one;
+    the authors' runs on residual networks take these features and the first three stages.
     `samples` training images, evenly spaced, as in the paper (`r` counts images). The authors' code spaces the M parts
     more densely around 1/2 and tunes α, r and M for each layer and network; here they are the same for all layers.
     """

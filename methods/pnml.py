@@ -11,6 +11,7 @@ from howsure import Features, Head, Method, Reps
 from howsure.representations import HeadWeights
 
 from ._rows import by_rows
+from ._softmax import log_odds_parts
 
 RIDGE = 1e-7
 
@@ -41,9 +42,12 @@ class PNML(Method):
         def regret(h: Tensor) -> Tensor:
             v = normalize(h.double(), dim=1)
             q = (v @ whiten).square().sum(1, keepdim=True)
-            g = q / (1 + q)
-            log_p = (v @ head.weight.T + head.bias).log_softmax(1)
-            terms = 1 / (1 - torch.expm1(log_p) * ((g - 1) * log_p).exp())
-            return terms.sum(1).log() / max(math.log(len(head.bias)), 1e-12)
+            z = v @ head.weight.T + head.bias
+            log_p, log_rest = log_odds_parts(z)
+            odds = (log_rest - log_p / (1 + q)).exp()
+            top = torch.zeros_like(z, dtype=torch.bool).scatter(1, z.argmax(1, keepdim=True), True)
+            # the sum less one, term by term, which would vanish beside the one of the top class
+            above_one = torch.where(top, -odds / (1 + odds), 1 / (1 + odds)).sum(1)
+            return above_one.log1p() / max(math.log(len(head.bias)), 1e-12)
 
         return by_rows(regret, reps[Features()])

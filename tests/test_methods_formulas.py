@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,26 @@ def test_klm() -> None:
     np.testing.assert_allclose(scores("klm", train, test), expected, rtol=1e-9)
 
 
+def exactly(z: Sequence[float]) -> list[Decimal]:
+    """The softmax, in the precision of the decimal context."""
+    e = [Decimal(v).exp() for v in z]
+    return [x / sum(e) for x in e]
+
+
+def test_klm_of_a_network_that_is_very_sure() -> None:
+    gaps = [40.0, 50.0, 60.0, 70.0]
+    train = torch.tensor([[g if c == k else float(c == (k + 1) % 3) for c in range(3)] for g in gaps for k in range(3)])
+    test = torch.tensor([[g, 0.0, 1.0] for g in range(30, 100, 7)])
+    with localcontext() as context:
+        context.prec = 60
+        own = [exactly(z) for z in train.tolist() if z[0] == max(z)]
+        mean = [sum(p) / len(own) for p in zip(*own, strict=True)]
+        kl = [sum(p * (p / q).ln() for p, q in zip(exactly(z), mean, strict=True)) for z in test.tolist()]
+    method = METHODS["klm"]()
+    got = method.score(Reps({Logits(): test}), **method.fit(Reps({Logits(): train})))
+    np.testing.assert_allclose(got, [float(k) for k in kl], rtol=1e-9)
+
+
 @pytest.mark.parametrize("alpha", [2, 10])
 def test_openmax(alpha: int) -> None:
     train, test = data(5, n_train=400)
@@ -306,6 +327,21 @@ def test_knn(k: int, seed: int) -> None:
     np.testing.assert_allclose(scores("knn", train, test, k=k), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_knn_in_a_narrow_cone(k: int) -> None:
+    train, test = data(10)
+    train.h, test.h = (300 + x.h for x in (train, test))
+    expected = [sorted(np.linalg.norm(unit(h) - unit(t)) for t in train.h)[k - 1] for h in test.h]
+    np.testing.assert_allclose(scores("knn", train, test, k=k), expected, rtol=1e-3)
+
+
+def test_knn_where_training_features_vanish() -> None:
+    train, test = data(10)
+    train.h[:, 3:], train.h[::3], test.h[:, :3] = 0, 0, 0.1
+    expected = [min(np.linalg.norm(unit(h) - unit(t)) for t in train.h) for h in test.h]
+    np.testing.assert_allclose(scores("knn", train, test, k=1), expected, rtol=1e-5)
+
+
 def test_she() -> None:
     train, test = data(10)
     patterns = {k: train.h[(train.y == k) & (train.z.argmax(1) == k)] for k in range(C)}
@@ -372,6 +408,22 @@ def test_pnml_beyond_the_span_of_training_features() -> None:
     np.testing.assert_allclose(got, [pnml(train, h) for h in test.h], rtol=1e-5)
 
 
+def test_pnml_of_a_network_that_is_very_sure() -> None:
+    train, test = data(14)
+    train.w *= 100
+    train.b *= 100
+    inverse, expected = np.linalg.inv(sum(np.outer(unit(t), unit(t)) for t in train.h)), []
+    with localcontext() as context:
+        context.prec = 400
+        for v in map(unit, test.h):
+            q = v @ inverse @ v
+            p = exactly(train.w @ v + train.b)
+            g = Decimal(q / (1 + q))
+            expected.append(float(sum(x / (x + (1 - x) * x**g) for x in p).ln()) / math.log(C))
+    assert min(expected) < 1e-20
+    np.testing.assert_allclose(scores("pnml", train, test), expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("power", [1, 4])
 def test_relation(power: float) -> None:
     train, test = data(16)
@@ -386,8 +438,11 @@ def test_relation(power: float) -> None:
 
 
 @pytest.mark.parametrize(("bank", "rho"), [(1.0, 0.1), (0.5, 0.04), (0.5, 1.0)])
-def test_cfood(bank: float, rho: float) -> None:
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_cfood(bank: float, rho: float, collapsed: bool) -> None:
     train, test = data(17)
+    if collapsed:
+        train.h, test.h = (1_000 + x.h for x in (train, test))
     rows = np.round(np.linspace(0, 59, round(60 * bank))).astype(int)
     refs = [unit(train.h[i]) for i in rows]
     n, expected = len(refs), []
