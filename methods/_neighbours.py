@@ -11,6 +11,7 @@ from howsure import UserError
 from ._rows import by_rows
 
 CLOSE = 0.03
+ALIKE = 1e-6  # half squared norms of unit rows in single precision differ by less
 
 
 def unit(features: Tensor) -> Tensor:
@@ -28,21 +29,22 @@ def kth_distance(queries: Tensor, bank: Tensor, k: int) -> Tensor:
     if k < 1:
         raise UserError(f"k = {k} neighbours: k must be at least 1")
     k = min(k, len(bank))
-    half_sq = bank.square().sum(1) / 2
 
     def distance(x: Tensor) -> Tensor:
-        found = _kth(x, bank, half_sq, k)
+        found = _kth(x, bank, k)
         close = found < CLOSE
         if bank.dtype != torch.float64 and close.any():
-            exact = bank.double()
-            found[close] = _kth(x[close].double(), exact, exact.square().sum(1) / 2, k)
+            found[close] = _kth(x[close].double(), bank.double(), k)
         return found
 
     return by_rows(distance, queries, size=512)
 
 
-def _kth(x: Tensor, bank: Tensor, half_sq: Tensor, k: int) -> Tensor:
-    nearest = (x @ bank.T).sub_(half_sq).topk(k, dim=1).indices[:, -1]
+def _kth(x: Tensor, bank: Tensor, k: int) -> Tensor:
+    half_sq, closeness = bank.square().sum(1) / 2, x @ bank.T
+    if bank.dtype == torch.float64 or half_sq.amax() - half_sq.amin() > ALIKE:
+        closeness -= half_sq
+    nearest = closeness.topk(k, dim=1).indices[:, -1]
     return (x.double() - bank[nearest].double()).norm(dim=1)
 
 
