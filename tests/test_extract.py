@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from test_gradients_architectures import build
 from torch import nn
 
@@ -353,6 +354,18 @@ def test_a_damaged_file_is_computed_again(conv_net, split, tmp_path):
     path = store.path(extractor._key(split, Logits()))
     path.write_bytes(path.read_bytes()[:100])
     assert torch.equal(extractor(split, (Logits(),))[Logits()], first)
+
+
+def test_a_full_disk_stops_no_pass(conv_net, split, looked, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr("howsure.store.save_file", full)
+    extractor = Extractor(conv_net, Store(tmp_path), split)
+    first, again = (extractor(split, (Costly(),))[Costly()] for _ in range(2))
+    assert torch.equal(first, again)
+    assert set(looked.values()) == {1}
+    assert "kept in memory, not on disk" in capsys.readouterr().err
 
 
 def test_reading_what_was_not_declared_is_an_error(conv_net, split):
