@@ -15,7 +15,7 @@ import torch
 from .corruptions import CORRUPTIONS
 from .data import Dataset
 from .errors import MissingData, UserError, told
-from .images import Images, Subset, as_images
+from .images import Images, Joined, Subset, as_images
 from .protocol import Shift
 from .sources import Part, num_classes, resolve
 from .split import Split
@@ -107,11 +107,21 @@ class Material:
         return Shift(spec.name, kind, group, spec.task if "task" in given else "corruption", severity)
 
     def _beside(self, test: Split, split: Split, source: Any) -> Split:
-        """A published corrupted set, image by image beside the clean ones where it has as many, of the same classes."""
+        """A published corrupted set, image by image beside the clean ones where it has as many, or several times as
+        many, of the same classes."""
         if isinstance(source, Part):
             self._published[split.name] = source.kind, source.severity
-            if len(split) == len(test) and np.array_equal(split.images.y, test.images.y):
-                return replace(split, clean=test.images)
+        elif not hasattr(source, "at"):
+            return split
+        times = len(split) // len(test)
+        if np.array_equal(split.images.y, np.tile(test.images.y, times)):
+            return replace(split, clean=Joined([test.images] * times))
+        if set(self.suite.chosen_protocols()) != {"none"}:
+            print(
+                f"howsure: shift '{split.name}': its images are not those of test in the same order, so an image and"
+                " its corrupted copy may be in different parts; only `none` is safe",
+                file=sys.stderr,
+            )
         return split
 
     def _corrupted(self, images: Images) -> dict[str, Split]:

@@ -22,6 +22,7 @@ from howsure import Logits, Method, Representation, UserError
 from howsure.check import split as made_up
 from howsure.cli import main
 from howsure.harness import Run
+from howsure.material import Material
 from howsure.plugins import DATASETS, METHODS
 from howsure.protocol import TEST, parts, seen_outliers
 from howsure.record import suite_from
@@ -436,6 +437,18 @@ def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, pu
     assert "cifar10-c-fog-5" not in seen_outliers("leave-one-out", fog, bench.shifts)
     assert "cifar10-c-snow-2" in seen_outliers("leave-one-out", fog, bench.shifts)
     assert torch.equal(bench.ids["cifar10-c-fog-2"][ImageIds()], bench.ids["test"][ImageIds()])
+
+
+@pytest.mark.parametrize(("data", "copies"), [("cifar10-c", 10), ("cifar10-c:snow:1", 1)])
+def test_published_corruptions_lie_in_the_parts_of_their_clean_images(data, copies, material, published, capsys):
+    suite = load_suite(write_suite(material, "whole", ["msp"], ["same-shift"], f'[[shift]]\ndata = "{data}"\n'))
+    splits = Material(suite).splits
+    split, known = splits[data.replace(":", "-")], splits["test"].images
+    assert len(split) == copies * len(known)
+    assert [split.clean[i][0].tobytes() for i in range(len(split))] == copies * [image.tobytes() for image, _ in known]
+    np.save(published / "CIFAR-10-C" / "labels.npy", np.zeros(5 * len(known), int))
+    assert Material(suite).splits[split.name].clean is None
+    assert f"'{split.name}': its images are not those of test in the same order" in capsys.readouterr().err
 
 
 def test_published_corruptions_stand_under_their_own_names(material, published, tmp_path, monkeypatch, capsys):
