@@ -1110,3 +1110,41 @@ def test_calls_from_several_threads_leave_a_network_as_it_was(trial):
     assert [p.requires_grad for p in net.parameters()] == before
     for norms in others:
         torch.testing.assert_close(norms, first)
+
+
+class Maps(nn.Module):
+    """`forward(self, h)` as given, of what `layer` makes of the images; `last` reads four features."""
+
+    def __init__(self, layer: nn.Module, forward):
+        super().__init__()
+        self.layer, self.read, self.last, self.scale = layer, forward, nn.Linear(4, 3), nn.Parameter(torch.rand(4))
+        self.bias = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self, self.layer(x))
+
+
+class Turned(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2))
+
+
+MAPS = {
+    "few positions": (nn.Conv2d(3, 4, 3, padding=1), (3, 2, 2)),
+    "one position": (nn.Conv2d(3, 4, 3, padding=2, stride=2), (3, 1, 1)),
+    "along one dimension": (nn.Conv1d(3, 4, 3, padding=1), (3, 2)),
+    "batch norm of turned sequences": (Turned(nn.BatchNorm1d(4)), (6, 4)),
+}
+
+
+@pytest.mark.parametrize("viewed", [True, False])
+@pytest.mark.parametrize("what", MAPS)
+def test_maps_lie_in_memory_as_without_the_engine(what, viewed):
+    layer, shape = MAPS[what]
+    flat = lambda h: h.view(len(h), -1) if viewed else h.as_strided((len(h), h[0].numel()), (h[0].numel(), 1))  # noqa: E731
+    exact(Maps(copy.deepcopy(layer), lambda net, h: net.last(flat(h.sin())[:, 1:5])), images(5, *shape))
+
+
+def test_images_that_are_resized_in_memory():
+    exact(Net(lambda net, x: net.last(net.first((x * 2).resize_(len(x), 4)))), images(5, 2, 2, 1))
+    exact(Net(lambda net, x: net.last(net.first((x * 2).resize_(len(x), 12)[:, :4]))), images(5, 3, 2, 2))

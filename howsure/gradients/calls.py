@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
-STRIDED = {"as_strided", "stride"}
+STRIDED = {"as_strided", "as_strided_", "stride", "resize_", "resize_as_", "set_", "storage", "untyped_storage"}
 CHOOSING = {
     *("argsort", "sort", "msort", "topk", "kthvalue", "nonzero", "argwhere", "unique", "unique_consecutive"),
     *("bincount", "masked_select", "multinomial", "item", "tolist", "numpy", "__int__", "__float__", "__index__"),
