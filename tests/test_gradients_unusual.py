@@ -1148,3 +1148,38 @@ def test_maps_lie_in_memory_as_without_the_engine(what, viewed):
 def test_images_that_are_resized_in_memory():
     exact(Net(lambda net, x: net.last(net.first((x * 2).resize_(len(x), 4)))), images(5, 2, 2, 1))
     exact(Net(lambda net, x: net.last(net.first((x * 2).resize_(len(x), 12)[:, :4]))), images(5, 3, 2, 2))
+
+
+def by_channel(training: bool):
+    """Instance norm by way of a batch norm of one row, and a view of its output."""
+
+    def run(net: Maps, h: Tensor) -> Tensor:
+        n, shape = len(h), (len(h), 4, *h.shape[2:])
+        mean, var = h.new_zeros(4 * n), h.new_ones(4 * n)
+        weights = net.scale.repeat(n), net.bias.repeat(n)
+        h = F.batch_norm(h.reshape(1, 4 * n, *h.shape[2:]), mean, var, *weights, training).view(shape)
+        return net.last(h.permute(0, 2, 3, 1)).tanh().mean((1, 2))
+
+    return run
+
+
+def by_hand(training: bool):
+    def run(net: Maps, h: Tensor) -> Tensor:
+        var, mean = torch.var_mean(h, (2, 3), correction=0, keepdim=True) if training else (1, 0)
+        h = (h - mean) / (var + 1e-5) ** 0.5 * net.scale[:, None, None] + net.bias[:, None, None]
+        return net.last(h.permute(0, 2, 3, 1)).tanh().mean((1, 2))
+
+    return run
+
+
+@pytest.mark.parametrize("names", [None, ["layer.weight", "last.weight"]])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_of_one_row(training, names):
+    net, x = Maps(nn.Conv2d(3, 4, 3), by_channel(training)).double(), images(5, 3, 8, 8)
+    plain = Maps(net.layer, by_hand(training)).double()
+    plain.load_state_dict(net.state_dict())
+    want = plainly(plain, x)
+    for size in (None, 2, 1):
+        result = grad_sq_norms(net, x, spread, max_batch=size, parameters=names)
+        of = [[name for name, _ in net.named_parameters()].index(name) for name in result.names]
+        torch.testing.assert_close(result.norms[0], want[:, of], rtol=1e-9, atol=1e-18)

@@ -71,6 +71,8 @@ class BatchNorm(SumsOnce, _Norm):
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
         if arguments.get("training") or arguments.get("running_mean") is None:
+            if len(arguments["input"]) == 1:  # each channel of each sample by itself, as instance norm may be written
+                return False
             raise ValueError(
                 "batch normalisation with batch statistics mixes the samples of a batch, so no sample has a gradient of"
                 " its own; call model.eval(), and use layers with running statistics"

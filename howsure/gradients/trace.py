@@ -24,7 +24,7 @@ from .conv import Conv
 from .fold import SHAPES, Fold, Folded, Unfolded
 from .general import General
 from .graph import graph_of
-from .rewrites import FLIPPED, attention, opened
+from .rewrites import FLIPPED, SOUND, attention, opened
 from .rule import Rule, map_tensors, tensors
 from .rules import rule_for
 from .site import Site, Start, Tie
@@ -134,7 +134,7 @@ class Tracer(TorchFunctionMode):
             if data and in_place(func, args, kwargs):
                 self._before_overwrite(first(args, kwargs))
                 return self._overwriting(func, args, kwargs)
-            out = func(*args, **kwargs)
+            out = SOUND.get(func, func)(*args, **kwargs)
             if data:
                 self._mark(out)
             return out
@@ -233,7 +233,7 @@ class Tracer(TorchFunctionMode):
         """The call itself, with what ``see`` makes of its tensors."""
         if in_place(func, args, kwargs):
             self._before_overwrite(first(args, kwargs))
-        return func(*map_tensors(see, args), **map_tensors(see, kwargs))
+        return SOUND.get(func, func)(*map_tensors(see, args), **map_tensors(see, kwargs))
 
     def _fold(self, fold: Fold, conv: Rule, weights: dict[Any, Tensor], name: str) -> Tensor:
         out = self._site(Folded(conv, fold), {**weights, **fold.weights()}, name)
