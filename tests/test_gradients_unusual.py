@@ -1183,3 +1183,61 @@ def test_a_batch_norm_of_one_row(training, names):
         result = grad_sq_norms(net, x, spread, max_batch=size, parameters=names)
         of = [[name for name, _ in net.named_parameters()].index(name) for name in result.names]
         torch.testing.assert_close(result.norms[0], want[:, of], rtol=1e-9, atol=1e-18)
+
+
+def zeros_then_weight_then_data(make):
+    def run(net: Net, x: Tensor) -> Tensor:
+        rows = make(x)
+        rows[:, 0] = net.a
+        rows[:, 1] = net.first(x)
+        return net.last((rows * rows.flip(1).sin()).sum(1) * net.b)
+
+    return run
+
+
+IN_THE_FORM_OF_DATA = {
+    "a mask": lambda net, x: net.last(net.first(x) @ (net.first.weight * x.new_ones(4, 4).tril())),
+    "a mask like an image": lambda net, x: net.last(net.first(x) * (net.a * torch.ones_like(x[0]).cumsum(0))),
+    "positions by type_as": lambda net, x: net.last(net.first(x) * (torch.arange(4).type_as(x) * net.a).cos()),
+    "positions by to": lambda net, x: net.last(net.first(x) + torch.outer(torch.arange(2.0).to(x), net.a).cos()[1]),
+    "distances": lambda net, x: net.last(net.first(x) + net.a * x.new_tensor([0.0, 1.0, 2.0, 3.0])),
+    "a mask, and rows made first": lambda net, x: zeros_then_weight_then_data(lambda x: x.new_zeros(len(x), 2, 4))(
+        net, x * (net.b * x.new_ones(4))
+    ),
+    "rows made first": zeros_then_weight_then_data(lambda x: x.new_zeros(len(x), 2, 4)),
+    "rows made of nothing": zeros_then_weight_then_data(lambda x: torch.zeros(len(x), 2, 4, dtype=x.dtype)),
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 9])
+@pytest.mark.parametrize("how", IN_THE_FORM_OF_DATA)
+def test_what_is_made_in_the_form_of_data_may_hold_none(how, n):
+    exact(Net(IN_THE_FORM_OF_DATA[how]), images(n, 4))
+    exact(Net(IN_THE_FORM_OF_DATA[how]), images(n, 4), max_batch=2)
+
+
+@pytest.mark.parametrize("view", [lambda a: a, lambda a: a.view(2, 2)[1]])
+def test_parameters_that_data_are_written_into_are_an_error(view):
+    def run(net: Net, x: Tensor) -> Tensor:
+        view(net.a)[:2] = net.first(x)[0, :2]
+        return net.last(x * net.a)
+
+    net = Net(run).double()
+    before = net.a.detach().clone()
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"parameter is overwritten|in-place operation"):
+        grad_sq_norms(net, images(3, 4), spread)
+    torch.testing.assert_close(net.a.detach(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("names", [None, ["first.weight"]])
+def test_data_that_the_network_lets_require_grad(names):
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.first(x.requires_grad_())
+        return net.last(h.tanh() + (h.detach().requires_grad_() + torch.zeros_like(h).requires_grad_()).sin() * net.a)
+
+    net, x = Net(run).double(), images(5, 4)
+    want = plainly(net, x.clone())
+    result = grad_sq_norms(net, x, spread, parameters=names)
+    of = [[name for name, _ in net.named_parameters()].index(name) for name in result.names]
+    torch.testing.assert_close(result.norms[0], want[:, of], rtol=1e-9, atol=0)
+    assert not x.requires_grad

@@ -24,6 +24,13 @@ SHAPE_ONLY = {
     *("zeros_like", "ones_like", "empty_like", "is_same_size"),
 }
 
+VALUES = {
+    **dict.fromkeys(("type_as", "to", "expand_as", "view_as", "reshape_as"), slice(1)),
+    **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like"), slice(1, None)),
+    **dict.fromkeys(("new", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"), slice(1, None)),
+}
+"""Of calls that make a tensor in the form of another, which arguments it takes its values from."""
+
 transform_level = torch._C._functorch.maybe_current_level
 """Of ``torch.func`` (``vmap``, ``grad``, ``jvp``): within, data and parameters are wrapped, and used unseen."""
 

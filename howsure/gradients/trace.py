@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .calls import CHOOSING, INDEXING, ORDERING, SHAPE_ONLY, STRIDED, first, in_place, name_of, transform_level
+from .calls import CHOOSING, INDEXING, ORDERING, SHAPE_ONLY, STRIDED, VALUES, first, in_place, name_of, transform_level
 from .chance import Chance, draws
 from .conv import Conv
 from .fold import SHAPES, Fold, Folded, Unfolded
@@ -63,6 +63,8 @@ class Tracer(TorchFunctionMode):
         Called as ``sink(site, grad)`` during the backward pass.
     folds
         Batch norms to fold, by the id of the convolution's weight; None to count who reads convolutions' outputs.
+    blanks
+        Whether tensors in the form of data that hold nothing of them are no data.
     general, unseen
         Of the calls in which weights meet data, by number, those whose samples lie so that no rule but the general path
         holds, and those to be made as if they were not seen.
@@ -76,12 +78,13 @@ class Tracer(TorchFunctionMode):
         data: Tensor,
         sink: Callable,
         folds: Mapping[int, Fold] | None,
+        blanks: bool = False,
         general: Collection[int] = (),
         unseen: Collection[int] = (),
     ):
         super().__init__()
         self.chance, self.general, self.unseen, self.meetings = Chance(model), general, unseen, 0
-        self.sink, self.folds, self.counts = sink, folds or {}, folds is None
+        self.sink, self.folds, self.counts, self.blanks = sink, folds or {}, folds is None, blanks
         self.weights = Weights(selected, others)
         self.data: dict[int, Tensor] = {id(data): data}
         self.sites: list[Site] = []
@@ -97,6 +100,8 @@ class Tracer(TorchFunctionMode):
         """Whether which calls are made hangs on the data."""
         self.reads_memory = False
         """Whether the network looks at how data lie in memory."""
+        self.took_blanks = False
+        """Whether tensors that may hold nothing of the data were taken for data."""
         self.ungraded = False
         """Whether weights that are asked for were used while the network keeps no graph."""
 
@@ -128,6 +133,10 @@ class Tracer(TorchFunctionMode):
                 data = True
             elif t.requires_grad or key in self.data:
                 data = True
+        if data and name in VALUES:
+            holds = any(t.requires_grad or id(t) in self.data for t in tensors((args[VALUES[name]], kwargs)))
+            self.took_blanks |= not holds
+            data = holds or not self.blanks
         if data:
             self._notice(name, args, kwargs)
         if not weight:
@@ -149,7 +158,7 @@ class Tracer(TorchFunctionMode):
     def hangs_on_data(self, site: Site) -> bool:
         """Whether data is seen to come to a site; otherwise it may be of weights alone, some used unseen before."""
         node = next((node for node, other in self.nodes.items() if other is site), None)
-        return node is None or any(leaf is self.anchor for leaf in graph_of(node)[0])
+        return node is None or any(t is self.anchor or id(t) in self.data for t in graph_of(node)[0])
 
     def check_folds(self) -> None:
         """Raise ``Unfolded`` where a folded batch norm was not called, or someone keeps an empty shell for later."""
@@ -244,9 +253,9 @@ class Tracer(TorchFunctionMode):
     def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
         target = args[0]
         if target in self.weights:
-            raise NotImplementedError(
-                f"{name_of(func)}: a parameter, or a tensor made of parameters, is overwritten with data"
-            )
+            if not self.weights.release(target):
+                raise NotImplementedError(f"{name_of(func)}: a parameter is overwritten with data")
+            return self._plainly(func, args, kwargs, self.weights.alias)
         rule, weights = rule_for(func, args, kwargs, self.weights)
         if rule is None:
             args = (target.clone(), *args[1:])

@@ -63,6 +63,15 @@ class Weights:
                 self.wanted[id(t)] = t
         return out
 
+    def release(self, made: Tensor) -> bool:
+        """Take a tensor made of parameters for data from now on; those that it is made of are used unseen."""
+        bases = [t for t in (made, made._base) if t is not None]
+        if any(id(t) in self.names or id(t) in self.constants for t in bases):
+            return False
+        for t in bases:
+            self.wanted.pop(id(t), None)
+        return True
+
     def clear(self) -> None:
         for kept in (self.wanted, self.constants, self.aliases, self._plain):
             kept.clear()
