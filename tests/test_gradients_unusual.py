@@ -1241,3 +1241,40 @@ def test_data_that_the_network_lets_require_grad(names):
     of = [[name for name, _ in net.named_parameters()].index(name) for name in result.names]
     torch.testing.assert_close(result.norms[0], want[:, of], rtol=1e-9, atol=0)
     assert not x.requires_grad
+
+
+def write_data(conv: nn.Module, mask: Tensor) -> None:
+    conv.weight.data = conv.weight.data * mask
+
+
+def write_without_grad(conv: nn.Module, mask: Tensor) -> None:
+    with torch.no_grad():
+        conv.weight[:, :, 2].mul_(mask[2, 0])
+
+
+MASKING = {
+    "new data": write_data,
+    "in place": lambda conv, mask: conv.weight.data.mul_(mask),
+    "detached": lambda conv, mask: conv.weight.detach().mul_(mask),
+    "a part": write_without_grad,
+}
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("how", MASKING)
+def test_weights_that_the_network_itself_changes(how, n):
+    class Masked(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            MASKING[how](self[0], (torch.arange(3) < 2).double()[:, None])
+            return super().forward(x)
+
+    net = Masked(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(784, 3)).double().eval()
+    x = images(5, 3, 16, 16)
+    net[0].register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        nn.init.normal_(net[0].weight)
+        want = plainly(copy.deepcopy(net), x[:n])
+        torch.testing.assert_close(grad_sq_norms(net, x[:n], spread).norms[0], want, rtol=1e-9, atol=1e-18)
+        net[0]._forward_hooks.clear()
+        grad_sq_norms(net, x, spread)
+        assert (net[0].weight[:, :, 2] == 0).all()

@@ -31,6 +31,11 @@ VALUES = {
 }
 """Of calls that make a tensor in the form of another, which arguments it takes its values from."""
 
+_DATA: Any = torch.Tensor.data
+SET_DATA = _DATA.__set__
+REACHING = {_DATA.__get__, SET_DATA, torch.Tensor.detach, torch.detach}
+"""Calls by which a network may change a parameter without autograd's notice."""
+
 transform_level = torch._C._functorch.maybe_current_level
 """Of ``torch.func`` (``vmap``, ``grad``, ``jvp``): within, data and parameters are wrapped, and used unseen."""
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .calls import CHOOSING, INDEXING, ORDERING, SHAPE_ONLY, STRIDED, VALUES, first, in_place, name_of, transform_level
+from . import calls
+from .calls import CHOOSING, INDEXING, ORDERING, SHAPE_ONLY, STRIDED, first, in_place, name_of, transform_level
 from .chance import Chance, draws
 from .conv import Conv
 from .fold import SHAPES, Fold, Folded, Unfolded
@@ -133,8 +134,8 @@ class Tracer(TorchFunctionMode):
                 data = True
             elif t.requires_grad or key in self.data:
                 data = True
-        if data and name in VALUES:
-            holds = any(t.requires_grad or id(t) in self.data for t in tensors((args[VALUES[name]], kwargs)))
+        if data and name in calls.VALUES:
+            holds = any(t.requires_grad or id(t) in self.data for t in tensors((args[calls.VALUES[name]], kwargs)))
             self.took_blanks |= not holds
             data = holds or not self.blanks
         if data:
@@ -148,6 +149,8 @@ class Tracer(TorchFunctionMode):
                 self._mark(out)
             return out
         if not data:
+            if self.folds and (func in calls.REACHING or in_place(func, args, kwargs)):
+                self._unfold(first(args, kwargs))
             return self.weights.derive(func, args, kwargs)
         return self._meet(func, args, kwargs)
 
@@ -243,6 +246,14 @@ class Tracer(TorchFunctionMode):
         if in_place(func, args, kwargs):
             self._before_overwrite(first(args, kwargs))
         return SOUND.get(func, func)(*map_tensors(see, args), **map_tensors(see, kwargs))
+
+    def _unfold(self, changed: Tensor) -> None:
+        """Raise ``Unfolded`` where what is folded may be changed after it was."""
+        memory = changed.untyped_storage()._cdata
+        for fold in self.folds.values():
+            parts = (fold.weight, fold.bias, *fold.weights().values())
+            if any(t is not None and t.untyped_storage()._cdata == memory for t in parts):
+                raise Unfolded(fold)
 
     def _fold(self, fold: Fold, conv: Rule, weights: dict[Any, Tensor], name: str) -> Tensor:
         out = self._site(Folded(conv, fold), {**weights, **fold.weights()}, name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .calls import in_place, name_of
+from .calls import SET_DATA, in_place, name_of
 from .rewrites import repeat_as_expand
 from .rule import map_tensors, tensors
 
@@ -56,6 +56,9 @@ class Weights:
         """Make a call that takes no data; what it gives are weights too."""
         if name_of(func) == "repeat" and len(args) > 1:
             func = repeat_as_expand
+        if func == SET_DATA:  # the parameter's own too; another tensor off the graph stands for it from now on
+            func(*args)
+            self._plain.pop(id(args[0]), None)
         out = func(*map_tensors(self.alias, args), **map_tensors(self.alias, kwargs))
         changed = [args[0], *([args[0]._base] if args[0]._is_view() else [])] if in_place(func, args, kwargs) else []
         for t in tensors((changed, out)):
