@@ -5,6 +5,7 @@ import copy
 import warnings
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
@@ -1183,6 +1184,33 @@ def test_a_batch_norm_of_one_row(training, names):
         result = grad_sq_norms(net, x, spread, max_batch=size, parameters=names)
         of = [[name for name, _ in net.named_parameters()].index(name) for name in result.names]
         torch.testing.assert_close(result.norms[0], want[:, of], rtol=1e-9, atol=1e-18)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (2, 3, 0, 1)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_of_single_images_and_of_several(affine, order):
+    """It is a batch norm of one row inside."""
+
+    def run(net: Maps, h: Tensor) -> Tensor:
+        h = net.norm(h)
+        if affine:
+            h = h * net.norm.weight[:, None, None].cos() + net.norm.bias[:, None, None]
+        h = net.last(h.permute(order).sin()).movedim(order.index(0), 0)
+        return h.tanh().flatten(1, 2).mean(1)
+
+    def normalised(h: Tensor) -> Tensor:
+        var, mean = torch.var_mean(h, (2, 3), correction=0, keepdim=True)
+        h = (h - mean) / (var + 1e-5).sqrt()
+        return h * net.norm.weight[:, None, None] + net.norm.bias[:, None, None] if affine else h
+
+    net, x = Maps(nn.Conv2d(3, 4, 3), run), images(5, 3, 8, 9)
+    net.norm = nn.InstanceNorm2d(4, affine=affine)
+    net.double()
+    with mock.patch.object(net.norm, "forward", normalised):
+        want = plainly(net, x)
+    for size in (None, 2, 1):
+        result = grad_sq_norms(net, x, spread, max_batch=size)
+        torch.testing.assert_close(result.norms[0], want, rtol=1e-9, atol=1e-18)
 
 
 def zeros_then_weight_then_data(make):

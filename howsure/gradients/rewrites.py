@@ -24,15 +24,15 @@ def opened(func: types.FunctionType) -> Callable[..., Any]:
     return copy
 
 
-def _sound(batch_norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _sound(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As torch's, whose gradient is wrong (in 2.14) for a single row of maps that lies in memory in one order and its
-    gradient in another: both are put in the same."""
+    gradient in another: both are put in the same. Instance norm is a batch norm of one row."""
 
-    @wraps(batch_norm)
+    @wraps(norm)
     def sound(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if len(input) > 1:
-            return batch_norm(input, *args, **kwargs)
-        out = batch_norm(input.contiguous(), *args, **kwargs)
+        if len(input) > 1 and "batch" in norm.__name__:
+            return norm(input, *args, **kwargs)
+        out = norm(input.contiguous(), *args, **kwargs)
         if out.requires_grad:
             out.register_hook(lambda d: d.contiguous())
         return out
@@ -40,7 +40,8 @@ def _sound(batch_norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return sound
 
 
-SOUND = {func: _sound(func) for func in (torch.nn.functional.batch_norm, torch.batch_norm)}
+_F = torch.nn.functional
+SOUND = {norm: _sound(norm) for norm in (_F.batch_norm, torch.batch_norm, _F.instance_norm, torch.instance_norm)}
 """What torch's own backward pass must not be trusted with, where no rule takes it."""
 
 
