@@ -5,6 +5,7 @@ import copy
 import warnings
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
@@ -1110,3 +1111,198 @@ def test_calls_from_several_threads_leave_a_network_as_it_was(trial):
     assert [p.requires_grad for p in net.parameters()] == before
     for norms in others:
         torch.testing.assert_close(norms, first)
+
+
+class Maps(nn.Module):
+    """`forward(self, h)` as given, of what `layer` makes of the images; `last` reads four features."""
+
+    def __init__(self, layer: nn.Module, forward):
+        super().__init__()
+        self.layer, self.read, self.last, self.scale = layer, forward, nn.Linear(4, 3), nn.Parameter(torch.rand(4))
+        self.bias = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self, self.layer(x))
+
+
+class Turned(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2))
+
+
+MAPS = {
+    "few positions": (nn.Conv2d(3, 4, 3, padding=1), (3, 2, 2)),
+    "one position": (nn.Conv2d(3, 4, 3, padding=2, stride=2), (3, 1, 1)),
+    "along one dimension": (nn.Conv1d(3, 4, 3, padding=1), (3, 2)),
+    "batch norm of turned sequences": (Turned(nn.BatchNorm1d(4)), (6, 4)),
+}
+
+
+@pytest.mark.parametrize("viewed", [True, False])
+@pytest.mark.parametrize("what", MAPS)
+def test_maps_lie_in_memory_as_without_the_engine(what, viewed):
+    layer, shape = MAPS[what]
+    flat = lambda h: h.view(len(h), -1) if viewed else h.as_strided((len(h), h[0].numel()), (h[0].numel(), 1))  # noqa: E731
+    exact(Maps(copy.deepcopy(layer), lambda net, h: net.last(flat(h.sin())[:, 1:5])), images(5, *shape))
+
+
+def test_images_that_are_resized_in_memory():
+    exact(Net(lambda net, x: net.last(net.first((x * 2).resize_(len(x), 4)))), images(5, 2, 2, 1))
+    exact(Net(lambda net, x: net.last(net.first((x * 2).resize_(len(x), 12)[:, :4]))), images(5, 3, 2, 2))
+
+
+def by_channel(training: bool):
+    """Instance norm by way of a batch norm of one row, and a view of its output."""
+
+    def run(net: Maps, h: Tensor) -> Tensor:
+        n, shape = len(h), (len(h), 4, *h.shape[2:])
+        mean, var = h.new_zeros(4 * n), h.new_ones(4 * n)
+        weights = net.scale.repeat(n), net.bias.repeat(n)
+        h = F.batch_norm(h.reshape(1, 4 * n, *h.shape[2:]), mean, var, *weights, training).view(shape)
+        return net.last(h.permute(0, 2, 3, 1)).tanh().mean((1, 2))
+
+    return run
+
+
+def by_hand(training: bool):
+    def run(net: Maps, h: Tensor) -> Tensor:
+        var, mean = torch.var_mean(h, (2, 3), correction=0, keepdim=True) if training else (1, 0)
+        h = (h - mean) / (var + 1e-5) ** 0.5 * net.scale[:, None, None] + net.bias[:, None, None]
+        return net.last(h.permute(0, 2, 3, 1)).tanh().mean((1, 2))
+
+    return run
+
+
+@pytest.mark.parametrize("names", [None, ["layer.weight", "last.weight"]])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_of_one_row(training, names):
+    net, x = Maps(nn.Conv2d(3, 4, 3), by_channel(training)).double(), images(5, 3, 8, 8)
+    plain = Maps(net.layer, by_hand(training)).double()
+    plain.load_state_dict(net.state_dict())
+    want = plainly(plain, x)
+    for size in (None, 2, 1):
+        result = grad_sq_norms(net, x, spread, max_batch=size, parameters=names)
+        of = [[name for name, _ in net.named_parameters()].index(name) for name in result.names]
+        torch.testing.assert_close(result.norms[0], want[:, of], rtol=1e-9, atol=1e-18)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (2, 3, 0, 1)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_of_single_images_and_of_several(affine, order):
+    """It is a batch norm of one row inside."""
+
+    def run(net: Maps, h: Tensor) -> Tensor:
+        h = net.norm(h)
+        if affine:
+            h = h * net.norm.weight[:, None, None].cos() + net.norm.bias[:, None, None]
+        h = net.last(h.permute(order).sin()).movedim(order.index(0), 0)
+        return h.tanh().flatten(1, 2).mean(1)
+
+    def normalised(h: Tensor) -> Tensor:
+        var, mean = torch.var_mean(h, (2, 3), correction=0, keepdim=True)
+        h = (h - mean) / (var + 1e-5).sqrt()
+        return h * net.norm.weight[:, None, None] + net.norm.bias[:, None, None] if affine else h
+
+    net, x = Maps(nn.Conv2d(3, 4, 3), run), images(5, 3, 8, 9)
+    net.norm = nn.InstanceNorm2d(4, affine=affine)
+    net.double()
+    with mock.patch.object(net.norm, "forward", normalised):
+        want = plainly(net, x)
+    for size in (None, 2, 1):
+        result = grad_sq_norms(net, x, spread, max_batch=size)
+        torch.testing.assert_close(result.norms[0], want, rtol=1e-9, atol=1e-18)
+
+
+def zeros_then_weight_then_data(make):
+    def run(net: Net, x: Tensor) -> Tensor:
+        rows = make(x)
+        rows[:, 0] = net.a
+        rows[:, 1] = net.first(x)
+        return net.last((rows * rows.flip(1).sin()).sum(1) * net.b)
+
+    return run
+
+
+IN_THE_FORM_OF_DATA = {
+    "a mask": lambda net, x: net.last(net.first(x) @ (net.first.weight * x.new_ones(4, 4).tril())),
+    "a mask like an image": lambda net, x: net.last(net.first(x) * (net.a * torch.ones_like(x[0]).cumsum(0))),
+    "positions by type_as": lambda net, x: net.last(net.first(x) * (torch.arange(4).type_as(x) * net.a).cos()),
+    "positions by to": lambda net, x: net.last(net.first(x) + torch.outer(torch.arange(2.0).to(x), net.a).cos()[1]),
+    "distances": lambda net, x: net.last(net.first(x) + net.a * x.new_tensor([0.0, 1.0, 2.0, 3.0])),
+    "a mask, and rows made first": lambda net, x: zeros_then_weight_then_data(lambda x: x.new_zeros(len(x), 2, 4))(
+        net, x * (net.b * x.new_ones(4))
+    ),
+    "rows made first": zeros_then_weight_then_data(lambda x: x.new_zeros(len(x), 2, 4)),
+    "rows made of nothing": zeros_then_weight_then_data(lambda x: torch.zeros(len(x), 2, 4, dtype=x.dtype)),
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 9])
+@pytest.mark.parametrize("how", IN_THE_FORM_OF_DATA)
+def test_what_is_made_in_the_form_of_data_may_hold_none(how, n):
+    exact(Net(IN_THE_FORM_OF_DATA[how]), images(n, 4))
+    exact(Net(IN_THE_FORM_OF_DATA[how]), images(n, 4), max_batch=2)
+
+
+@pytest.mark.parametrize("view", [lambda a: a, lambda a: a.view(2, 2)[1]])
+def test_parameters_that_data_are_written_into_are_an_error(view):
+    def run(net: Net, x: Tensor) -> Tensor:
+        view(net.a)[:2] = net.first(x)[0, :2]
+        return net.last(x * net.a)
+
+    net = Net(run).double()
+    before = net.a.detach().clone()
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"parameter is overwritten|in-place operation"):
+        grad_sq_norms(net, images(3, 4), spread)
+    torch.testing.assert_close(net.a.detach(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("names", [None, ["first.weight"]])
+def test_data_that_the_network_lets_require_grad(names):
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.first(x.requires_grad_())
+        return net.last(h.tanh() + (h.detach().requires_grad_() + torch.zeros_like(h).requires_grad_()).sin() * net.a)
+
+    net, x = Net(run).double(), images(5, 4)
+    want = plainly(net, x.clone())
+    result = grad_sq_norms(net, x, spread, parameters=names)
+    of = [[name for name, _ in net.named_parameters()].index(name) for name in result.names]
+    torch.testing.assert_close(result.norms[0], want[:, of], rtol=1e-9, atol=0)
+    assert not x.requires_grad
+
+
+def write_data(conv: nn.Module, mask: Tensor) -> None:
+    conv.weight.data = conv.weight.data * mask
+
+
+def write_without_grad(conv: nn.Module, mask: Tensor) -> None:
+    with torch.no_grad():
+        conv.weight[:, :, 2].mul_(mask[2, 0])
+
+
+MASKING = {
+    "new data": write_data,
+    "in place": lambda conv, mask: conv.weight.data.mul_(mask),
+    "detached": lambda conv, mask: conv.weight.detach().mul_(mask),
+    "a part": write_without_grad,
+}
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("how", MASKING)
+def test_weights_that_the_network_itself_changes(how, n):
+    class Masked(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            MASKING[how](self[0], (torch.arange(3) < 2).double()[:, None])
+            return super().forward(x)
+
+    net = Masked(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(784, 3)).double().eval()
+    x = images(5, 3, 16, 16)
+    net[0].register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        nn.init.normal_(net[0].weight)
+        want = plainly(copy.deepcopy(net), x[:n])
+        torch.testing.assert_close(grad_sq_norms(net, x[:n], spread).norms[0], want, rtol=1e-9, atol=1e-18)
+        net[0]._forward_hooks.clear()
+        grad_sq_norms(net, x, spread)
+        assert (net[0].weight[:, :, 2] == 0).all()

@@ -45,6 +45,14 @@ class Unrooted(Again):
         plan.unseen_meetings |= self.meetings
 
 
+class Blank(Again):
+    """Samples meet where tensors were taken for data that may hold nothing of them, such as masks."""
+
+    def learn(self, plan: Any) -> None:
+        plan.blanks, plan.settled = True, False
+        plan.general_meetings, plan.unseen_meetings = set(), set()
+
+
 class Attribution:
     """Gives each site of a chunk of ``n`` samples the layout of its gradients: from the plan, or by probing.
 
@@ -156,6 +164,8 @@ class Attribution:
 
     def _refuse_or_defer(self, site: Site) -> None:
         """Raise since samples meet at a site, or note it until the pass is through if it may have none."""
+        if self.tracer.took_blanks and not self.plan.blanks:
+            raise Blank
         if not self.hidden or self.tracer.hangs_on_data(site):
             raise RuntimeError(
                 f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own"

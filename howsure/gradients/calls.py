@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
-STRIDED = {"as_strided", "stride"}
+STRIDED = {"as_strided", "as_strided_", "stride", "resize_", "resize_as_", "set_", "storage", "untyped_storage"}
 CHOOSING = {
     *("argsort", "sort", "msort", "topk", "kthvalue", "nonzero", "argwhere", "unique", "unique_consecutive"),
     *("bincount", "masked_select", "multinomial", "item", "tolist", "numpy", "__int__", "__float__", "__index__"),
@@ -23,6 +23,18 @@ SHAPE_ONLY = {
     *("type_as", "expand_as", "view_as", "reshape_as", "to"),
     *("zeros_like", "ones_like", "empty_like", "is_same_size"),
 }
+
+VALUES = {
+    **dict.fromkeys(("type_as", "to", "expand_as", "view_as", "reshape_as"), slice(1)),
+    **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like"), slice(1, None)),
+    **dict.fromkeys(("new", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"), slice(1, None)),
+}
+"""Of calls that make a tensor in the form of another, which arguments it takes its values from."""
+
+_DATA: Any = torch.Tensor.data
+SET_DATA = _DATA.__set__
+REACHING = {_DATA.__get__, SET_DATA, torch.Tensor.detach, torch.detach}
+"""Calls by which a network may change a parameter without autograd's notice."""
 
 transform_level = torch._C._functorch.maybe_current_level
 """Of ``torch.func`` (``vmap``, ``grad``, ``jvp``): within, data and parameters are wrapped, and used unseen."""

@@ -65,6 +65,8 @@ class Chunk:
         self.serve: Serve = _pass_by
         self.hidden: list[Tensor] = []
         """Parameters, or their aliases, that are used unseen."""
+        self.inner: list[Tensor] = []
+        """Data that the network itself lets require grad."""
         self.rooted: set[int] = set()
         """Sites in the graph of the logits."""
         self.awaited: set[int] = set()
@@ -72,8 +74,8 @@ class Chunk:
         chosen = {id(p) for p in task.wanted.values()}
         others = [p for p in model.parameters() if id(p) not in chosen]
         sink = lambda site, grads: self.serve(site, grads)  # noqa: E731
-        met = plan.general_meetings, plan.unseen_meetings
-        self.tracer = Tracer(model, task.wanted, others, self.x, sink, None if plan.folds is None else folds, *met)
+        known = None if plan.folds is None else folds, plan.blanks, plan.general_meetings, plan.unseen_meetings
+        self.tracer = Tracer(model, task.wanted, others, self.x, sink, *known)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """``norms [K, n, P]``, ``logits [n, C]`` and the gradients of small parameters ``[K, n, Q]``."""
@@ -116,7 +118,8 @@ class Chunk:
             self.task.plan.signature, self.task.plan.settled = signature, False
         known = {id(p) for p in self.task.wanted.values()} | {id(a) for a in self.tracer.weights.aliases.values()}
         ends, nodes = graph_of(logits)
-        found = [t for t in ends if t is not self.tracer.anchor]
+        self.inner = [t for t in ends if id(t) in self.tracer.data]
+        found = [t for t in ends if t is not self.tracer.anchor and id(t) not in self.tracer.data]
         stray = {site.index for node, site in self.tracer.nodes.items() if node not in nodes}
         self.rooted = {site.index for site in self.tracer.sites} - stray
         if any(id(t) not in known for t in found):
@@ -155,7 +158,7 @@ class Chunk:
     def _pull(self, logits: Tensor, seed: Tensor, serve: Serve, keep: bool = True) -> None:
         """A backward pass through every site, also those that hang on nothing but a parameter that is used unseen."""
         if self.tracer.sites and logits.requires_grad:
-            ends, self.serve = [self.tracer.anchor, *self.hidden], serve
+            ends, self.serve = [self.tracer.anchor, *self.hidden, *self.inner], serve
             torch.autograd.grad(logits, ends, seed, retain_graph=keep, allow_unused=True)
             self.serve = _pass_by
 

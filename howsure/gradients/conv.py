@@ -61,13 +61,15 @@ class Conv(Rule):
         or reordered."""
         a, maps = self.arguments, self.geometry.maps
         x, weight, bias = a["input"], a["weight"], a.get("bias")
+        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         if prod(maps) == 1 and weight.is_contiguous():
             matrix, x = weight.flatten(1), x.flatten(1)
         else:
             matrix, x = self.geometry.at_each_position(weight), x.movedim(1, -1).flatten(1)
         flat = torch.nn.functional.linear(x, matrix, bias if bias is None else bias.repeat(prod(maps)))
         self.settle()
-        return torch.ops.aten._unsafe_view(flat, [len(flat), *maps, len(weight)]).movedim(-1, 1)
+        out = torch.ops.aten._unsafe_view(flat, [len(flat), *maps, len(weight)]).movedim(-1, 1)
+        return out if last else out.contiguous()  # in memory as a convolution's, since the network may `view` it
 
     # -- which rule ---------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ def grad_sq_norms(
     RuntimeError
         Where a gradient cannot be attributed to single samples: logits that depend on other samples or on chance,
         gradients that meet, hooks on parameters, gradients taken during the forward pass, tensors made of parameters
-        that are overwritten after their use or with data; and for a network that checkpoints activations or calls
+        that are overwritten after their use; and for a network that checkpoints activations or calls
         ``backward`` itself.
 
     Notes

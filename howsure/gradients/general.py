@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .layout import Layout
+from .rewrites import SOUND
 from .rule import Rule
 from .weights import Weights
 
@@ -88,6 +89,7 @@ class General(Rule):
             raise RuntimeError("an embedding that scales its gradient by frequency counts those of the whole batch")
         if sparse is not None and any(args[sparse : sparse + 1]):
             args = (*args[:sparse], False, *args[sparse + 1 :])  # a dense gradient of the same entries
+        func = SOUND.get(func, func)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         weights = {i: t for i, t in enumerate(leaves) if isinstance(t, Tensor) and among.wants(t)}
         plain = [among.strip(t) if isinstance(t, Tensor) else t for t in leaves]

@@ -71,6 +71,8 @@ class BatchNorm(SumsOnce, _Norm):
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
         if arguments.get("training") or arguments.get("running_mean") is None:
+            if len(arguments["input"]) == 1:  # each channel of each sample by itself, as instance norm may be written
+                return False
             raise ValueError(
                 "batch normalisation with batch statistics mixes the samples of a batch, so no sample has a gradient of"
                 " its own; call model.eval(), and use layers with running statistics"
@@ -91,7 +93,10 @@ class BatchNorm(SumsOnce, _Norm):
         off = torch.linalg.vector_norm(self.mean * self.rstd, torch.inf)
         self.off_centre = queued(x.device) or not bool(off <= CENTRED)
         scale = self.rstd if weight is None else self.rstd * weight
-        if self.off_centre or x.dtype != full or any(a.get(k) is not None and a[k].dtype != full for k in _AFFINE):
+        # `batch_norm` gives one of two orders in memory, `addcmul` that of its input
+        usual = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        plain = usual and x.dtype == full and all(a.get(k) is None or a[k].dtype == full for k in _AFFINE)
+        if self.off_centre or not plain:
             return _Scaled.apply(x, super().forward, scale.view(self.shape))
         # as `batch_norm` does it on a CPU, in half the time
         shift = affine_shift(self.mean, scale, a.get("bias"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -21,6 +22,27 @@ def opened(func: types.FunctionType) -> Callable[..., Any]:
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def _sound(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As torch's, whose gradient is wrong (in 2.14) for a single row of maps that lies in memory in one order and its
+    gradient in another: both are put in the same. Instance norm is a batch norm of one row."""
+
+    @wraps(norm)
+    def sound(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if len(input) > 1 and "batch" in norm.__name__:
+            return norm(input, *args, **kwargs)
+        out = norm(input.contiguous(), *args, **kwargs)
+        if out.requires_grad:
+            out.register_hook(lambda d: d.contiguous())
+        return out
+
+    return sound
+
+
+_F = torch.nn.functional
+SOUND = {norm: _sound(norm) for norm in (_F.batch_norm, torch.batch_norm, _F.instance_norm, torch.instance_norm)}
+"""What torch's own backward pass must not be trusted with, where no rule takes it."""
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from . import calls
 from .calls import CHOOSING, INDEXING, ORDERING, SHAPE_ONLY, STRIDED, first, in_place, name_of, transform_level
 from .chance import Chance, draws
 from .conv import Conv
 from .fold import SHAPES, Fold, Folded, Unfolded
 from .general import General
 from .graph import graph_of
-from .rewrites import FLIPPED, attention, opened
+from .rewrites import FLIPPED, SOUND, attention, opened
 from .rule import Rule, map_tensors, tensors
 from .rules import rule_for
 from .site import Site, Start, Tie
@@ -63,6 +64,8 @@ class Tracer(TorchFunctionMode):
         Called as ``sink(site, grad)`` during the backward pass.
     folds
         Batch norms to fold, by the id of the convolution's weight; None to count who reads convolutions' outputs.
+    blanks
+        Whether tensors in the form of data that hold nothing of them are no data.
     general, unseen
         Of the calls in which weights meet data, by number, those whose samples lie so that no rule but the general path
         holds, and those to be made as if they were not seen.
@@ -76,12 +79,13 @@ class Tracer(TorchFunctionMode):
         data: Tensor,
         sink: Callable,
         folds: Mapping[int, Fold] | None,
+        blanks: bool = False,
         general: Collection[int] = (),
         unseen: Collection[int] = (),
     ):
         super().__init__()
         self.chance, self.general, self.unseen, self.meetings = Chance(model), general, unseen, 0
-        self.sink, self.folds, self.counts = sink, folds or {}, folds is None
+        self.sink, self.folds, self.counts, self.blanks = sink, folds or {}, folds is None, blanks
         self.weights = Weights(selected, others)
         self.data: dict[int, Tensor] = {id(data): data}
         self.sites: list[Site] = []
@@ -97,6 +101,8 @@ class Tracer(TorchFunctionMode):
         """Whether which calls are made hangs on the data."""
         self.reads_memory = False
         """Whether the network looks at how data lie in memory."""
+        self.took_blanks = False
+        """Whether tensors that may hold nothing of the data were taken for data."""
         self.ungraded = False
         """Whether weights that are asked for were used while the network keeps no graph."""
 
@@ -128,17 +134,23 @@ class Tracer(TorchFunctionMode):
                 data = True
             elif t.requires_grad or key in self.data:
                 data = True
+        if data and name in calls.VALUES:
+            holds = any(t.requires_grad or id(t) in self.data for t in tensors((args[calls.VALUES[name]], kwargs)))
+            self.took_blanks |= not holds
+            data = holds or not self.blanks
         if data:
             self._notice(name, args, kwargs)
         if not weight:
             if data and in_place(func, args, kwargs):
                 self._before_overwrite(first(args, kwargs))
                 return self._overwriting(func, args, kwargs)
-            out = func(*args, **kwargs)
+            out = SOUND.get(func, func)(*args, **kwargs)
             if data:
                 self._mark(out)
             return out
         if not data:
+            if self.folds and (func in calls.REACHING or in_place(func, args, kwargs)):
+                self._unfold(first(args, kwargs))
             return self.weights.derive(func, args, kwargs)
         return self._meet(func, args, kwargs)
 
@@ -149,7 +161,7 @@ class Tracer(TorchFunctionMode):
     def hangs_on_data(self, site: Site) -> bool:
         """Whether data is seen to come to a site; otherwise it may be of weights alone, some used unseen before."""
         node = next((node for node, other in self.nodes.items() if other is site), None)
-        return node is None or any(leaf is self.anchor for leaf in graph_of(node)[0])
+        return node is None or any(t is self.anchor or id(t) in self.data for t in graph_of(node)[0])
 
     def check_folds(self) -> None:
         """Raise ``Unfolded`` where a folded batch norm was not called, or someone keeps an empty shell for later."""
@@ -233,7 +245,15 @@ class Tracer(TorchFunctionMode):
         """The call itself, with what ``see`` makes of its tensors."""
         if in_place(func, args, kwargs):
             self._before_overwrite(first(args, kwargs))
-        return func(*map_tensors(see, args), **map_tensors(see, kwargs))
+        return SOUND.get(func, func)(*map_tensors(see, args), **map_tensors(see, kwargs))
+
+    def _unfold(self, changed: Tensor) -> None:
+        """Raise ``Unfolded`` where what is folded may be changed after it was."""
+        memory = changed.untyped_storage()._cdata
+        for fold in self.folds.values():
+            parts = (fold.weight, fold.bias, *fold.weights().values())
+            if any(t is not None and t.untyped_storage()._cdata == memory for t in parts):
+                raise Unfolded(fold)
 
     def _fold(self, fold: Fold, conv: Rule, weights: dict[Any, Tensor], name: str) -> Tensor:
         out = self._site(Folded(conv, fold), {**weights, **fold.weights()}, name)
@@ -244,9 +264,9 @@ class Tracer(TorchFunctionMode):
     def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
         target = args[0]
         if target in self.weights:
-            raise NotImplementedError(
-                f"{name_of(func)}: a parameter, or a tensor made of parameters, is overwritten with data"
-            )
+            if not self.weights.release(target):
+                raise NotImplementedError(f"{name_of(func)}: a parameter is overwritten with data")
+            return self._plainly(func, args, kwargs, self.weights.alias)
         rule, weights = rule_for(func, args, kwargs, self.weights)
         if rule is None:
             args = (target.clone(), *args[1:])

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .calls import in_place, name_of
+from .calls import SET_DATA, in_place, name_of
 from .rewrites import repeat_as_expand
 from .rule import map_tensors, tensors
 
@@ -56,12 +56,24 @@ class Weights:
         """Make a call that takes no data; what it gives are weights too."""
         if name_of(func) == "repeat" and len(args) > 1:
             func = repeat_as_expand
+        if func == SET_DATA:  # the parameter's own too; another tensor off the graph stands for it from now on
+            func(*args)
+            self._plain.pop(id(args[0]), None)
         out = func(*map_tensors(self.alias, args), **map_tensors(self.alias, kwargs))
         changed = [args[0], *([args[0]._base] if args[0]._is_view() else [])] if in_place(func, args, kwargs) else []
         for t in tensors((changed, out)):
             if t.requires_grad and id(t) not in self.names:
                 self.wanted[id(t)] = t
         return out
+
+    def release(self, made: Tensor) -> bool:
+        """Take a tensor made of parameters for data from now on; those that it is made of are used unseen."""
+        bases = [t for t in (made, made._base) if t is not None]
+        if any(id(t) in self.names or id(t) in self.constants for t in bases):
+            return False
+        for t in bases:
+            self.wanted.pop(id(t), None)
+        return True
 
     def clear(self) -> None:
         for kept in (self.wanted, self.constants, self.aliases, self._plain):
