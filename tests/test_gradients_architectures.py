@@ -71,7 +71,7 @@ def alone(net: nn.Module, image: Tensor) -> Tensor:
     The image goes in twice and one of the two outputs is used: with a batch of one, torch 2.14 computes a wrong batch
     norm gradient on the CPU where the gradient comes in channels-last order (XCiT, LeViT, EfficientFormer).
     """
-    with caches_aside(net):
+    with caches_aside(list(net.modules())):
         value = spread(net(torch.stack([image, image])))[0]
         grads = torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
     return torch.stack([value.new_zeros(()) if g is None else g.square().sum() for g in grads])

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attribution import Unsure
 from .caches import caches_aside, hooked
-from .parameters import requires_grad, select
+from .parameters import Contents, requires_grad, select
 from .plan import Plan
 from .result import GradResult
 from .rule import Again, free_scratch, queued
@@ -44,7 +44,7 @@ class Attempt:
 
 def until_it_holds(
     run: Callable[[Tensor, Attempt], GradResult],
-    model: nn.Module,
+    net: Contents,
     x: Tensor,
     plan: Plan,
     limit: int | None,
@@ -52,12 +52,12 @@ def until_it_holds(
 ) -> GradResult:
     """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
     attempt, off = Attempt(limit, doubts=[] if queued(x.device) else None), 0.0
-    look = not plan.compared and (on_restart is not None or not hooked(model.modules()))
+    look = not plan.compared and (on_restart is not None or not hooked(net.modules.values()))
     while True:
         try:
             first = x[: min(PROBE, attempt.limit or PROBE)]
             if look and len(first) > 1:
-                off = _off_in_company(model, first)
+                off = _off_in_company(net, first)
                 while not plan.settled:  # so that a first call gives, to the last bit, what later ones give
                     run(first, attempt)
                 plan.compared, look = not off, False
@@ -112,14 +112,19 @@ def _spoilt(result: GradResult) -> set[int]:
     return set(bad.nonzero().flatten().tolist())
 
 
-def _off_in_company(model: nn.Module, x: Tensor) -> float:
+def _off_in_company(net: Contents, x: Tensor) -> float:
     """How far the logits of the first images are others when all of a few stand beside them, in parts of the largest;
     0 where that is rounding."""
     few, more = min(2, len(x) - 1), len(x)
-    watched = select(model, None).values()
-    with torch.enable_grad(), caches_aside(model), requires_grad(model, watched), warnings.catch_warnings():
+    watched = select(net, None).values()
+    with (
+        torch.enable_grad(),
+        caches_aside(net.modules.values()),
+        requires_grad(net, watched),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
-        alone, among = (model(x[:n].detach().clone()) for n in (few, more))
+        alone, among = (net.model(x[:n].detach().clone()) for n in (few, more))
     if not all(isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point() for z in (alone, among)):
         return 0
     alone, among = alone.detach(), among.detach()

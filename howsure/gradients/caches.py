@@ -8,7 +8,7 @@ Others (the old ``weight_norm``, pruning) set their weight anew in every pass, o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -41,11 +41,10 @@ def hooked(modules: Iterable[nn.Module]) -> bool:
 
 
 @contextmanager
-def caches_aside(model: nn.Module) -> Iterator[None]:
+def caches_aside(modules: Collection[nn.Module]) -> Iterator[None]:
     """Empty every dictionary attribute of tensors with "cache" in its name meanwhile, and put back afterwards what
     attributes, and lists and dictionaries there, held. Forward hooks may keep tensors on modules: with any, only what
     hangs on a graph is taken off, and a copy off the graph left until the next pass."""
-    modules = list(model.modules())
     for m in modules if _copies else ():
         for name, copy in _copies.pop(m, {}).items():
             if vars(m).get(name) is copy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from .fold import Fold, find
 from .general import autocasting, pull_back
 from .graph import graph_of
 from .ledger import Ledger
-from .parameters import requires_grad
+from .parameters import Contents, requires_grad
 from .plan import Plan
 from .seed import Loss, seed_of
 from .site import Site
@@ -39,7 +39,7 @@ _HOOKS_AROUND = "hooks on saved tensors are on around the call (save_on_cpu, say
 class Task:
     """What is asked of a network: the losses, the parameters wanted, and which gradients themselves."""
 
-    model: nn.Module
+    net: Contents
     losses: Sequence[Loss]
     wanted: dict[str, nn.Parameter]
     small: list[str]
@@ -58,7 +58,7 @@ class Chunk:
     """
 
     def __init__(self, task: Task, x: Tensor, folds: dict[int, Fold], attempt: Attempt, keep: bool = False):
-        model, plan = task.model, task.plan
+        net, plan = task.net, task.plan
         self.task, self.attempt, self.keep, self.learned = task, attempt, keep, False
         self.x = x.detach().clone(memory_format=plan.format_of(x))
         self.n = len(x)
@@ -72,17 +72,17 @@ class Chunk:
         self.awaited: set[int] = set()
         """Those of them that no gradient has come to in this backward pass."""
         chosen = {id(p) for p in task.wanted.values()}
-        others = [p for p in model.parameters() if id(p) not in chosen]
+        others = [p for p in net.parameters.values() if id(p) not in chosen]
         sink = lambda site, grads: self.serve(site, grads)  # noqa: E731
         known = None if plan.folds is None else folds, plan.blanks, plan.general_meetings, plan.unseen_meetings
-        self.tracer = Tracer(model, task.wanted, others, self.x, sink, *known)
+        self.tracer = Tracer(net.model, task.wanted, others, self.x, sink, *known)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """``norms [K, n, P]``, ``logits [n, C]`` and the gradients of small parameters ``[K, n, Q]``."""
         with (
             torch.enable_grad(),
-            caches_aside(self.task.model),
-            requires_grad(self.task.model, self.task.wanted.values()),
+            caches_aside(self.task.net.modules.values()),
+            requires_grad(self.task.net, self.task.wanted.values()),
         ):
             logits = self._forward()
             self.hidden = self._find_hidden(logits)
@@ -97,8 +97,8 @@ class Chunk:
     def _forward(self) -> Tensor:
         with disable_saved_tensors_hooks(_HOOKS_AROUND):  # raises where some are on already
             pass
-        with _eagerly(self.task.model), disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
-            logits = self.task.model(self.x)
+        with _eagerly(self.task.net.modules.values()), disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
+            logits = self.task.net.model(self.x)
         self.tracer.check_folds()
         if self.tracer.reads_memory and self.task.plan.give_up_format(self.x):
             raise Unsure
@@ -198,10 +198,10 @@ _STANCE = threading.RLock()
 
 
 @contextmanager
-def _eagerly(model: nn.Module) -> Iterator[None]:
+def _eagerly(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Compiled modules run as plain Python meanwhile, so that their calls are seen and the tracer's are not compiled.
     What says so holds for the process: one at a time."""
-    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules)
     if not compiled:
         yield
         return

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attempts import PROBE, Attempt, until_it_holds
 from .chunk import Chunk, Task
 from .fold import refreshed
-from .parameters import refuse_mixing, select, select_small
+from .parameters import Contents, refuse_mixing, select, select_small
 from .plan import Plan, lock_of, plan_for
 from .result import GradResult
 from .rule import Again
@@ -79,19 +79,19 @@ def grad_sq_norms(
     Goodfellow, 2015, arXiv:1510.01799, for linear layers; Rochette, Manoel and Tramel, 2019, arXiv:1912.06015, and
     Bu, Mao and Xu, 2022, arXiv:2205.10683, for convolutions. ``docs/gradients.md`` derives the rules.
     """
-    losses = [losses] if callable(losses) else list(losses)
-    refuse_mixing(model)
-    wanted = select(model, parameters)
-    small_names = select_small(model, wanted, small)
+    losses, net = [losses] if callable(losses) else list(losses), Contents.of(model)
+    refuse_mixing(net)
+    wanted = select(net, parameters)
+    small_names = select_small(net, wanted, small)
     if not len(x) or not losses or not wanted:
         raise ValueError(f"{len(x)} images, {len(losses)} losses and {len(wanted)} parameters: each must be at least 1")
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, not {max_batch}")
     with torch.inference_mode(False), lock_of(model):
         x = x.clone() if x.is_inference() else x
-        task = Task(model, losses, wanted, small_names, plan_for(model, x, wanted))
+        task = Task(net, losses, wanted, small_names, plan_for(net, x, wanted))
         run = lambda part, attempt: _in_chunks(task, part, attempt)  # noqa: E731
-        return until_it_holds(run, model, x, task.plan, max_batch, on_restart)
+        return until_it_holds(run, net, x, task.plan, max_batch, on_restart)
 
 
 def _in_chunks(task: Task, x: Tensor, attempt: Attempt) -> GradResult:
@@ -125,12 +125,13 @@ def _in_chunks(task: Task, x: Tensor, attempt: Attempt) -> GradResult:
 
 def explain(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     """Which rule each parameter takes for inputs like ``x`` (at most four of them are used): ``[(name, rule)]``."""
-    refuse_mixing(model)
-    wanted = select(model, None)
+    net = Contents.of(model)
+    refuse_mixing(net)
+    wanted = select(net, None)
     if not len(x) or not wanted:
         raise ValueError(f"{len(x)} images and {len(wanted)} parameters: each must be at least 1")
     with lock_of(model):
-        return _explained(Task(model, [lambda z: z.sum(1)], wanted, [], Plan()), x)
+        return _explained(Task(net, [lambda z: z.sum(1)], wanted, [], Plan()), x)
 
 
 def _explained(task: Task, x: Tensor) -> list[tuple[str, str]]:

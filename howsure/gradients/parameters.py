@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 
-def refuse_mixing(model: nn.Module) -> None:
+@dataclass(frozen=True)
+class Contents:
+    """A network's modules and parameters by name, gone through once a call."""
+
+    model: nn.Module
+    modules: dict[str, nn.Module]
+    parameters: dict[str, nn.Parameter]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Contents:
+        return cls(model, dict(model.named_modules()), dict(model.named_parameters()))
+
+
+def refuse_mixing(net: Contents) -> None:
     """Raise ``ValueError`` for a layer that normalises by the batch, naming it."""
-    for name, module in model.named_modules():
+    for name, module in net.modules.items():
         scripted = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in str(module.original_name)
         norm = scripted or isinstance(module, nn.modules.batchnorm._BatchNorm)
         if norm and (module.training or module.running_mean is None):
@@ -22,15 +36,15 @@ def refuse_mixing(model: nn.Module) -> None:
             )
 
 
-def select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+def select(net: Contents, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
     """The named parameters that can have a gradient, all without names, in the order of the network."""
-    available = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
+    available = {name: p for name, p in net.parameters.items() if p.is_floating_point() or p.is_complex()}
     hooked = [name for name, p in available.items() if p._backward_hooks]
     if hooked:
         raise RuntimeError(f"{hooked[0]} has a hook that may change its gradient, which belongs to no single sample")
     if names is None:
         return available
-    first = _first_names(model)
+    first = _first_names(net.model)
     chosen = [first.get(name, name) for name in ([names] if isinstance(names, str) else names)]
     unknown = [name for name in chosen if name not in available]
     if unknown:
@@ -38,12 +52,12 @@ def select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parame
     return {name: p for name, p in available.items() if name in set(chosen)}
 
 
-def select_small(model: nn.Module, wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
+def select_small(net: Contents, wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
     """The names among those wanted of one-dimensional parameters whose gradients themselves are asked for."""
     flat = [name for name, p in wanted.items() if p.dim() == 1 and not p.is_complex()]
     if isinstance(small, bool):
         return flat if small else []
-    first = _first_names(model)
+    first = _first_names(net.model)
     chosen = {first.get(name, name) for name in ([small] if isinstance(small, str) else small)}
     wrong = [name for name in chosen if name not in flat]
     if wrong:
@@ -58,9 +72,9 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 
 @contextmanager
-def requires_grad(model: nn.Module, watched: Iterable[nn.Parameter]) -> Iterator[None]:
+def requires_grad(net: Contents, watched: Iterable[nn.Parameter]) -> Iterator[None]:
     """Parameters that a call might use unseen require grad meanwhile, and no other does. None may get a ``.grad``."""
-    before = [(name, p, p.requires_grad, p.grad) for name, p in model.named_parameters()]
+    before = [(name, p, p.requires_grad, p.grad) for name, p in net.parameters.items()]
     on = {id(p) for p in watched}
     summed: list[str] = []
     try:

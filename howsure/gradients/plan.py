@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .fold import Fold
 from .layout import Layout
+from .parameters import Contents
 
 _CACHE = 2.4e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
 
@@ -99,9 +100,9 @@ def lock_of(model: nn.Module) -> threading.RLock:
 _plans: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
 
 
-def plan_for(model: nn.Module, x: Tensor, wanted: Mapping[str, Tensor]) -> Plan:
-    """What is known of ``model`` with inputs like ``x``, in the modes that its layers are in."""
-    plans = _plans.setdefault(model, {})
-    modes = tuple(module.training for module in model.modules())
+def plan_for(net: Contents, x: Tensor, wanted: Mapping[str, Tensor]) -> Plan:
+    """What is known of a network with inputs like ``x``, in the modes that its layers are in."""
+    plans = _plans.setdefault(net.model, {})
+    modes = tuple(module.training for module in net.modules.values())
     key = tuple(x.shape[1:]), x.dtype, x.device, tuple(wanted), modes
     return plans.setdefault(key, Plan(weights=sum(p.nbytes for p in wanted.values())))

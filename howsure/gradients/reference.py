@@ -50,7 +50,7 @@ def verify(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss, rtol: flo
 
 def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
     try:
-        with torch.enable_grad(), caches_aside(model):
+        with torch.enable_grad(), caches_aside(list(model.modules())):
             value = loss(model(torch.stack([image, image]).detach()))[0]
             grads = torch.autograd.grad(value, parameters, allow_unused=True)
     except Emptied:

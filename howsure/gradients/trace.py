@@ -18,8 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import calls
-from .calls import CHOOSING, INDEXING, ORDERING, SHAPE_ONLY, STRIDED, first, in_place, name_of, transform_level
+from .calls import (
+    CHOOSING,
+    INDEXING,
+    ORDERING,
+    REACHING,
+    SHAPE_ONLY,
+    STRIDED,
+    VALUES,
+    first,
+    in_place,
+    name_of,
+    transform_level,
+)
 from .chance import Chance, draws
 from .conv import Conv
 from .fold import SHAPES, Fold, Folded, Unfolded
@@ -134,8 +145,8 @@ class Tracer(TorchFunctionMode):
                 data = True
             elif t.requires_grad or key in self.data:
                 data = True
-        if data and name in calls.VALUES:
-            holds = any(t.requires_grad or id(t) in self.data for t in tensors((args[calls.VALUES[name]], kwargs)))
+        if data and name in VALUES:
+            holds = any(t.requires_grad or id(t) in self.data for t in tensors((args[VALUES[name]], kwargs)))
             self.took_blanks |= not holds
             data = holds or not self.blanks
         if data:
@@ -149,7 +160,7 @@ class Tracer(TorchFunctionMode):
                 self._mark(out)
             return out
         if not data:
-            if self.folds and (func in calls.REACHING or in_place(func, args, kwargs)):
+            if self.folds and (func in REACHING or in_place(func, args, kwargs)):
                 self._unfold(first(args, kwargs))
             return self.weights.derive(func, args, kwargs)
         return self._meet(func, args, kwargs)
