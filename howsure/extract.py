@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import UserError
@@ -148,7 +149,7 @@ class Extractor:
         key = self._key(split, rep)
         try:
             self.store.put(key, rows.to_file())
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter where the disk is full
             print(f"howsure: representations are kept in memory, not on disk: {error}", file=sys.stderr)
             self.store = Memory()
             self.store.put(key, rows.to_file())

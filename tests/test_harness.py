@@ -15,6 +15,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
@@ -26,6 +27,7 @@ from howsure.plugins import DATASETS, METHODS
 from howsure.protocol import TEST, parts, seen_outliers
 from howsure.representations import ImageIds
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
+from howsure.store import Store
 from howsure.suite import load_suite
 from howsure.timing import peak_memory
 
@@ -726,6 +728,16 @@ def test_a_cache_that_cannot_be_written_stops_no_run(material, tmp_path, capsys,
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / "file"))
     assert run("run", write_suite(material, "diskless", ["msp", "knn"], ["none"]), "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().err.count("kept in memory, not on disk") == 1
+
+
+def test_a_full_disk_of_the_cache_stops_no_run(material, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Store, "put", full)
+    assert run("run", write_suite(material, "full", ["msp", "knn"], ["none"]), "--out", tmp_path / "out") == 0
     assert capsys.readouterr().err.count("kept in memory, not on disk") == 1
 
 
