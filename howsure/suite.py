@@ -220,13 +220,16 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
     values = {key: _value(value) for key, value in parameters.items()}
     try:
         method = cls(**values).settled(values)
-        fault = misdeclared(method)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"method {used}: {why(error)}") from error
     except Exception as error:
         raise UserError(f"method {used}: {told(error)}") from error
+    try:
+        fault = misdeclared(method)
+    except Exception:  # what it needs cannot be told: its cells fail, alone
+        return method
     if fault:
         raise UserError(f"method {used}: {fault}")
     return method
