@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .bench import Bench, Some
+from .errors import UserError
 from .extract import seeded, union
 from .method import Method
 from .metrics import Interval, auroc, detection
@@ -232,6 +233,15 @@ def refusal(method: Method, network: Network) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
+class _Unlabelled(Reps):
+    """What `score` may read: all but the labels of the images that it scores."""
+
+    def __getitem__(self, rep: Any) -> Any:
+        if rep == Labels():
+            raise UserError("score reads Labels(), which a score is to tell without; read them in `fit` alone")
+        return super().__getitem__(rep)
+
+
 def scored(method: Method, reps: Reps, state: Mapping[str, Tensor], where: str) -> np.ndarray:
     """Scores of the images in `reps` as float64 `[n]`; CellError where they, or what they are made of, are not finite
     numbers, or not one an image.
@@ -239,7 +249,7 @@ def scored(method: Method, reps: Reps, state: Mapping[str, Tensor], where: str) 
     lost = reps.lost()
     if lost:
         raise CellError(f"{where}: {lost}; does the network overflow there?")
-    scores: object = method.score(reps, **state)
+    scores: object = method.score(_Unlabelled(reps, reps.owner), **state)
     if not isinstance(scores, Tensor):
         raise CellError(f"score returned a {type(scores).__name__} for {where}; expected a tensor, one number an image")
     values = scores.detach().cpu().double().numpy()

@@ -12,7 +12,7 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from .backbone import InputSpec
 from .cells import refusal
+from .errors import UserError, one_line, told
 from .extract import Extractor, seeded
 from .forward import run_pass
 from .images import ArrayImages
-from .method import Method
+from .method import Method, misdeclared
 from .network import Network
-from .representation import Representation, Reps
+from .representation import Reps
 from .split import Split, batches
 
 CLASSES = 4
@@ -47,10 +48,14 @@ class Trial:
     reps: Reps
     state: dict[str, Tensor]
 
-    def rescore(self, network: Network | None = None, batch_size: int = 16, order: np.ndarray | None = None) -> Tensor:
+    def rescore(
+        self, network: Network | None = None, batch_size: int = 16, order: np.ndarray | None = None, labels: int = 0
+    ) -> Tensor:
+        """Scores of the images read anew: batched or in an order as told, and `labels` classes further on."""
         images = self.split.images
         assert isinstance(images, ArrayImages)
-        split = self.split if order is None else Split("other", ArrayImages(images.x[order], images.y[order]))
+        order = np.arange(len(images.y)) if order is None else order
+        split = Split("other", ArrayImages(images.x[order], (images.y[order] + labels) % CLASSES))
         states = {rep: self.extractor.state(rep) for rep in self.method.needs if rep.needs}
         reps = run_pass(
             network or self.network, batches(split, network or self.network, batch_size), self.method.needs, states
@@ -58,21 +63,14 @@ class Trial:
         return self.method.score(reps, **self.state)
 
 
-def keeps_its_declaration(trial: Trial) -> None:
+def keeps_its_declaration(method: Method) -> None:
     """A frozen dataclass with a one-line summary, valid supervision, and needs that are representations."""
-    cls = type(trial.method)
+    cls = type(method)
     assert is_dataclass(cls), "is not a frozen dataclass"
     assert cls.__dataclass_params__.frozen, "is not a frozen dataclass"
     assert not (cls.__doc__ or f"{cls.__name__}(").startswith(f"{cls.__name__}("), "has no docstring"
-    assert cls.supervision in ("none", "id-train", "outliers"), f"unknown supervision '{cls.supervision}'"
-    assert isinstance(trial.method.needs, tuple), "`needs` is not a tuple"
-    assert all(isinstance(rep, Representation) for rep in trial.method.needs), "`needs` holds something else"
-    fits = type(trial.method).fit is not Method.fit
-    assert fits == (cls.supervision != "none"), (
-        f"supervision '{cls.supervision}' does not go with {'a' if fits else 'no'} fit"
-    )
-    strangers = set(cls.grid) - {f.name for f in fields(cls)}
-    assert not strangers, f"grid names no field: {', '.join(sorted(strangers))}"
+    fault = misdeclared(method)
+    assert fault is None, fault
 
 
 def scores_every_image_once(trial: Trial) -> None:
@@ -95,6 +93,11 @@ def is_deterministic(trial: Trial) -> None:
     for key, value in again.items():
         assert torch.equal(value, trial.state[key]), f"fit gives another '{key}' the second time"
     _same(trial.rescore(), trial.rescore(), "a second time", exact=True)
+
+
+def ignores_labels(trial: Trial) -> None:
+    """Scores do not depend on the labels of the images scored: those are what a score is to tell."""
+    _same(trial.rescore(), trial.rescore(labels=1), "with other labels")
 
 
 def ignores_batch_size(trial: Trial) -> None:
@@ -170,14 +173,14 @@ def passes_its_doctests(trial: Trial) -> None:
 
 
 CONTRACTS: tuple[Callable[[Trial], None], ...] = (
-    keeps_its_declaration,
     scores_every_image_once,
+    has_portable_state,
     is_deterministic,
+    ignores_labels,
     ignores_batch_size,
     ignores_order,
     scores_a_copy_alike,
     leaves_no_trace,
-    has_portable_state,
     changes_no_input,
     scores_images_apart,
     passes_its_doctests,
@@ -188,9 +191,17 @@ def check_method(name: str, cls: type[Method]) -> Iterator[tuple[str, str | None
     """Run every contract on every tiny network that the method can score: (contract, problem or None)."""
     try:
         method = cls(**cls.test_params)
-        reasons = {network.name: refusal(method, network) for network in networks()}
     except Exception as error:
         yield "can be made", _explain(error)
+        return
+    problem = _outcome(keeps_its_declaration, method)
+    yield keeps_its_declaration.__name__, problem
+    if problem:
+        return
+    try:
+        reasons = {network.name: refusal(method, network) for network in networks()}
+    except Exception as error:
+        yield "scores some network", _explain(error)
         return
     if all(reasons.values()):
         yield "scores some network", f"refuses all: {reasons}"
@@ -204,7 +215,10 @@ def check_method(name: str, cls: type[Method]) -> Iterator[tuple[str, str | None
             yield f"fits on the {network.name}", _explain(error)
             continue
         for contract in CONTRACTS:
-            yield f"{contract.__name__} ({network.name})", _outcome(contract, trial)
+            problem = _outcome(contract, trial)
+            yield f"{contract.__name__} ({network.name})", problem
+            if problem and contract in (scores_every_image_once, has_portable_state):
+                break  # the others would say the same again, in words of their own
 
 
 def make_trial(method: Method, network: Network) -> Trial:
@@ -306,22 +320,16 @@ def _same(a: Tensor, b: Tensor, when: str, exact: bool = False) -> None:
     assert gap <= 1e-3 * scale, f"scores differ by {gap:.2g} {when} (their spread is {scale:.2g})"
 
 
-def _outcome(contract: Callable[[Trial], None], trial: Trial) -> str | None:
+def _outcome(contract: Callable[[Any], None], given: Trial | Method) -> str | None:
     try:
-        contract(trial)
+        contract(given)
     except Exception as error:
         return _explain(error)
     return None
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, AssertionError):
-        return " ".join(str(error).split())
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    where = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})" if traceback else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+    return one_line(error) if isinstance(error, AssertionError | UserError) else told(error)
 
 
 if sys.flags.optimize:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def _read(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an error says what matters
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: holds more than tensors, or is damaged; save model.state_dict() alone") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
@@ -63,14 +66,14 @@ def _read(file: Path) -> Any:
 
 
 def _flat(content: Any, file: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: the whole of it, or under one of the usual keys."""
+    """The state dict in a checkpoint: the whole of it, or under one of the usual keys; without an average's count."""
     if isinstance(content, Mapping):
         for key in _NESTED:
             if isinstance(content.get(key), Mapping):
                 content = content[key]
                 break
         if content and all(isinstance(value, Tensor) for value in content.values()):
-            return dict(content)
+            return {key: value for key, value in content.items() if key != "n_averaged"}
     raise UserError(f"{file}: no state dict in it; save model.state_dict(), bare or under 'state_dict'")
 
 

@@ -278,7 +278,7 @@ def new_method(name: str, into: Path) -> None:
     """Write a working method file NAME.py and its test, to edit."""
     from .scaffold import write_method
 
-    if name.isidentifier() and importlib.util.find_spec(name):
+    if not (into / f"{name}.py").exists() and name.isidentifier() and importlib.util.find_spec(name):
         raise UserError(f"'{name}' is a module that Python can import, and the file would hide it; choose another name")
     for path in write_method(name, into):
         click.echo(path)

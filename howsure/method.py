@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from torch import Tensor
 
+from .representation import Representation
 from .values import check_values
 
 if TYPE_CHECKING:
@@ -63,3 +65,26 @@ class Method:
     def score(self, *args: Any, **kwargs: Any) -> Tensor:
         """`score(reps, **state)`: scores `[N]` of the images in `reps`, finite; higher means more uncertain."""
         raise NotImplementedError
+
+
+def misdeclared(method: Method) -> str | None:
+    """What cannot be right in what a method's class declares, in one line; None where nothing is wrong."""
+    cls = type(method)
+    if cls.score is Method.score:
+        return "has no score; write score(self, reps)"
+    if cls.supervision not in get_args(Supervision):
+        return f"unknown supervision '{cls.supervision}'; choose of {', '.join(get_args(Supervision))}"
+    if not isinstance(method.needs, tuple):
+        return f"needs is a {type(method.needs).__name__}, but must be a tuple, as in needs = (Logits(),)"
+    for rep in method.needs:
+        if not isinstance(rep, Representation):
+            return f"needs holds {rep!r}, which is no representation; write one with its brackets, as in Logits()"
+    if (cls.fit is not Method.fit) != (cls.supervision != "none"):
+        return f"supervision '{cls.supervision}' does not go with {'no' if cls.supervision != 'none' else 'a'} fit"
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for name, values in method.grid.items():
+        if name not in known:
+            return f"grid names no field: {name}"
+        if not isinstance(values, (tuple, list)):
+            return f"grid of {name} is a {type(values).__name__}, but must be a tuple of values"
+    return None

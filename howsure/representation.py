@@ -123,7 +123,7 @@ class Reps(Mapping[Representation[Any], Any]):
     """Representations of a set of images: `reps[Logits()]` is `[N, C]`."""
 
     def __init__(self, values: Mapping[Representation[Any], Any], owner: str = "") -> None:
-        self._values, self._owner = dict(values), owner
+        self._values, self.owner = dict(values), owner
 
     def __getitem__(self, rep: Representation[V]) -> V:
         try:
@@ -131,7 +131,7 @@ class Reps(Mapping[Representation[Any], Any]):
         except KeyError:
             declared = ", ".join(map(repr, self._values)) or "nothing"
             raise UserError(
-                f"{self._owner or 'a method'} reads {rep!r} but declares {declared}; add it to `needs`"
+                f"{self.owner or 'a method'} reads {rep!r} but declares {declared}; add it to `needs`"
             ) from None
 
     def __contains__(self, rep: object) -> bool:
@@ -179,4 +179,4 @@ class Reps(Mapping[Representation[Any], Any]):
         return first._map(join)
 
     def _map(self, change: Callable[[Representation[Any], Any], Any]) -> Reps:
-        return Reps({rep: change(rep, v) if rep.per_image else v for rep, v in self._values.items()}, self._owner)
+        return Reps({rep: change(rep, v) if rep.per_image else v for rep, v in self._values.items()}, self.owner)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .corruptions import CORRUPTIONS
 from .errors import UserError, told, unknown, why
 from .losses import LOSSES
-from .method import Method
+from .method import Method, misdeclared
 from .plugins import METHODS
 
 if sys.version_info >= (3, 11):
@@ -212,9 +212,6 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
     cls = METHODS[used]
     if not is_dataclass(cls):
         raise UserError(f"method {used}: {cls.__name__} is no dataclass; put @dataclass(frozen=True) above its class")
-    if not isinstance(cls.needs, tuple) and not hasattr(cls.needs, "__get__"):
-        given = type(cls.needs).__name__
-        raise UserError(f"method {used}: needs is a {given}, but must be a tuple, as in needs = (Logits(),)")
     parameters = {key: value for key, value in values.items() if key != "use"}
     known = [f.name for f in fields(cls)]
     for key in parameters:
@@ -222,13 +219,20 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
             raise unknown(f"hyper-parameter of {used}", key, known)
     values = {key: _value(value) for key, value in parameters.items()}
     try:
-        return cls(**values).settled(values)
+        method = cls(**values).settled(values)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"method {used}: {why(error)}") from error
     except Exception as error:
         raise UserError(f"method {used}: {told(error)}") from error
+    try:
+        fault = misdeclared(method)
+    except Exception:  # what it needs cannot be told: its cells fail, alone
+        return method
+    if fault:
+        raise UserError(f"method {used}: {fault}")
+    return method
 
 
 def _value(value: Any) -> Any:

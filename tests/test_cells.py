@@ -13,6 +13,7 @@ from howsure import ArrayImages, Batch, Features, Head, Logits, Method, Network,
 from howsure.bench import Bench
 from howsure.cells import CellError, Scorer, candidates, certain, scored
 from howsure.check import make_trial
+from howsure.errors import UserError
 from howsure.extract import Extractor
 from howsure.plugins import METHODS
 from howsure.protocol import FIT, TEST, VAL, Shift, held_back, pseudo_unknowns
@@ -395,6 +396,22 @@ def test_a_tuned_detector_learns_from_training_images_what_whole_splits_give(ben
         pair = reps["train"].take(kept), reps["train"].take(held)
     expected = method.score(reps["test"], **method.fit(*pair))[bench.part("test", TEST)]
     np.testing.assert_allclose(inside, expected, rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class _Peeks(Method):
+    """Reads the answers."""
+
+    needs = (Logits(), Labels())
+
+    def score(self, reps):
+        return -reps[Logits()].gather(1, reps[Labels()][:, None])[:, 0]
+
+
+def test_a_score_may_not_read_labels(conv_net):
+    trial = make_trial(_Peeks(), conv_net)
+    with pytest.raises(UserError, match=r"score reads Labels\(\).*in `fit` alone"):
+        scored(trial.method, trial.reps, trial.state, "'some'")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -71,6 +71,13 @@ def test_lists(kind, capsys):
         assert any(line.startswith("energy ") and "arXiv:2010.03759" in line and "Logits" in line for line in lines)
 
 
+def test_a_new_method_twice_in_the_folder_that_python_imports_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert stop("new", "method", "brand_newer", "--into", tmp_path) == 0
+    assert stop("new", "method", "brand_newer", "--into", tmp_path) == 2
+    assert "brand_newer.py exists; move it or choose another name" in capsys.readouterr().err
+
+
 def test_list_with_a_plugin(tmp_path, capsys):
     assert stop("new", "method", "brand_new", "--into", tmp_path) == 0
     try:

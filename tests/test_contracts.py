@@ -12,8 +12,10 @@ from torch import nn
 from howsure import Features, Head, Logits, Method, Network
 from howsure.cells import refusal
 from howsure.check import check_method, make_trial, networks
+from howsure.errors import UserError
 from howsure.extract import union
 from howsure.plugins import METHODS
+from howsure.suite import make_method
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -80,6 +82,13 @@ def _writing(self, reps):
     return reps[Logits()].amax(1)
 
 
+class _Guess(Logits):
+    """Reads the labels without a word."""
+
+    def compute(self, batch, **state):
+        return batch.logits.gather(1, batch.labels[:, None])
+
+
 CASES = {
     "scores_every_image_once": bad(score=lambda self, reps: reps[Logits()]),
     "is_deterministic": bad(score=lambda self, reps: torch.randn(len(reps[Logits()]))),
@@ -90,6 +99,7 @@ CASES = {
     ),
     "changes_no_input": bad(score=_writing),
     "ignores_order": bad(score=lambda self, reps: reps[Logits()].amax(1) + torch.arange(len(reps[Logits()]))),
+    "ignores_labels": bad(needs=(_Guess(),), score=lambda self, reps: -reps[_Guess()][:, 0]),
     "scores some network": bad(skip=lambda self, network: "never"),
 }  # fmt: skip
 
@@ -97,6 +107,39 @@ CASES = {
 @pytest.mark.parametrize("contract", CASES)
 def test_a_bad_method_is_caught(contract):
     assert contract in problems(CASES[contract])
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({"score": Method.score}, "has no score; write"),
+        ({"supervision": "train"}, "unknown supervision 'train'; choose of none, id-train, outliers"),
+        ({"needs": Logits()}, "needs is a Logits, but must be a tuple"),
+        ({"needs": (Logits,)}, "which is no representation; write one with its brackets"),
+        ({"supervision": "id-train"}, "supervision 'id-train' does not go with no fit"),
+        ({"fit": lambda self, train: {}}, "supervision 'none' does not go with a fit"),
+        ({"grid": {"kk": (1, 2)}}, "grid names no field: kk"),
+        ({"k": 3, "__annotations__": {"k": int}, "grid": {"k": 3}}, "grid of k is a int, but must be a tuple"),
+    ],
+)
+def test_a_wrong_declaration_is_one_line_and_does_not_run(monkeypatch, members, says):
+    cls = bad(**members)
+    [(contract, problem)] = [(contract, problem) for contract, problem in check_method("bad", cls) if problem]
+    assert (contract, says in problem) == ("keeps_its_declaration", True)
+    monkeypatch.setitem(METHODS._classes, "bad", cls)
+    with pytest.raises(UserError, match=f"method bad: .*{says}"):
+        make_method("bad", {})
+
+
+def test_one_mistake_is_told_once_a_network_with_the_line_of_the_plugin():
+    told = [problem for _, problem in check_method("bad", bad(score=_failing)) if problem]
+    assert len(told) == len(networks())
+    assert all("test_contracts.py:" in problem and "RuntimeError" in problem for problem in told)
+    assert all("/check.py" not in problem for problem in told)
+
+
+def _failing(self, reps):
+    return reps[Logits()] @ torch.ones(99)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import sys
 import tempfile
 from pathlib import Path
@@ -175,6 +176,20 @@ def test_names_of_the_network_itself_are_no_prefix(tmp_path):
     torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "w.pt")
     load_checkpoint(network, tmp_path / "w.pt")
     assert torch.equal(network.model.state_dict()["model.1.weight"], state["model.1.weight"])
+
+
+def test_a_checkpoint_of_averaged_weights(tmp_path):
+    state = torch.optim.swa_utils.AveragedModel(Tiny().build(2)).state_dict()
+    assert "n_averaged" in state
+    torch.save(state, tmp_path / "w.pt")
+    assert torch.equal(tiny(checkpoint="w.pt", base=tmp_path).model[1].weight, state["module.1.weight"])
+
+
+def test_a_pickle_of_another_kind_is_one_line_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "w.pt").write_bytes(pickle.dumps({"1.weight": np.zeros(3)}, protocol=4))
+    with pytest.raises(UserError, match="holds more than tensors"):
+        tiny(checkpoint="w.pt", base=tmp_path)
+    assert not list(recwarn)
 
 
 def test_a_checkpoint_in_safetensors(tmp_path):

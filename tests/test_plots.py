@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_run import fake_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from howsure.plots import cost, heat_map, histograms, style, write_plots
@@ -112,3 +113,30 @@ def test_each_shift_lies_in_a_histogram_as_beside_its_own_id_scores():
 def test_constant_scores_have_a_histogram():
     got = histograms.histogram({"x": (np.ones(5), np.ones(5))}, {"x": "far"})
     assert got["id"].sum() == got["far"].sum() == 1
+
+
+@pytest.mark.parametrize("panels", [1, 2, 4, 5, 20])
+@pytest.mark.parametrize("backbone", ["mine", "vit_small_patch16_224.augreg_in21k_ft_in1k"])
+def test_title_and_legend_of_histograms_do_not_meet(panels, backbone):
+    sets = {name: np.ones(40) for name in ("id", "near", "far", "corruption", "errors")}
+    figure = histograms.histograms({f"m{i}": sets for i in range(panels)}, f"{backbone}, protocol leave-one-out")
+    FigureCanvasAgg(figure).draw()
+    title, legend = figure.texts[0].get_window_extent(), figure.legends[0].get_window_extent()
+    assert not title.overlaps(legend.padded(-6))
+    assert title.x1 < figure.bbox.x1
+    assert legend.x0 > 0
+
+
+def test_cost_of_one_method_has_short_labels(tmp_path):
+    run = fake_run(tmp_path, 2, 1, backbones=("cnn",), severities=1, protocols=("none",))
+    results = pd.read_csv(run / "results.csv", keep_default_na=False, na_values={"severity": [""]})
+    figure = cost.cost(
+        results[results["metric"] == "auroc"],
+        pd.read_csv(run / "timing.csv"),
+        pd.DataFrame({"method": ["msp"], "supervision": ["none"], "mean": [0.63964]}),
+        "none",
+    )
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    assert axes.yaxis.label.get_window_extent().x0 > 0
+    assert len([label for label in axes.get_xticklabels() if label.get_text()]) > 1

@@ -35,13 +35,11 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     axes.set_axisbelow(True)
     names = _cost_names(points["value"], with_stars(rows))
     ratio, value = points["ratio_to_forward"].to_numpy(), np.maximum(points["value"].to_numpy(), 0.5)
-    low, high = np.log10(ratio.min()), np.log10(ratio.max())
-    pad = max(0.08 * (high - low), 0.05)
-    span = max(value.max() - value.min(), 0.02)
+    left, right = _apart(np.log10(ratio), 0.4)
+    low, high = _apart(value, 0.05)
+    pad, span = 0.08 * (right - left), high - low
     axes.set_xscale("log")
-    axes.set(
-        xlim=(10 ** (low - pad), 10 ** (high + 1.6 * pad)), ylim=(value.min() - 0.08 * span, value.max() + 0.1 * span)
-    )
+    axes.set(xlim=(10 ** (left - pad), 10 ** (right + 1.6 * pad)), ylim=(low - 0.08 * span, high + 0.1 * span))
     _plain_log_ticks(axes)
     front = _front(ratio, value)
     axes.step(ratio[front], value[front], where="post", color="#7F7F7F", linewidth=1, zorder=1)
@@ -56,6 +54,12 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     notes += ["below 0.5 drawn at 0.5"] if (points["value"] < 0.5).any() else []
     figure.text(0.972, 0.015, "; ".join(notes), fontsize=8, ha="right")
     return figure
+
+
+def _apart(values: np.ndarray, least: float) -> tuple[float, float]:
+    """Both ends of values, moved `least` apart where they are nearer, as those of one value: ticks need room."""
+    middle, half = (values.min() + values.max()) / 2, max(np.ptp(values), least) / 2
+    return float(middle - half), float(middle + half)
 
 
 def _kinds(supervision: pd.Series) -> list[str]:

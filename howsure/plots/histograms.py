@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from ..protocol import without_severity
 from ..tables import ordered
-from .style import OKABE_ITO, axes_at
+from .style import OKABE_ITO, axes_at, inches_of
 
 _COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73", "errors": "#CC79A7"}
 
@@ -29,7 +29,9 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     """
     columns = min(5, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(max(0.3 + 1.9 * columns, _LEAST), 0.65 + 1.15 * rows))
+    title = f"Scores, more uncertain to the right (asinh scale), {title}"
+    width = max(0.3 + 1.9 * columns, _LEAST, inches_of([title], 9) + 0.3)
+    figure = Figure(figsize=(width, 0.65 + 1.15 * rows))
     axes = axes_at(figure, 0.15, 0.15, 1.9 * columns, 1.15 * rows)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.axis("off")
@@ -38,14 +40,9 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     handles: list[Any] = [Patch(color="#BDBDBD", label="in-distribution")]
     handles += [Line2D([], [], color=_set_colour(k, kinds), linewidth=1.5, label=k) for k in kinds]
     figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False)
-    at_top = 1 - (0.3 if columns < 4 else 0.09) / figure.get_figheight()
-    figure.text(
-        0.15 / figure.get_figwidth(),
-        at_top,
-        f"Scores, more uncertain to the right (asinh scale), {title}",
-        fontsize=9,
-        va="top",
-    )
+    beside = inches_of([title], 9) + sum(inches_of([h.get_label()], 8) + 0.5 for h in handles) + 0.3 < width
+    at_top = 1 - (0.09 if beside else 0.3) / figure.get_figheight()
+    figure.text(0.15 / width, at_top, title, fontsize=9, va="top")
     return figure
 
 
