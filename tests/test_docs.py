@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
 
-from howsure.plugins import METHODS
+from howsure.cli import main
+from howsure.plugins import BACKBONES, DATASETS, METHODS
 from howsure.results import RESULT_COLUMNS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -71,3 +73,29 @@ def test_a_kept_run_takes_newer_methods_in(tmp_path: Path, monkeypatch: pytest.M
     reference.keep([target, run("newest", {"vim": 0.7})], target)
     records = json.loads((target / "run.json").read_text())
     assert [{c["method"]: c["chosen"]["k"] for c in r["cells"]} for r in records] == [{"knn": 0.1}, {"vim": 0.7}]
+
+
+def test_the_data_set_and_the_network_of_the_page_run(tmp_path: Path) -> None:
+    page = (DOCS / "adding-data-and-networks.md").read_text()
+    for language, file in (("python", "mine.py"), ("toml", "suite.toml")):
+        (block,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+        (tmp_path / file).write_text(block)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(
+                [
+                    "run",
+                    str(tmp_path / "suite.toml"),
+                    "--plugin",
+                    str(tmp_path / "mine.py"),
+                    "--out",
+                    str(tmp_path / "out"),
+                ]
+            )
+        assert stop.value.code == 0
+    finally:
+        DATASETS._classes.pop("inverted-digits", None)
+        BACKBONES._classes.pop("perceptron", None)
+    results = pd.read_csv(tmp_path / "out" / "results.csv").query("metric == 'auroc'")
+    assert set(results["method"]) == {"msp", "energy", "knn"}
+    assert "inverted-digits" in set(results["shift"])

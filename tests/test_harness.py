@@ -385,8 +385,8 @@ def test_a_users_torch_data_set_is_enough(material, tmp_path):
     finally:
         DATASETS._classes.pop("a-torch-data-set", None)
     auroc = pd.read_csv(tmp_path / "out" / "results.csv").query("metric == 'auroc' and protocol == 'none'")
-    by_shift = auroc.set_index(["method", "shift"])["value"].sort_index()
-    assert by_shift["msp", "a-torch-data-set"] == by_shift["msp", "outliers"]
+    mine, known = (auroc.query(f"method == 'msp' and shift == '{s}'") for s in ("a-torch-data-set", "outliers"))
+    assert mine["value"].tolist() == known["value"].tolist()
 
 
 def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatch, capsys):
