@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import UserError, why
 from .network import Network
 
-_NESTED = ("state_dict", "model_state_dict", "model", "net")
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -66,7 +66,8 @@ def _read(file: Path) -> Any:
 
 
 def _flat(content: Any, file: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: the whole of it, or under one of the usual keys; without an average's count."""
+    """The state dict in a checkpoint: the whole of it, or under one of the usual keys, averaged weights first as timm
+    takes them; without an average's count."""
     if isinstance(content, Mapping):
         for key in _NESTED:
             if isinstance(content.get(key), Mapping):

@@ -170,6 +170,14 @@ def test_checkpoints_bare_or_nested_with_or_without_prefix(tmp_path, nest, prefi
     assert torch.equal(network.model[1].weight, state["1.weight"])
 
 
+@pytest.mark.parametrize("ema", ["state_dict_ema", "model_ema"])
+def test_averaged_weights_come_before_the_last_ones(tmp_path, ema):
+    state = weights()
+    averaged = {key: value + 1 for key, value in state.items()}
+    torch.save({"state_dict": state, ema: averaged, "epoch": 3}, tmp_path / "w.pt")
+    assert torch.equal(tiny(checkpoint="w.pt", base=tmp_path).model[1].weight, averaged["1.weight"])
+
+
 def test_names_of_the_network_itself_are_no_prefix(tmp_path):
     network = Network("t", nn.ModuleDict({"model": Tiny().build(2)}), InputSpec((4, 4), (0.5,), (0.25,)), 2)
     state = {f"model.{key}": value for key, value in weights().items()}
