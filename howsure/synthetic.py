@@ -35,7 +35,9 @@ class Synthetic(Images):
         pixels = np.asarray(image).astype(np.float64)
         kind = KINDS[index % len(KINDS)]
         if kind == "mixture":
-            partner = 2 * int(rng.integers((len(self.images) + 1 - index % 2) // 2)) + index % 2
+            alike = (len(self.images) + 1 - index % 2) // 2
+            drawn = int(rng.integers(alike))
+            partner = 2 * ((drawn + (drawn == index // 2)) % alike) + index % 2  # never itself, but where it is alone
             other = self._image(partner)[0].convert(image.mode).resize(image.size)
             altered = (pixels + np.asarray(other)) / 2
         else:
@@ -65,7 +67,7 @@ def alter(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
     if kind == "blur":
         from scipy.ndimage import gaussian_filter
 
-        sigma = rng.uniform(0.02, 0.08) * min(x.shape[:2])
+        sigma = rng.uniform(0.02, 0.08) * max(32, min(x.shape[:2]))  # less would leave a small image as it was
         return gaussian_filter(x, (sigma, sigma) + (0,) * (x.ndim - 2))
     return rng.permutation(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
 

@@ -17,6 +17,7 @@ from howsure.protocol import FIT, TEST, VAL, Shift, gather, members, parts, pseu
 from howsure.representation import Reps
 from howsure.representations import ImageIds
 from howsure.split import Split
+from howsure.synthetic import Synthetic
 
 SHIFTS = [
     Shift("svhn", "svhn", "far", "ood"),
@@ -101,3 +102,11 @@ def test_members_are_indices_in_order():
     index = members(reps, VAL, 0)
     assert torch.equal(index, index.sort().values)
     assert (parts(ids(100)[index], 0) == VAL).all()
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_no_altered_image_is_nearly_the_original(side):
+    x = np.kron(np.random.default_rng(0).integers(0, 256, (70, 8, 8)), np.ones((side // 8, side // 8))).astype(np.uint8)
+    images = ArrayImages(x, np.zeros(70, int))
+    altered = np.stack([np.asarray(image, float) for image, _ in Synthetic(images)])
+    assert (np.abs(altered - x).mean((1, 2)) > 0.15 * x.std((1, 2))).all()
