@@ -63,13 +63,14 @@ def test_a_network_in_half_precision_is_scored(name):
 
 @pytest.mark.parametrize("name", ["layerprint", "knn", "confound_detector"])
 def test_the_order_of_images_does_not_matter(name):
-    """A loader that shuffles gives another order each time it is gone through."""
+    """A loader that shuffles gives another order each time it is gone through. Training a detector magnifies rounding."""
     method, model = METHODS[name](**METHODS[name].test_params), networks()[0].model
     x, y = map(torch.cat, zip(*inputs("known"), strict=True))
     loader = DataLoader(TensorDataset(x, y), 7, shuffle=True, generator=torch.Generator().manual_seed(0))
     more = [inputs("outliers")] if method.supervision == "outliers" else []
     want, got = (fit(method, model, images, *more)(TEST) for images in (inputs("known"), loader))
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-2 * float(want.std()))
+    off = 0.1 if method.supervision == "outliers" else 1e-4
+    torch.testing.assert_close(got, want, rtol=0, atol=off * float(want.std()))
 
 
 def test_a_method_that_is_not_fitted_looks_at_one_batch():
