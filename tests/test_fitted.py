@@ -63,7 +63,7 @@ def test_a_network_in_half_precision_is_scored(name):
 
 @pytest.mark.parametrize("name", ["layerprint", "knn", "confound_detector"])
 def test_the_order_of_images_does_not_matter(name):
-    """A loader that shuffles gives another order each time it is gone through. Training a detector magnifies rounding."""
+    """A loader that shuffles gives another order each time; training a detector magnifies rounding."""
     method, model = METHODS[name](**METHODS[name].test_params), networks()[0].model
     x, y = map(torch.cat, zip(*inputs("known"), strict=True))
     loader = DataLoader(TensorDataset(x, y), 7, shuffle=True, generator=torch.Generator().manual_seed(0))
