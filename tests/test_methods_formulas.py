@@ -153,6 +153,16 @@ GAPS = (0.5, 5.0, 20.0, 34.5, 36.0, 37.0, 60.0, 300.0)
 
 
 @pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize(("name", "params"), [("entropy", {}), ("renyi", {"alpha": 1.0})])
+def test_entropy_of_a_network_that_is_very_sure(name: str, params: dict[str, Any], gap: float) -> None:
+    with localcontext() as context:
+        context.prec = 400
+        expected = float(exact_entropy(exact_softmax(sure(gap))))
+    score = METHODS[name](**params).score(Reps({Logits(): torch.tensor([sure(gap)])}))
+    assert float(score) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("gap", GAPS)
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_exgrad_of_a_network_that_is_very_sure(norm: str, gap: float) -> None:
     h, z = [3.0, 0.0, 4.0], sure(gap)
