@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from howsure import Batch, Network
 from howsure.layers import module
 
+from ._softmax import entropy
+
 Change = Callable[[Tensor], Tensor]
 
 
@@ -115,13 +117,19 @@ def shared_input_gradient(batch: Batch, objective: Callable[[Tensor], Tensor]) -
 
 def predictive_entropy(logits: Tensor) -> Tensor:
     """Entropy of the mean softmax over samples, `[N, S, C] -> [N]`, in nats."""
-    return _entropy(logits.double().softmax(2).mean(1))
+    return entropy(logits.double().softmax(2).mean(1))
 
 
 def mutual_information(logits: Tensor) -> Tensor:
-    """Entropy of the mean softmax minus the mean of the entropies, `[N, S, C] -> [N]`, in nats."""
-    return predictive_entropy(logits) - _entropy(logits.double().softmax(2)).mean(1)
+    """Entropy of the mean softmax minus the mean of the entropies, `[N, S, C] -> [N]`, in nats.
 
-
-def _entropy(p: Tensor) -> Tensor:
-    return torch.special.entr(p).sum(-1)
+    Taken as the mean divergence of the samples from their mean m, since the entropies of sure samples cancel: the sum
+    over classes of m ((1 + d) log(1 + d) - d), d the relative change from m; at the top d follows from the others.
+    """
+    p = logits.double().softmax(2)
+    mean = p.mean(1, keepdim=True)
+    top = mean.argmax(2, keepdim=True)
+    others, mean_others = (q.scatter(2, top.expand(-1, q.shape[1], -1), 0.0).sum(2, keepdim=True) for q in (p, mean))
+    change = (p - mean) / mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    change = change.scatter(2, top.expand_as(others), (mean_others - others) / mean.gather(2, top))
+    return (mean * (torch.special.xlog1py(1 + change, change) - change)).sum(2).mean(1)

@@ -35,3 +35,10 @@ def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
     others = gap.exp().sum(1, keepdim=True)
     log_p = z - z.amax(1, keepdim=True) - others.log1p()
     return log_p, torch.where(gap.isinf(), others.log() - others.log1p(), torch.log1p(-log_p.exp()))
+
+
+def entropy(p: Tensor) -> Tensor:
+    """`-Σ p log p` over the last dimension, in nats, of probabilities in float64; of the largest, from the others."""
+    others = p.scatter(-1, p.argmax(-1, keepdim=True), 0.0)
+    rest = others.sum(-1)
+    return torch.special.entr(others).sum(-1) - torch.special.xlog1py(1 - rest, -rest)

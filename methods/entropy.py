@@ -3,9 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.special import entr
 
 from howsure import Logits, Method, Reps
+
+from ._softmax import entropy
 
 
 @dataclass(frozen=True)
@@ -20,4 +21,4 @@ class Entropy(Method):
     needs = (Logits(),)
 
     def score(self, reps: Reps) -> Tensor:
-        return entr(reps[Logits()].double().softmax(1)).sum(1)
+        return entropy(reps[Logits()].double().softmax(1))

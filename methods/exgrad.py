@@ -10,6 +10,8 @@ from torch import Tensor
 from howsure import Features, Logits, Method, Reps
 from howsure.representations import HasBias
 
+from ._softmax import log_odds_parts
+
 
 @dataclass(frozen=True)
 class ExGrad(Method):
@@ -30,10 +32,11 @@ class ExGrad(Method):
     needs = (Features(), Logits(), HasBias())
 
     def score(self, reps: Reps) -> Tensor:
-        h, p = reps[Features()].double(), reps[Logits()].double().softmax(1)
-        rest, bias = p.sum(1, keepdim=True) - p, reps[HasBias()].double()
+        h, bias = reps[Features()].double(), reps[HasBias()].double()
+        p, rest = (part.exp() for part in log_odds_parts(reps[Logits()]))
         if self.norm == "l1":
             return 2 * (p * rest).sum(1) * (h.abs().sum(1) + bias)
-        squares = p.square()
-        others = squares.sum(1, keepdim=True) - squares
-        return (p * (others + rest.square()).clamp_min(0).sqrt()).sum(1) * (h.square().sum(1) + bias).sqrt()
+        squares, top = p.square(), p.argmax(1, keepdim=True)
+        below = squares.scatter(1, top, 0.0).sum(1, keepdim=True)
+        others = (squares.sum(1, keepdim=True) - squares).scatter(1, top, below)
+        return (p * (others + rest.square()).sqrt()).sum(1) * (h.square().sum(1) + bias).sqrt()

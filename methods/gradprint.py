@@ -59,7 +59,8 @@ class GradPrint(Method):
     (b) w = log(|g_c| + ε_c) for each channel c of the biases of normalisation layers, g the gradient under the
     cross-entropy to the predicted class, ε_c a ten-thousandth of the channel's root mean square in training.
     Of each, the log of the squared Mahalanobis distance to the mean of the predicted class, standardised on
-    in-distribution training images; score = their sum; shape [N], higher means more uncertain. No outlier is seen.
+    in-distribution training images (but for those alone in their class, which are its mean); score = their sum;
+    shape [N], higher means more uncertain. No outlier is seen.
     Two backward passes.
 
     `shrinkage` and `shift_shrinkage` weigh the covariances' own diagonals. Networks without normalisation use all
@@ -82,10 +83,12 @@ class GradPrint(Method):
         floor = 1e-4 * shifts.square().mean(0).sqrt().clamp_min(1e-30)
         state = {"floor": floor}
         group, groups = train[Logits()].argmax(1), train[Logits()].shape[1]
+        several = group.bincount()[group] > 1
         vectors = zip(self._vectors(train, floor), (self.shrinkage, self.shift_shrinkage), strict=True)
         for i, (v, shrinkage) in enumerate(vectors):
             gaussian = fit_around(v, group, groups, shrinkage)
-            mean, std = moments(log_distance(distance_around(v, group, **gaussian)))
+            distance = log_distance(distance_around(v, group, **gaussian))
+            mean, std = moments(distance[several] if several.any() else distance)
             state |= {f"{key}{i}": value for key, value in gaussian.items()} | {f"mean{i}": mean, f"std{i}": std}
         return state
 

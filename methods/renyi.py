@@ -3,11 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.special import entr
 
 from howsure import Logits, Method, Reps, UserError
 
-from ._softmax import gaps
+from ._softmax import entropy, gaps
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Renyi(Method):
         if self.alpha <= 0:
             raise UserError(f"renyi: alpha = {self.alpha} must be above 0")
         if self.alpha == 1:
-            return entr(reps[Logits()].double().softmax(1)).sum(1)
+            return entropy(reps[Logits()].double().softmax(1))
         gap = gaps(reps[Logits()])
         log_top = -gap.exp().sum(1).log1p()
         if self.alpha == float("inf"):

@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 
 from howsure import Features, Head, Labels, Logits, Reps, UserError
 from howsure.plugins import METHODS
-from howsure.representations import HeadWeights
+from howsure.representations import HasBias, HeadWeights
 
 Array = np.ndarray[Any, Any]
 D, C = 6, 4
@@ -133,6 +133,64 @@ def test_confident_images_do_not_tie(name: str, params: dict[str, Any]) -> None:
     z = torch.tensor([[40.0, 0, 0], [60.0, 0, 0], [80.0, 0, 0]])
     first, second, third = METHODS[name](**params).score(Reps({Logits(): z}))
     assert first > second > third
+
+
+def exact_softmax(z: Sequence[float]) -> list[Decimal]:
+    powers = [Decimal(v).exp() for v in z]
+    return [power / sum(powers) for power in powers]
+
+
+def exact_entropy(p: Sequence[Decimal]) -> Decimal:
+    return -sum((v * v.ln() for v in p), Decimal(0))
+
+
+def sure(gap: float) -> list[float]:
+    """Logits of an image whose class leads by about `gap`."""
+    return [0.5, gap, -0.25, -1.0]
+
+
+GAPS = (0.5, 5.0, 20.0, 34.5, 36.0, 37.0, 60.0, 300.0)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize(("name", "params"), [("entropy", {}), ("renyi", {"alpha": 1.0})])
+def test_entropy_of_a_network_that_is_very_sure(name: str, params: dict[str, Any], gap: float) -> None:
+    with localcontext() as context:
+        context.prec = 400
+        expected = float(exact_entropy(exact_softmax(sure(gap))))
+    score = METHODS[name](**params).score(Reps({Logits(): torch.tensor([sure(gap)])}))
+    assert float(score) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_exgrad_of_a_network_that_is_very_sure(norm: str, gap: float) -> None:
+    h, z = [3.0, 0.0, 4.0], sure(gap)
+    reps = Reps({Features(): torch.tensor([h]), Logits(): torch.tensor([z]), HasBias(): torch.tensor([False])})
+    with localcontext() as context:
+        context.prec = 400
+        p = exact_softmax(z)
+        expected = Decimal(0)
+        for c in range(4):
+            e = [p[i] - (i == c) for i in range(4)]
+            expected += p[c] * (7 * sum(map(abs, e)) if norm == "l1" else 5 * sum(v * v for v in e).sqrt())
+    assert float(METHODS["exgrad"](norm=norm).score(reps)) == pytest.approx(float(expected), rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 40.0])
+@pytest.mark.parametrize("measure", ["entropy", "mutual_information"])
+def test_samples_of_a_network_that_is_very_sure(measure: str, spread: float, gap: float) -> None:
+    z = torch.tensor([sure(gap)] * 5, dtype=torch.float64)
+    z += spread * torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    method = METHODS["tta"](measure=measure)
+    with localcontext() as context:
+        context.prec = 400
+        p = [exact_softmax(row) for row in z.tolist()]
+        expected = exact_entropy([sum(column) / 5 for column in zip(*p, strict=True)])
+        if measure == "mutual_information":
+            expected -= sum(map(exact_entropy, p)) / 5
+    assert float(method.score(Reps({method.needs[0]: z[None]}))) == pytest.approx(float(expected), rel=1e-6, abs=0)
 
 
 def test_temperature_minimises_the_loss() -> None:

@@ -272,6 +272,19 @@ def test_gradprint(network: Network) -> None:
     np.testing.assert_allclose(scores, total, rtol=0.02, atol=0.05)
 
 
+def test_gradprint_is_not_standardised_by_classes_of_one_image() -> None:
+    method, g = METHODS["gradprint"](), torch.Generator().manual_seed(0)
+    norms, shifts = torch.randn(63, 6, generator=g).exp(), torch.randn(63, 20, generator=g)
+    predicted = torch.cat([torch.arange(60) % 3, torch.tensor([3, 4, 5])])  # a mean of one image is that image
+    logits = F.one_hot(predicted, 6).float()
+    states = []
+    for n in (60, 63):
+        values = dict(zip(method.needs, (norms[:n], shifts[:n], logits[:n]), strict=True))
+        states.append(method.fit(Reps(values)))
+    for name in ("std0", "std1"):
+        assert float(states[1][name]) == pytest.approx(float(states[0][name]), rel=0.05)
+
+
 def test_gradprint_without_normalisation_takes_all_biases() -> None:
     from howsure.methods.gradprint import shift_columns
 
