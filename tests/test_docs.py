@@ -35,7 +35,7 @@ def test_a_page_a_family_is_up_to_date():
 def test_every_method_stands_on_one_page():
     pages = [path.read_text() for path in (DOCS / "methods").glob("*.md")]
     for name in METHODS:
-        assert sum(f"| `{name}` " in page for page in pages) == 1, name
+        assert sum(f"| [`{name}`](#{name}) " in page and f"\n## {name}\n" in page for page in pages) == 1, name
 
 
 @pytest.mark.parametrize(("page", "its"), [("paper", "paper"), ("outlier-free", "outlier_free")])
