@@ -38,7 +38,9 @@ def test_every_method_stands_on_one_page():
         assert sum(f"| [`{name}`](#{name}) " in page and f"\n## {name}\n" in page for page in pages) == 1, name
 
 
-@pytest.mark.parametrize(("page", "its"), [("paper", "paper"), ("outlier-free", "outlier_free")])
+@pytest.mark.parametrize(
+    ("page", "its"), [("paper", "paper"), ("outlier-free", "outlier_free"), ("../README", "overview")]
+)
 def test_the_tables_of_a_page_are_those_of_the_kept_runs(page: str, its: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS))
     text = (DOCS / f"{page}.md").read_text()
