@@ -25,7 +25,10 @@ Ints = NDArray[np.intp]
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % percentile bootstrap interval; NaN where undefined."""
+    """A value and its 95 % percentile bootstrap interval; NaN where undefined.
+
+    There is no interval where no resample differs, as of two sets that do not overlap: the next images may.
+    """
 
     value: float
     low: float
@@ -83,12 +86,13 @@ def intervals(
     if resamples:
         low, high = _percentiles(np.concatenate(list(resampled()), axis=1))
     rows = zip(names, value[:, 0].tolist(), low.tolist(), high.tolist(), strict=True)
-    return {name: Interval(v, *_snap(v, a, b)) if v == v else Interval(v, v, v) for name, v, a, b in rows}
+    return {name: Interval(v, *_ends(v, a, b)) for name, v, a, b in rows}
 
 
-def _snap(value: float, low: float, high: float) -> tuple[float, float]:
-    """Ends that differ from the value by rounding alone become the value."""
-    return value if abs(low - value) < _ROUNDING else low, value if abs(high - value) < _ROUNDING else high
+def _ends(value: float, low: float, high: float) -> tuple[float, float]:
+    """Ends that differ from the value by rounding alone become the value; where both do, there is no interval."""
+    low, high = (value if abs(end - value) < _ROUNDING else end for end in (low, high))
+    return (low, high) if low < high else (np.nan, np.nan)
 
 
 def _percentiles(samples: Floats) -> Floats:

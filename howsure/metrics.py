@@ -67,7 +67,7 @@ def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed:
         seed: of the resamples.
 
     Returns:
-        An `Interval` for each of `DETECTION`, all in [0, 1].
+        An `Interval` for each of `DETECTION`, all in [0, 1]; its ends are NaN where a set has one image alone.
 
     Raises:
         ValueError: a set is empty, not one-dimensional, or holds a score that is not finite.
@@ -81,7 +81,7 @@ def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed:
         return (_detection(pair, id_counts, shift_counts, np.float32) for id_counts, shift_counts in parts)
 
     value = _detection(pair, once(n), once(m), np.float64)
-    return intervals(DETECTION, value, resampled, resamples)
+    return intervals(DETECTION, value, resampled, resamples if min(n, m) > 1 else 0)
 
 
 def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
@@ -97,7 +97,8 @@ def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: 
     Returns:
         An `Interval` for each of `MISCLASSIFICATION`: those of `DETECTION` with right predictions as ID and errors as
         shifted (`aupr_success` has right predictions as positive, `aupr_error` errors), AURC and E-AURC. All but the
-        last two are NaN where `why_undefined(errors)` gives a reason.
+        last two are NaN where `why_undefined(errors)` gives a reason; of one error, or one right prediction, their ends
+        are.
 
     Raises:
         ValueError: no scores, one that is not finite, or sizes that differ.
@@ -107,17 +108,18 @@ def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: 
     right, n = ~wrong, len(scores)
     risk = _Risk.of(scores, wrong)
     pair = _Pair.of(scores[right], scores[wrong]) if why_undefined(wrong) is None else None
+    several = pair if min(right.sum(), wrong.sum()) > 1 else None
 
-    def at(counts: NDArray[np.uint8], dtype: type) -> Floats:
+    def at(pair: _Pair | None, counts: NDArray[np.uint8], dtype: type) -> Floats:
         curve = _risk(risk, counts)
         if pair is None:
             return np.vstack([np.full((len(DETECTION), counts.shape[1]), np.nan), curve])
         return np.vstack([_detection(pair, counts[right], counts[wrong], dtype), curve])
 
     def resampled() -> Iterator[Floats]:
-        return (at(counts, np.float32) for counts in counts_of(n, resamples, width_for(2 * n), seed, 2))
+        return (at(several, counts, np.float32) for counts in counts_of(n, resamples, width_for(2 * n), seed, 2))
 
-    return intervals(MISCLASSIFICATION, at(once(n), np.float64), resampled, resamples)
+    return intervals(MISCLASSIFICATION, at(pair, once(n), np.float64), resampled, resamples)
 
 
 def why_undefined(errors: Any) -> str | None:
