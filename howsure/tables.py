@@ -32,6 +32,7 @@ METRICS = {
 PREFIXES = ("leaderboard", "ood", "corruption", "misclassification", "timing")
 SUFFIXES = (".md", ".tex", ".csv")
 GROUPS = ("near", "far")
+CELL = ("backbone", "seed", "shift", "severity")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
         rows, "column", columns, slug("leaderboard", protocol), f"Mean AUROC, protocol {protocol}{_over(rows)}"
     )
     table.mean["mean"] = table.mean[shifted].mean(axis=1, skipna=False)
-    table.sd["mean"] = float("nan")
+    by_seed = rows.groupby(["method", "seed", "column"])["value"].mean().unstack()[shifted].mean(axis=1, skipna=False)
+    table.sd["mean"] = by_seed.groupby("method").std()
     table.partial["mean"] = table.partial[shifted].any(axis=1)
     return _reorder(table, table.mean["mean"])
 
@@ -203,7 +205,7 @@ def _table(
     seeds = cells.mean().groupby(level=[0, 1])
     mean, sd = (x.unstack().reindex(columns=columns) for x in (seeds.mean(), seeds.std()))
     count = rows.groupby(["method", by])["value"].count().unstack().reindex(columns=columns).fillna(0)
-    known = rows.dropna(subset="value").drop_duplicates([by, "backbone", "seed", "shift", "severity"])
+    known = rows.dropna(subset="value").drop_duplicates([by, *CELL])
     whole = known[by].value_counts().reindex(columns).fillna(0)
     first = rows.drop_duplicates("method").set_index("method", drop=False)
     about = first[["method", "supervision"]].reindex(mean.index)
@@ -258,7 +260,8 @@ def _cell(mean: float, sd: float, partial: bool, best: bool, digits: int, bold: 
 
 
 def _best(table: Table) -> pd.DataFrame:
-    shown = table.mean.round(table.digits).mask(table.partial)
+    text = f"{{:.{table.digits}f}}".format
+    shown = table.mean.mask(table.partial).apply(lambda column: column.map(text).astype(float))
     signed = shown.mul([-1 if c in table.lower else 1 for c in shown.columns], axis=1)
     return signed.eq(signed.max()) & signed.notna()
 
