@@ -6,9 +6,11 @@ order in which images are listed: equal scores are never told apart.
 
 - **AUROC**: the chance that a shifted image scores above an ID image; ties count one half.
 - **FPR@95TPR**: keep the smallest set of lowest scores that holds at least 95 % of the ID images, with everything that
-  ties with its highest score; the share of shifted images kept. (OpenOOD and pytorch-ood take a point of the ROC curve,
-  which differs where scores tie.)
-- **AUPR-out**, **AUPR-in**: average precision as scikit-learn defines it: a step function, without interpolation.
+  ties with its highest score; the share of shifted images kept. OpenOOD 1.5 and pytorch-ood have shifted images as
+  positives: the share of ID images flagged where 95 % of the shifted ones are. That is another number,
+  `detection(-shift_scores, -id_scores)["fpr95"]`.
+- **AUPR-out**, **AUPR-in**: average precision as scikit-learn defines it: a step function, without interpolation, where
+  OpenOOD and pytorch-ood join points by lines.
 - **Detection accuracy**: the best balanced accuracy over all thresholds, "accept all" included (Lee et al., 2018,
   arXiv:1807.03888).
 - **AURC**: the risk (error rate) of the k least uncertain images, averaged over k = 1 … n (Geifman & El-Yaniv, 2017,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from howsure import bootstrap, metrics
 from howsure.bootstrap import counts_of
@@ -51,6 +51,15 @@ def test_detection_is_scikit_learns_with_and_without_ties(id_scores, shift_score
     got = values(detection(id_scores, shift_scores, resamples=0))
     assert tuple(got) == DETECTION
     assert got == pytest.approx(slow_detection(id_scores, shift_scores), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(few_values | any_values, few_values | any_values)
+def test_fpr_with_the_sets_changed_is_that_of_openood_and_pytorch_ood(id_scores, shift_scores):
+    scores, shifted = [*id_scores, *shift_scores], np.repeat([0, 1], [len(id_scores), len(shift_scores)])
+    fpr, tpr, _ = roc_curve(shifted, scores, drop_intermediate=False)
+    got = detection(-np.array(shift_scores), -np.array(id_scores), resamples=0)["fpr95"].value
+    assert got == pytest.approx(fpr[np.argmax(tpr >= 0.95)])
 
 
 @settings(deadline=None)
