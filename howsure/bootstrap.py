@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDING = 1e-5  # resamples are summed in single precision
+_ROUNDING = 1e-6  # tables of resamples are in single precision
 _WORKING_SET = 2**19  # numbers in a table: what stays in a processor's cache is several times faster
 
 Floats = NDArray[Any]
@@ -133,6 +133,11 @@ def in_order(counts: NDArray[np.uint8], order: Ints, dtype: type) -> Floats:
     weights = memory.table(counts.shape, dtype)
     np.copyto(weights, rows_at(counts, order, copy=True))
     return weights
+
+
+def products(weights: Floats, values: Floats) -> Floats:
+    """Sums `[B]` of the products in each column: in double precision, or tens of thousands of rows lose 1e-4."""
+    return np.einsum("ib,ib->b", weights, values, dtype=np.float64)
 
 
 def added(table: Floats, other: Floats) -> Floats:

@@ -40,6 +40,7 @@ from .bootstrap import (
     intervals,
     memory,
     once,
+    products,
     rows_at,
     width_for,
 )
@@ -181,12 +182,12 @@ def _detection(pair: _Pair, id_counts: NDArray[np.uint8], shift_counts: NDArray[
 
 
 def _auroc(pair: _Pair, w_id: Floats, kept_shift: Floats, sum_shift: Floats, n: Floats, m: Floats) -> Floats:
-    not_above = np.einsum("ib,ib->b", w_id, kept_shift)
+    not_above = products(w_id, kept_shift)
     (tied,) = np.nonzero(pair.shift_up_to != pair.shift_below)
     if len(tied):
         equal = rows_at(kept_shift, tied, copy=True)
         equal -= rows_at(sum_shift, pair.shift_below[tied])
-        not_above -= np.einsum("ib,ib->b", rows_at(w_id, tied), equal) / 2
+        not_above -= products(rows_at(w_id, tied), equal) / 2
     return 1 - not_above / n / m
 
 
@@ -213,7 +214,7 @@ def _aupr_out(pair: _Pair, w_shift: Floats, sum_id: Floats, sum_shift: Floats) -
 def _precision(weights: Floats, found: Floats, taken: Floats) -> Floats:
     """Sum `[B]` over positives of the precision at each; overwrites `taken`."""
     np.maximum(taken, 1, out=taken)
-    return np.einsum("ib,ib->b", weights, np.divide(found, taken, out=taken))
+    return products(weights, np.divide(found, taken, out=taken))
 
 
 def _accuracy(kept_id: Floats, kept_shift: Floats, n: Floats, m: Floats) -> Floats:

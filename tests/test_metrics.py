@@ -240,10 +240,11 @@ def test_width_of_the_parts_changes_nothing(monkeypatch):
     assert detection(low, high, resamples=200) == whole
 
 
-def test_large_sets_stay_exact_enough():
+@pytest.mark.parametrize(("n", "m", "decimals"), [(20_000, 20_000, 8), (20_000, 20_000, 1), (50_000, 20, 8)])
+def test_large_sets_stay_exact_enough(n, m, decimals):
     random = np.random.default_rng(4)
-    low, high = random.normal(size=20_000), random.normal(1, 1, 20_000)
-    draws = [counts_of(20_000, 3, 64, 0, stream)[0] for stream in (0, 1)]
+    low, high = random.normal(size=n).round(decimals), random.normal(1, 1, m).round(decimals)
+    draws = [counts_of(size, 3, 64, 0, stream)[0] for size, stream in ((n, 0), (m, 1))]
     pair = metrics._Pair.of(low, high)
     single, double = (metrics._detection(pair, *draws, dtype) for dtype in (np.float32, np.float64))
     np.testing.assert_allclose(single, double, atol=bootstrap._ROUNDING)
