@@ -175,6 +175,16 @@ def test_names_that_look_like_numbers_or_like_nothing_stay_as_they_are(tmp_path)
     assert write_plots(tmp_path)
 
 
+def test_costs_are_those_of_untuned_methods_and_starred_where_a_network_lacks(tmp_path):
+    timing = [
+        [net, "cpu", m, 0.1, 1.0, x, None, 10, 5] for net, m, x in [("n", "a", 2.0), ("m", "a", 3.0), ("n", "b", 1.0)]
+    ]
+    pd.DataFrame(timing, columns=TIMING_COLUMNS).to_csv(tmp_path / "timing.csv", index=False)
+    text = written(tmp_path, results(*TWO).assign(supervision="none+tuned"), "timing.md")
+    rows = [[c.strip() for c in line.split("|")[1:4]] for line in text.splitlines()[4:6]]
+    assert rows == [["b", "none", "1.000\\*"], ["a", "none", "**2.500**"]]
+
+
 def test_backbones_and_groups_of_any_name_have_a_place_of_their_own(tmp_path):
     rows = [("a", net, 0, group, group, 0.8) for net in ("n+", "n-") for group in ("ood", "timing")]
     text = written(tmp_path, results(*rows), "leaderboard_none.md")
