@@ -3,7 +3,8 @@
 No table mixes protocols or tasks. Methods stand in order of mean AUROC, with what each was fitted on beside it; the
 best value of a column is bold, with all that look equal to it. Each number is a mean over backbones (and severities,
 where a column is a corruption type); with several seeds it is the mean ± the standard deviation of the seeds' means. A
-star marks a mean that lacks cells that other methods have, because some failed or were skipped: it is never bold.
+star marks a mean that lacks cells that other methods have, because some failed or were skipped: it is never bold (CSV
+names such columns in a last one).
 """
 
 from __future__ import annotations
@@ -238,7 +239,10 @@ def _write(table: Table, target: Path) -> list[Path]:
     paths[0].write_text(f"# {table.title}\n\n{markdown}\n{note}", encoding="utf-8")
     paths[1].write_text(_latex(table), encoding="utf-8")
     sd = table.sd.dropna(axis=1, how="all").add_suffix(" sd")
-    table.about.join(table.mean).join(sd).to_csv(paths[2], index=False)
+    numbers = table.about.join(table.mean).join(sd)
+    if note:
+        numbers["fewer cells in"] = [", ".join(table.mean.columns[row]) for row in table.partial.to_numpy()]
+    numbers.to_csv(paths[2], index=False)
     return paths
 
 

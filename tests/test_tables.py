@@ -106,6 +106,8 @@ def test_a_mean_over_fewer_cells_is_starred_and_never_bold(tmp_path):
     assert "–" in c
     assert "**0.990**" in c  # on x alone it is the best
     assert "fewer cells" in text
+    numbers = pd.read_csv(tmp_path / "tables" / "ood_none_auroc.csv").set_index("method")["fewer cells in"]
+    assert numbers.fillna("").to_dict() == {"c": "mean, near mean, y", "a": "", "b": ""}
 
 
 def test_means_over_other_cells_are_starred_though_there_are_as_many(tmp_path):
