@@ -80,6 +80,13 @@ def test_long_tails_are_squeezed_and_order_is_kept():
     assert (np.diff(near) > 0).all()
 
 
+def test_a_very_sure_network_has_a_histogram():
+    """Its ID scores lie within less than the smallest normal number."""
+    got = histograms.histogram({"x": (np.array([0, 1e-320, 3e-320]), np.array([0.5, 1]))}, {"x": "far"})
+    assert got["id"][0] == 1
+    assert got["far"][-1] > 0
+
+
 def test_front_holds_what_no_cheaper_one_beats():
     assert cost._front(np.array([1, 1, 2, 3, 4]), np.array([0.5, 0.6, 0.55, 0.7, 0.7])) == [1, 3]
 

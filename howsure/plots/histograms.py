@@ -93,5 +93,5 @@ def histogram(
 def _squeezed(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
     """asinh of scores in quartile ranges from the median of `low`: linear near it, logarithmic far off."""
     quarter, middle, three = np.quantile(low.astype(np.float64), [0.25, 0.5, 0.75])
-    scale = three - quarter or low.std() or 1.0
+    scale = max(three - quarter or low.std() or 1.0, 1e-300 * max(np.abs(low).max(), np.abs(high).max()))
     return [np.arcsinh((v.astype(np.float64) - middle) / scale) for v in (low, high)]
