@@ -67,7 +67,8 @@ def leads(rows: pd.DataFrame, against: Sequence[str], run: str) -> pd.DataFrame:
 
 
 def signed(mean: float, sd: float, half: float) -> str:
-    return f"{100 * mean:+.1f} ± {100 * sd:.1f} [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]"
+    ends = f" [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]" if half == half else ""
+    return f"{100 * mean:+.1f} ± {100 * sd:.1f}{ends}"
 
 
 def lead_table(rows: pd.DataFrame, controls: Sequence[str], run: str) -> str:

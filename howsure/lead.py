@@ -20,7 +20,8 @@ def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
     Returns:
         The difference with its 95 % interval after DeLong et al., 1988 (doi:10.2307/2531595): each image's share in
         either AUROC is known, and the variance of the difference of shares is that of a mean. It counts the chance of
-        the test images, not that of the fit.
+        the test images, not that of the fit. The ends are NaN where that variance is zero, as of two scores that make
+        no mistake: other images may tell them apart.
 
     Raises:
         ValueError: sizes that differ, fewer than two images of a kind, or a score that is not finite.
@@ -36,5 +37,5 @@ def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
         shares_below(known, shifted) - shares_below(other_known, other_shifted),
     )
     lead = float(apart[1].mean())
-    half = 1.959964 * float(np.sqrt(sum(d.var(ddof=1) / len(d) for d in apart)))
+    half = 1.959964 * float(np.sqrt(sum(d.var(ddof=1) / len(d) for d in apart))) or float("nan")
     return Interval(lead, lead - half, lead + half)

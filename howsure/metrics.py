@@ -6,9 +6,11 @@ order in which images are listed: equal scores are never told apart.
 
 - **AUROC**: the chance that a shifted image scores above an ID image; ties count one half.
 - **FPR@95TPR**: keep the smallest set of lowest scores that holds at least 95 % of the ID images, with everything that
-  ties with its highest score; the share of shifted images kept. (OpenOOD and pytorch-ood take a point of the ROC curve,
-  which differs where scores tie.)
-- **AUPR-out**, **AUPR-in**: average precision as scikit-learn defines it: a step function, without interpolation.
+  ties with its highest score; the share of shifted images kept. OpenOOD 1.5 and pytorch-ood have shifted images as
+  positives: the share of ID images flagged where 95 % of the shifted ones are. That is another number,
+  `detection(-shift_scores, -id_scores)["fpr95"]`.
+- **AUPR-out**, **AUPR-in**: average precision as scikit-learn defines it: a step function, without interpolation, where
+  OpenOOD and pytorch-ood join points by lines.
 - **Detection accuracy**: the best balanced accuracy over all thresholds, "accept all" included (Lee et al., 2018,
   arXiv:1807.03888).
 - **AURC**: the risk (error rate) of the k least uncertain images, averaged over k = 1 … n (Geifman & El-Yaniv, 2017,
@@ -38,6 +40,7 @@ from .bootstrap import (
     intervals,
     memory,
     once,
+    products,
     rows_at,
     width_for,
 )
@@ -67,7 +70,7 @@ def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed:
         seed: of the resamples.
 
     Returns:
-        An `Interval` for each of `DETECTION`, all in [0, 1].
+        An `Interval` for each of `DETECTION`, all in [0, 1]; its ends are NaN where a set has one image alone.
 
     Raises:
         ValueError: a set is empty, not one-dimensional, or holds a score that is not finite.
@@ -81,7 +84,7 @@ def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed:
         return (_detection(pair, id_counts, shift_counts, np.float32) for id_counts, shift_counts in parts)
 
     value = _detection(pair, once(n), once(m), np.float64)
-    return intervals(DETECTION, value, resampled, resamples)
+    return intervals(DETECTION, value, resampled, resamples if min(n, m) > 1 else 0)
 
 
 def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
@@ -97,7 +100,8 @@ def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: 
     Returns:
         An `Interval` for each of `MISCLASSIFICATION`: those of `DETECTION` with right predictions as ID and errors as
         shifted (`aupr_success` has right predictions as positive, `aupr_error` errors), AURC and E-AURC. All but the
-        last two are NaN where `why_undefined(errors)` gives a reason.
+        last two are NaN where `why_undefined(errors)` gives a reason; of one error, or one right prediction, their ends
+        are.
 
     Raises:
         ValueError: no scores, one that is not finite, or sizes that differ.
@@ -107,17 +111,18 @@ def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: 
     right, n = ~wrong, len(scores)
     risk = _Risk.of(scores, wrong)
     pair = _Pair.of(scores[right], scores[wrong]) if why_undefined(wrong) is None else None
+    several = pair if min(right.sum(), wrong.sum()) > 1 else None
 
-    def at(counts: NDArray[np.uint8], dtype: type) -> Floats:
+    def at(pair: _Pair | None, counts: NDArray[np.uint8], dtype: type) -> Floats:
         curve = _risk(risk, counts)
         if pair is None:
             return np.vstack([np.full((len(DETECTION), counts.shape[1]), np.nan), curve])
         return np.vstack([_detection(pair, counts[right], counts[wrong], dtype), curve])
 
     def resampled() -> Iterator[Floats]:
-        return (at(counts, np.float32) for counts in counts_of(n, resamples, width_for(2 * n), seed, 2))
+        return (at(several, counts, np.float32) for counts in counts_of(n, resamples, width_for(2 * n), seed, 2))
 
-    return intervals(MISCLASSIFICATION, at(once(n), np.float64), resampled, resamples)
+    return intervals(MISCLASSIFICATION, at(pair, once(n), np.float64), resampled, resamples)
 
 
 def why_undefined(errors: Any) -> str | None:
@@ -177,12 +182,12 @@ def _detection(pair: _Pair, id_counts: NDArray[np.uint8], shift_counts: NDArray[
 
 
 def _auroc(pair: _Pair, w_id: Floats, kept_shift: Floats, sum_shift: Floats, n: Floats, m: Floats) -> Floats:
-    not_above = np.einsum("ib,ib->b", w_id, kept_shift)
+    not_above = products(w_id, kept_shift)
     (tied,) = np.nonzero(pair.shift_up_to != pair.shift_below)
     if len(tied):
         equal = rows_at(kept_shift, tied, copy=True)
         equal -= rows_at(sum_shift, pair.shift_below[tied])
-        not_above -= np.einsum("ib,ib->b", rows_at(w_id, tied), equal) / 2
+        not_above -= products(rows_at(w_id, tied), equal) / 2
     return 1 - not_above / n / m
 
 
@@ -209,7 +214,7 @@ def _aupr_out(pair: _Pair, w_shift: Floats, sum_id: Floats, sum_shift: Floats) -
 def _precision(weights: Floats, found: Floats, taken: Floats) -> Floats:
     """Sum `[B]` over positives of the precision at each; overwrites `taken`."""
     np.maximum(taken, 1, out=taken)
-    return np.einsum("ib,ib->b", weights, np.divide(found, taken, out=taken))
+    return products(weights, np.divide(found, taken, out=taken))
 
 
 def _accuracy(kept_id: Floats, kept_shift: Floats, n: Floats, m: Floats) -> Floats:

@@ -94,6 +94,8 @@ class ShiftSpec(_Table):
     @field_validator("group")
     @classmethod
     def _free(cls, group: str) -> str:
+        if not re.fullmatch(r"\w[\w.+ -]*", group):
+            raise ValueError(f"a group cannot be called '{group}'; use letters, digits, spaces and _ . + -")
         if group in ("id", "corruption", "misclassification", "errors", "note", *COLUMNS):
             raise ValueError(
                 f"a group cannot be called '{group}', which tables and plots call something else; give it another name"

@@ -3,7 +3,8 @@
 No table mixes protocols or tasks. Methods stand in order of mean AUROC, with what each was fitted on beside it; the
 best value of a column is bold, with all that look equal to it. Each number is a mean over backbones (and severities,
 where a column is a corruption type); with several seeds it is the mean ± the standard deviation of the seeds' means. A
-star marks a mean that lacks cells that other methods have, because some failed or were skipped: it is never bold.
+star marks a mean that lacks cells that other methods have, because some failed or were skipped: it is never bold (CSV
+names such columns in a last one).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ METRICS = {
 PREFIXES = ("leaderboard", "ood", "corruption", "misclassification", "timing")
 SUFFIXES = (".md", ".tex", ".csv")
 GROUPS = ("near", "far")
+CELL = ("backbone", "seed", "shift", "severity")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
         rows, "column", columns, slug("leaderboard", protocol), f"Mean AUROC, protocol {protocol}{_over(rows)}"
     )
     table.mean["mean"] = table.mean[shifted].mean(axis=1, skipna=False)
-    table.sd["mean"] = float("nan")
+    by_seed = rows.groupby(["method", "seed", "column"])["value"].mean().unstack()[shifted].mean(axis=1, skipna=False)
+    table.sd["mean"] = by_seed.groupby("method").std()
     table.partial["mean"] = table.partial[shifted].any(axis=1)
     return _reorder(table, table.mean["mean"])
 
@@ -168,9 +171,12 @@ def _misclassification(rows: pd.DataFrame, protocol: str, backbone: str) -> Tabl
 
 
 def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
-    """Milliseconds an image, that against a forward pass, and seconds of fitting: by backbone, a table a device."""
+    """Milliseconds an image, that against a forward pass, and seconds of fitting: by backbone, a table a device.
+
+    What is timed is a method as it is, tuned by no protocol.
+    """
     wanted = {"ms_per_image": "ms", "ratio_to_forward": "x forward", "fit_s": "fit s"}
-    supervision = results.drop_duplicates("method").set_index("method")["supervision"]
+    supervision = results.drop_duplicates("method").set_index("method")["supervision"].str.removesuffix("+tuned")
     for device, rows in timing.groupby("device", sort=False):
         backbones = ordered(rows["backbone"])
         mean = rows.pivot_table(index="method", columns="backbone", values=list(wanted), aggfunc="mean")
@@ -182,10 +188,11 @@ def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
             {"method": mean.index, "supervision": supervision.reindex(mean.index).fillna("").to_numpy()}
         )
         about.index = mean.index
-        none = mean.isna()
+        partial = mean.isna() & False
+        partial["x forward"] = rows.groupby("method")["ratio_to_forward"].count() < len(backbones)
         title = f"Cost of each method alone, end to end, on {device}"
         name = slug("timing", str(device)) if timing["device"].nunique() > 1 else "timing"
-        table = Table(name, title, mean, mean * float("nan"), none & False, about, frozenset(mean.columns))
+        table = Table(name, title, mean, mean * float("nan"), partial, about, frozenset(mean.columns))
         yield _reorder(table, -ratio)
 
 
@@ -203,7 +210,7 @@ def _table(
     seeds = cells.mean().groupby(level=[0, 1])
     mean, sd = (x.unstack().reindex(columns=columns) for x in (seeds.mean(), seeds.std()))
     count = rows.groupby(["method", by])["value"].count().unstack().reindex(columns=columns).fillna(0)
-    known = rows.dropna(subset="value").drop_duplicates([by, "backbone", "seed", "shift", "severity"])
+    known = rows.dropna(subset="value").drop_duplicates([by, *CELL])
     whole = known[by].value_counts().reindex(columns).fillna(0)
     first = rows.drop_duplicates("method").set_index("method", drop=False)
     about = first[["method", "supervision"]].reindex(mean.index)
@@ -232,7 +239,10 @@ def _write(table: Table, target: Path) -> list[Path]:
     paths[0].write_text(f"# {table.title}\n\n{markdown}\n{note}", encoding="utf-8")
     paths[1].write_text(_latex(table), encoding="utf-8")
     sd = table.sd.dropna(axis=1, how="all").add_suffix(" sd")
-    table.about.join(table.mean).join(sd).to_csv(paths[2], index=False)
+    numbers = table.about.join(table.mean).join(sd)
+    if note:
+        numbers["fewer cells in"] = [", ".join(table.mean.columns[row]) for row in table.partial.to_numpy()]
+    numbers.to_csv(paths[2], index=False)
     return paths
 
 
@@ -258,7 +268,8 @@ def _cell(mean: float, sd: float, partial: bool, best: bool, digits: int, bold: 
 
 
 def _best(table: Table) -> pd.DataFrame:
-    shown = table.mean.round(table.digits).mask(table.partial)
+    text = f"{{:.{table.digits}f}}".format
+    shown = table.mean.mask(table.partial).apply(lambda column: column.map(text).astype(float))
     signed = shown.mul([-1 if c in table.lower else 1 for c in shown.columns], axis=1)
     return signed.eq(signed.max()) & signed.notna()
 

@@ -8,18 +8,19 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from howsure.cli import main
 from howsure.plugins import BACKBONES, DATASETS, METHODS
-from howsure.results import RESULT_COLUMNS
+from howsure.results import RESULT_COLUMNS, Cell, CellName, RunFolder
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+def script(name: str, folder: Path = DOCS) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -75,6 +76,15 @@ def test_a_kept_run_takes_newer_methods_in(tmp_path: Path, monkeypatch: pytest.M
     reference.keep([target, run("newest", {"vim": 0.7})], target)
     records = json.loads((target / "run.json").read_text())
     assert [{c["method"]: c["chosen"]["k"] for c in r["cells"]} for r in records] == [{"knn": 0.1}, {"vim": 0.7}]
+
+
+def test_leads_compare_methods_on_the_same_network(tmp_path: Path) -> None:
+    folder, detector = RunFolder(tmp_path), "confound_detector"
+    for backbone, method, shifted in (("a", detector, 1.0), ("a", "msp", 0.0), ("b", detector, 0.5)):
+        scores = {"id": np.array([0.1, 0.7]), "x": np.array([shifted, shifted])}
+        folder.write_cell(Cell(CellName(backbone, 0, "same-shift", method), "done", "key"), scores)
+    (lead,) = script("leads", DOCS.parent / "benchmarks" / "paper").leads([tmp_path])
+    assert (lead["backbone"], lead["method"], lead["lead"]) == ("a", "msp", 1.0)
 
 
 def test_the_data_set_and_the_network_of_the_page_run(tmp_path: Path) -> None:

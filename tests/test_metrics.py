@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from howsure import bootstrap, metrics
 from howsure.bootstrap import counts_of
 from howsure.lead import auroc_lead
-from howsure.metrics import DETECTION, MISCLASSIFICATION, Interval, detection, misclassification, why_undefined
+from howsure.metrics import DETECTION, MISCLASSIFICATION, detection, misclassification, why_undefined
 
 few_values = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=30)
 any_values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
@@ -54,6 +54,15 @@ def test_detection_is_scikit_learns_with_and_without_ties(id_scores, shift_score
 
 
 @settings(deadline=None)
+@given(few_values | any_values, few_values | any_values)
+def test_fpr_with_the_sets_changed_is_that_of_openood_and_pytorch_ood(id_scores, shift_scores):
+    scores, shifted = [*id_scores, *shift_scores], np.repeat([0, 1], [len(id_scores), len(shift_scores)])
+    fpr, tpr, _ = roc_curve(shifted, scores, drop_intermediate=False)
+    got = detection(-np.array(shift_scores), -np.array(id_scores), resamples=0)["fpr95"].value
+    assert got == pytest.approx(fpr[np.argmax(tpr >= 0.95)])
+
+
+@settings(deadline=None)
 @given(few_values, st.integers(0, 2**32))
 def test_order_of_images_does_not_matter(scores, seed):
     order = np.random.default_rng(seed).permutation(len(scores))
@@ -88,24 +97,34 @@ def test_fpr_by_hand(id_scores, shift_scores, expected):
 
 def test_constant_scores_say_nothing():
     got = detection([1.5] * 30, [1.5] * 10, resamples=100)
-    assert got["auroc"] == (0.5, 0.5, 0.5)
-    assert got["fpr95"] == (1, 1, 1)
-    assert got["detection_accuracy"] == (0.5, 0.5, 0.5)
+    assert got["auroc"].value == 0.5
+    assert got["fpr95"].value == 1
+    assert got["detection_accuracy"].value == 0.5
     assert got["aupr_out"].value == pytest.approx(0.25)
     assert got["aupr_in"].value == pytest.approx(0.75)
+    assert np.isnan([interval[1:] for interval in got.values()]).all()
 
 
 def test_perfect_and_reversed_scores():
     best, worst = detection([0, 1, 2], [3, 4], resamples=50), detection([3, 4], [0, 1, 2], resamples=50)
     assert [interval.value for interval in best.values()] == [1, 0, 1, 1, 1]
-    assert best["auroc"] == (1, 1, 1)
-    assert worst["auroc"] == (0, 0, 0)
+    assert worst["auroc"].value == 0
     assert worst["fpr95"].value == 1
     assert worst["detection_accuracy"].value == 0.5
 
 
-def test_one_image_each():
-    assert detection([0], [1], resamples=20)["auroc"] == Interval(1, 1, 1)
+def test_no_interval_where_resamples_tell_nothing():
+    """Sets that do not overlap, one image whose like was never drawn, two scores without a mistake."""
+    for id_scores, shift_scores in (([0, 1, 2], [3, 4]), ([3, 4], [0, 1, 2]), ([0], [1]), ([1], [0, 2, 3])):
+        got = detection(id_scores, shift_scores, resamples=50)
+        assert np.isnan([got["auroc"].low, got["auroc"].high]).all()
+    one = misclassification([1, 3, 2, 4, 2.5], [False, False, True, False, False], resamples=50)
+    assert one["auroc"].value == 0.25
+    assert np.isnan([one[name][1:] for name in MISCLASSIFICATION[:5]]).all()
+    assert one["aurc"].low < one["aurc"].high
+    lead = auroc_lead(([0, 1], [2, 3, 4]), ([0, 0], [3, 2, 4]))
+    assert lead.value == 0
+    assert np.isnan(lead[1:]).all()
 
 
 @pytest.mark.parametrize(
@@ -160,15 +179,16 @@ def test_one_class_has_no_auroc_and_says_why(error, aurc, reason):
     errors = [error] * 5
     got = misclassification([1, 2, 3, 4, 5], errors, resamples=50)
     assert all(np.isnan(x) for x in got["auroc"])
-    assert got["aurc"] == pytest.approx((aurc, aurc, aurc))
-    assert got["eaurc"] == pytest.approx((0, 0, 0))
+    assert got["aurc"].value == pytest.approx(aurc)
+    assert got["eaurc"].value == pytest.approx(0)
+    assert np.isnan([*got["aurc"][1:], *got["eaurc"][1:]]).all()
     assert reason in why_undefined(errors)
     assert why_undefined([True, False]) is None
 
 
 def test_a_resample_without_errors_leaves_auroc_defined():
-    got = misclassification(np.arange(6.0), [0, 0, 0, 0, 0, 1], resamples=200)
-    assert got["auroc"] == (1, 1, 1)
+    got = misclassification(np.arange(6.0), [0, 0, 0, 1, 0, 1], resamples=200)
+    assert got["auroc"].low < got["auroc"].value == 0.875 < got["auroc"].high
     assert got["aurc"].low == 0
 
 
@@ -182,8 +202,9 @@ def test_a_resample_of_one_kind_counts_for_the_area_under_risk_alone():
         got = misclassification(scores, errors, resamples=200, seed=5)
         loop = [slow_detection(*(np.repeat(scores, w * (errors == kind)) for kind in (False, True))) for w in both]
         for name, of in zip(MISCLASSIFICATION, DETECTION, strict=False):
-            expected = np.quantile([one[of] for one in loop], [0.025, 0.975])
-            assert got[name][1:] == pytest.approx(tuple(expected), abs=2e-5), name
+            expected = tuple(np.quantile([one[of] for one in loop], [0.025, 0.975]))
+            expected = expected if np.ptp(expected) else (np.nan, np.nan)
+            assert got[name][1:] == pytest.approx(expected, abs=2e-5, nan_ok=True), name
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 8])
@@ -219,10 +240,11 @@ def test_width_of_the_parts_changes_nothing(monkeypatch):
     assert detection(low, high, resamples=200) == whole
 
 
-def test_large_sets_stay_exact_enough():
+@pytest.mark.parametrize(("n", "m", "decimals"), [(20_000, 20_000, 8), (20_000, 20_000, 1), (50_000, 20, 8)])
+def test_large_sets_stay_exact_enough(n, m, decimals):
     random = np.random.default_rng(4)
-    low, high = random.normal(size=20_000), random.normal(1, 1, 20_000)
-    draws = [counts_of(20_000, 3, 64, 0, stream)[0] for stream in (0, 1)]
+    low, high = random.normal(size=n).round(decimals), random.normal(1, 1, m).round(decimals)
+    draws = [counts_of(size, 3, 64, 0, stream)[0] for size, stream in ((n, 0), (m, 1))]
     pair = metrics._Pair.of(low, high)
     single, double = (metrics._detection(pair, *draws, dtype) for dtype in (np.float32, np.float64))
     np.testing.assert_allclose(single, double, atol=bootstrap._ROUNDING)
@@ -271,7 +293,8 @@ def test_lead_is_the_difference_with_the_interval_of_delong():
     by_hand = above.mean(0).var(ddof=1) / 200 + above.mean(1).var(ddof=1) / 300
     assert sd == pytest.approx(by_hand**0.5, rel=1e-9)
     same = auroc_lead((known[0], shifted[0]), (known[0] * 3, shifted[0] * 3))
-    assert same == (0, 0, 0)
+    assert same.value == 0
+    assert np.isnan(same[1:]).all()
 
 
 @pytest.mark.parametrize(("sizes", "others"), [((4, 3), (3, 3)), ((3, 4), (3, 3)), ((1, 3), (1, 3)), ((3, 1), (3, 1))])

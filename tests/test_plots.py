@@ -1,5 +1,7 @@
 """Plots of made-up runs: all are drawn, at 12 and at 60 methods; curves and label places by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from fake_run import fake_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from howsure.plots import cost, heat_map, histograms, style, write_plots
+from howsure.plots import cost, heat_map, histograms, roc, severity, style, write_plots
 from howsure.plots.roc import roc_curve
 
 
@@ -78,6 +80,13 @@ def test_long_tails_are_squeezed_and_order_is_kept():
     assert (np.diff(near) > 0).all()
 
 
+def test_a_very_sure_network_has_a_histogram():
+    """Its ID scores lie within less than the smallest normal number."""
+    got = histograms.histogram({"x": (np.array([0, 1e-320, 3e-320]), np.array([0.5, 1]))}, {"x": "far"})
+    assert got["id"][0] == 1
+    assert got["far"][-1] > 0
+
+
 def test_front_holds_what_no_cheaper_one_beats():
     assert cost._front(np.array([1, 1, 2, 3, 4]), np.array([0.5, 0.6, 0.55, 0.7, 0.7])) == [1, 3]
 
@@ -113,6 +122,49 @@ def test_each_shift_lies_in_a_histogram_as_beside_its_own_id_scores():
 def test_constant_scores_have_a_histogram():
     got = histograms.histogram({"x": (np.ones(5), np.ones(5))}, {"x": "far"})
     assert got["id"].sum() == got["far"].sum() == 1
+
+
+def test_long_names_of_methods_stay_in_their_panels():
+    sets = {name: np.ones(40) for name in ("id", "far")}
+    figure = histograms.histograms({f"activation_norm_detector-logistic-{i}": sets for i in range(7)}, "cnn")
+    FigureCanvasAgg(figure).draw()
+    names = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(one.overlaps(other) for one, other in pairwise(names[:5]))
+    assert names[4].x1 < figure.bbox.x1
+
+
+def lacking(tmp_path):
+    """AUROC of three methods, each without some cells that another has: msp has one network, energy no corruption."""
+    run = fake_run(tmp_path, 4, 3, backbones=("a", "b", "c"), severities=2, protocols=("none",))
+    rows = pd.read_csv(run / "results.csv", keep_default_na=False, na_values={"severity": [""]})
+    kept = (rows["method"] == "msp") == (rows["backbone"] == "a")
+    rows = rows[kept & ((rows["method"] != "energy") | (rows["task"] != "corruption"))]
+    return rows[(rows["metric"] == "auroc") & (rows["task"] != "misclassification")].assign(column=rows["shift"])
+
+
+def labels_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_methods_that_lack_cells_have_a_star_in_every_plot(tmp_path):
+    rows = lacking(tmp_path)
+    assert style.with_stars(rows) == {m: f"{m}*" for m in ("msp", "energy", "knn")}
+    graded = severity.severity(rows[rows["task"] == "corruption"], ["msp", "energy", "knn"], "none")
+    assert labels_of(graded) == ["msp*", "knn*"]
+    curves = {("near", "msp"): np.linspace(0, 1, 101), ("near", "knn"): np.linspace(0, 1, 101)}
+    figure = roc.roc(curves, ["msp", "energy", "knn"], {"knn": "knn*"}, "none")
+    assert labels_of(figure) == ["msp", "knn*"]
+    assert "some cells missing" in figure.legends[0].get_title().get_text()
+
+
+def test_the_line_of_the_best_for_the_cost_passes_by_methods_that_lack_cells(tmp_path):
+    rows = lacking(tmp_path)
+    rows = rows[rows["method"] != "msp"]
+    board = pd.DataFrame({"method": ["energy", "knn"], "supervision": "none", "mean": [0.9, 0.6]})
+    costs = pd.DataFrame({"method": ["energy", "knn"], "ratio_to_forward": [40.0, 60.0]})
+    axes = cost.cost(rows, costs, board, "none").axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [0.6]
+    assert len([label for label in axes.get_xticklabels() if label.get_text()]) > 1
 
 
 @pytest.mark.parametrize("panels", [1, 2, 4, 5, 20])

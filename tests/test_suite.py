@@ -107,6 +107,11 @@ def test_all_corruptions(write):
             '"npz:x.npz"\ngroup = "method"',
             r"mine\.toml:15: .*a group cannot be called 'method'",
         ),
+        (
+            '"npz:folder/dtd.npz"',
+            '"npz:x.npz"\ngroup = "a|b"',
+            r"mine\.toml:15: .*a group cannot be called 'a\|b'; use letters",
+        ),
         ('"npz:folder/dtd.npz"', '"npz:x.npz"\ngroup = "id"', r"mine\.toml:15: .*a group cannot be called 'id'"),
         ('["msp", "ener*"]', '"msp"', r"mine\.toml:3: methods: input should be a list"),
         ("[[backbone]]", "[backbone]", r"mine\.toml:6: backbone: write \[\[backbone\]\]"),

@@ -84,6 +84,12 @@ def test_all_that_look_equal_are_bold(tmp_path):
     assert written(tmp_path, table, "ood_none_auroc.md").count("**0.900**") == 6
 
 
+def test_what_is_rounded_to_the_same_text_is_bold_alike(tmp_path):
+    """0.8015 is a little less than that in binary: its text is 0.801, though numpy rounds it to 0.802."""
+    table = results(("a", "net", 0, "far", "x", 0.8015), ("b", "net", 0, "far", "x", 0.8012))
+    assert written(tmp_path, table, "ood_none_auroc.md").count("**0.801**") == 6
+
+
 def test_seeds_give_mean_and_sd_of_their_means(tmp_path):
     rows = [("a", net, seed, "far", "x", value) for net, seed, value in
             [("n", 0, 0.7), ("n", 1, 0.8), ("m", 0, 0.8), ("m", 1, 0.9)]]  # fmt: skip
@@ -100,6 +106,8 @@ def test_a_mean_over_fewer_cells_is_starred_and_never_bold(tmp_path):
     assert "–" in c
     assert "**0.990**" in c  # on x alone it is the best
     assert "fewer cells" in text
+    numbers = pd.read_csv(tmp_path / "tables" / "ood_none_auroc.csv").set_index("method")["fewer cells in"]
+    assert numbers.fillna("").to_dict() == {"c": "mean, near mean, y", "a": "", "b": ""}
 
 
 def test_means_over_other_cells_are_starred_though_there_are_as_many(tmp_path):
@@ -122,6 +130,17 @@ def test_leaderboard_weighs_groups_equally():
     assert board.columns.tolist() == ["method", "supervision", "near", "far", "mean"]
     assert board["method"].tolist() == ["b", "a"]
     assert board.set_index("method").loc["a", "mean"] == pytest.approx((0.9 + 0.6) / 2)
+
+
+def test_the_mean_of_the_leaderboard_has_the_deviation_over_seeds(tmp_path):
+    rows = [("a", "net", seed, group, group, value) for seed, group, value in
+            [(0, "near", 0.6), (0, "far", 0.8), (1, "near", 0.7), (1, "far", 0.9)]]  # fmt: skip
+    text = written(tmp_path, results(*rows), "leaderboard_none.md")
+    assert [c.strip() for c in text.splitlines()[4].split("|")[3:-1]] == [
+        "**0.650 ± 0.071**", "**0.850 ± 0.071**", "**0.750 ± 0.071**"
+    ]  # fmt: skip
+    table = pd.read_csv(tmp_path / "tables" / "leaderboard_none.csv")
+    assert table["mean sd"].tolist() == [pytest.approx(0.0707, abs=1e-4)]
 
 
 def test_leaderboard_says_who_lacks_cells():
@@ -156,6 +175,16 @@ def test_names_that_look_like_numbers_or_like_nothing_stay_as_they_are(tmp_path)
     assert "34: x forward" in (tmp_path / "tables" / "timing.md").read_text()
     assert read_costs(tmp_path)["peak_mb"].isna().all()
     assert write_plots(tmp_path)
+
+
+def test_costs_are_those_of_untuned_methods_and_starred_where_a_network_lacks(tmp_path):
+    timing = [
+        [net, "cpu", m, 0.1, 1.0, x, None, 10, 5] for net, m, x in [("n", "a", 2.0), ("m", "a", 3.0), ("n", "b", 1.0)]
+    ]
+    pd.DataFrame(timing, columns=TIMING_COLUMNS).to_csv(tmp_path / "timing.csv", index=False)
+    text = written(tmp_path, results(*TWO).assign(supervision="none+tuned"), "timing.md")
+    rows = [[c.strip() for c in line.split("|")[1:4]] for line in text.splitlines()[4:6]]
+    assert rows == [["b", "none", "1.000\\*"], ["a", "none", "**2.500**"]]
 
 
 def test_backbones_and_groups_of_any_name_have_a_place_of_their_own(tmp_path):

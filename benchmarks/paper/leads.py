@@ -1,7 +1,7 @@
 """The paper's detector against every other method on the same images.
 
-`python benchmarks/paper/leads.py NAME RUN_FOLDER...` writes `results/reference/NAME/leads.parquet`: of each protocol,
-shift, severity and seed the lead of the detector over each method, in AUROC, with its 95 % interval
+`python benchmarks/paper/leads.py NAME RUN_FOLDER...` writes `results/reference/NAME/leads.parquet`: of each network,
+protocol, shift, severity and seed the lead of the detector over each method, in AUROC, with its 95 % interval
 (`howsure.lead.auroc_lead`). Several runs of one suite, each with some of its methods, are taken together.
 """
 
@@ -22,16 +22,18 @@ DETECTOR = "confound_detector"
 
 def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
     """A row a cell, shift and other method."""
-    found: dict[tuple[int, str], list[tuple[Path, Cell]]] = {}
+    found: dict[tuple[str, int, str], list[tuple[Path, Cell]]] = {}
     for folder in folders:
         for cell in RunFolder(folder).cells():
             if cell.state == "done" and cell.name.protocol != "none":
-                found.setdefault((cell.name.seed, cell.name.protocol), []).append((folder, cell))
-    for (seed, protocol), cells in found.items():
+                key = cell.name.backbone, cell.name.seed, cell.name.protocol
+                found.setdefault(key, []).append((folder, cell))
+    for (backbone, seed, protocol), cells in found.items():
         scores = {cell.name.method: read_scores(folder, cell.name) for folder, cell in cells}
         if DETECTOR not in scores:
             raise SystemExit(
-                f"no finished cell of {DETECTOR} with seed {seed} under {protocol}; run it, or give its folder too"
+                f"no finished cell of {DETECTOR} on {backbone} with seed {seed} under {protocol}; "
+                "run it, or give its folder too"
             )
         detector = scores.pop(DETECTOR)
         for method, its in scores.items():
@@ -39,8 +41,8 @@ def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
                 shift, _, severity = name.partition("@")
                 lead = auroc_lead(detector[name], pair)
                 yield {
-                    "protocol": protocol, "shift": shift, "severity": int(severity or 0), "seed": seed,
-                    "method": method, "lead": lead.value, "low": lead.low, "high": lead.high,
+                    "backbone": backbone, "protocol": protocol, "shift": shift, "severity": int(severity or 0),
+                    "seed": seed, "method": method, "lead": lead.value, "low": lead.low, "high": lead.high,
                 }  # fmt: skip
 
 

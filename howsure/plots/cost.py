@@ -21,7 +21,7 @@ _SUPERVISION = {"none": ("o", "#56B4E9"), "id-train": ("s", "#0072B2"), "outlier
 def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol: str) -> Figure | None:
     """The leaderboard's mean AUROC against time an image, in forward passes; the line joins the best for the cost.
 
-    None where nothing was timed.
+    It passes by methods that lack cells: their means do not compare. None where nothing was timed.
     """
     points = board.set_index("method")[["supervision", "mean"]].rename(columns={"mean": "value"})
     points = points.join(costs.groupby("method")["ratio_to_forward"].mean()).dropna()
@@ -33,7 +33,8 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     axes.set_title(f"Protocol {protocol}", loc="left", fontsize=10)
     axes.grid(color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
-    names = _cost_names(points["value"], with_stars(rows))
+    stars = with_stars(rows)
+    names = _cost_names(points["value"], stars)
     ratio, value = points["ratio_to_forward"].to_numpy(), np.maximum(points["value"].to_numpy(), 0.5)
     left, right = _apart(np.log10(ratio), 0.4)
     low, high = _apart(value, 0.05)
@@ -41,7 +42,8 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     axes.set_xscale("log")
     axes.set(xlim=(10 ** (left - pad), 10 ** (right + 1.6 * pad)), ylim=(low - 0.08 * span, high + 0.1 * span))
     _plain_log_ticks(axes)
-    front = _front(ratio, value)
+    (whole,) = np.nonzero(~points.index.isin(list(stars)))
+    front = whole[_front(ratio[whole], value[whole])]
     axes.step(ratio[front], value[front], where="post", color="#7F7F7F", linewidth=1, zorder=1)
     for kind in _kinds(points["supervision"]):
         of = (points["supervision"] == kind).to_numpy()
@@ -75,7 +77,8 @@ def _marker(kind: str) -> dict[str, Any]:
 
 
 def _supervision_legend(figure: Figure, kinds: Sequence[str]) -> None:
-    handles = [Line2D([], [], **_marker(kind), label=kind) for kind in kinds]
+    handles = [Line2D([], [], linestyle="", label="supervision:")]
+    handles += [Line2D([], [], **_marker(kind), label=kind) for kind in kinds]
     handles.append(Line2D([], [], color="#7F7F7F", linewidth=1, label="best for the cost"))
     figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False, columnspacing=1)
 
@@ -98,8 +101,7 @@ def _front(ratio: np.ndarray, value: np.ndarray) -> list[int]:
 
 def _plain_log_ticks(axes: Axes) -> None:
     low, high = axes.get_xlim()
-    ticks = [t for t in (0.1, 0.2, 0.5, 1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500) if low <= t <= high]
-    if high / low > 4:
-        ticks = [t for t in ticks if t not in (1.1, 1.2, 1.5)]
+    steps = (1, 2, 5) if high / low > 30 else (1, 2, 3, 5) if high / low > 4 else (1, 1.1, 1.2, 1.5, 2, 3, 5, 7)
+    ticks = [t for power in range(-3, 6) for step in steps if low <= (t := step * 10.0**power) <= high]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -16,7 +16,7 @@ from ..protocol import without_severity
 from ..tables import ordered
 from .style import OKABE_ITO, axes_at, inches_of
 
-_COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73", "errors": "#CC79A7"}
+_COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73"}
 
 _LEAST = 5.8
 """Inches of width, for the title and the legend of few panels."""
@@ -30,9 +30,10 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     columns = min(5, len(panels))
     rows = -(-len(panels) // columns)
     title = f"Scores, more uncertain to the right (asinh scale), {title}"
-    width = max(0.3 + 1.9 * columns, _LEAST, inches_of([title], 9) + 0.3)
+    panel = max(1.9, inches_of(list(panels), 8) + 0.1)
+    width = max(0.3 + panel * columns, _LEAST, inches_of([title], 9) + 0.3)
     figure = Figure(figsize=(width, 0.65 + 1.15 * rows))
-    axes = axes_at(figure, 0.15, 0.15, 1.9 * columns, 1.15 * rows)
+    axes = axes_at(figure, 0.15, 0.15, panel * columns, 1.15 * rows)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.axis("off")
     kinds = ordered((k for heights in panels.values() for k in heights if k != "id"), tuple(_COLOURS))
@@ -92,5 +93,5 @@ def histogram(
 def _squeezed(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
     """asinh of scores in quartile ranges from the median of `low`: linear near it, logarithmic far off."""
     quarter, middle, three = np.quantile(low.astype(np.float64), [0.25, 0.5, 0.75])
-    scale = three - quarter or low.std() or 1.0
+    scale = max(three - quarter or low.std() or 1.0, 1e-300 * max(np.abs(low).max(), np.abs(high).max()))
     return [np.arcsinh((v.astype(np.float64) - middle) / scale) for v in (low, high)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,9 +13,11 @@ from .style import legend, legend_width, panels_of, style
 _GRID = np.linspace(0, 1, 101)
 
 
-def roc(curves: dict[tuple[str, str], np.ndarray], chosen: Sequence[str], protocol: str) -> Figure:
+def roc(
+    curves: dict[tuple[str, str], np.ndarray], chosen: Sequence[str], stars: Mapping[str, str], protocol: str
+) -> Figure:
     """ROC curves by group of shifts: at each share of ID flagged, the mean share of shifted images flagged."""
-    groups = [g for g in ordered(g for g, _ in curves) if g != "errors"]
+    groups = ordered(g for g, _ in curves)
     figure, panels = panels_of(len(groups), 3.4, 3.4, legend_width(chosen), columns=3)
     for axes, group in zip(panels, groups, strict=True):
         axes.plot([0, 1], [0, 1], color="#B0B0B0", linewidth=0.8, zorder=0)
@@ -26,7 +28,9 @@ def roc(curves: dict[tuple[str, str], np.ndarray], chosen: Sequence[str], protoc
         axes.set_title(group, fontsize=9)
     figure.supxlabel("share of in-distribution images flagged", fontsize=9, y=0.01, va="bottom")
     figure.supylabel("share of shifted images flagged", fontsize=9, x=0.01, ha="left")
-    legend(figure, chosen, f"Protocol {protocol}", marker=None)
+    drawn = {method for _, method in curves}
+    names = {m: stars.get(m, m) for m in chosen if m in drawn}
+    legend(figure, chosen, names, f"Protocol {protocol}", marker=None)
     return figure
 
 

@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..tables import ordered
-from .style import legend, legend_width, panels_of, style
+from .style import legend, legend_width, panels_of, style, with_stars
 
 
 def severity(rows: pd.DataFrame, chosen: Sequence[str], protocol: str) -> Figure:
     """AUROC against severity: all corruptions, then each family, mean over its types and backbones."""
+    stars = with_stars(rows)
     rows = rows[rows["method"].isin(chosen)]
     families = ["all corruptions", *ordered(rows["group"])]
     if len(families) == 2:
@@ -31,7 +32,8 @@ def severity(rows: pd.DataFrame, chosen: Sequence[str], protocol: str) -> Figure
     _share_limits(panels)
     figure.supxlabel("severity", fontsize=9, y=0.01, va="bottom")
     figure.supylabel("AUROC", fontsize=9, x=0.01, ha="left")
-    legend(figure, chosen, f"Protocol {protocol}", markersize=4)
+    names = {m: stars.get(m, m) for m in chosen if m in set(rows["method"])}
+    legend(figure, chosen, names, f"Protocol {protocol}", markersize=4)
     return figure
 
 

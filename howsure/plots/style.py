@@ -6,13 +6,15 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from ..tables import CELL
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 DASHES = ((0, ()), (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
@@ -35,8 +37,10 @@ def style(method: str, chosen: Sequence[str]) -> dict[str, Any]:
     return {"color": OKABE_ITO[colour], "linestyle": dash, "linewidth": 1.5, "marker": MARKERS[place % len(MARKERS)]}
 
 
-def legend(figure: Figure, chosen: Sequence[str], title: str, **more: Any) -> None:
-    handles = [Line2D([], [], **{**style(m, chosen), **more}, label=m) for m in chosen]
+def legend(figure: Figure, chosen: Sequence[str], names: Mapping[str, str], title: str, **more: Any) -> None:
+    """A legend of the methods drawn, by name; each has the line that it has among the chosen."""
+    handles = [Line2D([], [], **{**style(m, chosen), **more}, label=name) for m, name in names.items()]
+    title += "\n* some cells missing" if any(name.endswith("*") for name in names.values()) else ""
     figure.legend(
         handles=handles, title=title, loc="center right", fontsize=8, title_fontsize=8, frameon=False, handlelength=3.5
     )
@@ -68,9 +72,10 @@ def axes_at(figure: Figure, left: float, bottom: float, width: float, height: fl
 
 
 def with_stars(rows: pd.DataFrame) -> dict[str, str]:
-    """Names with a star of the methods that have fewer cells than others, and so other means."""
+    """Names with a star of the methods that lack cells that others have, and so have other means."""
+    whole = len(rows.dropna(subset="value").drop_duplicates(CELL))
     count = rows.groupby("method")["value"].count()
-    return {str(m): f"{m}*" for m in count.index[count < count.max()]}
+    return {str(m): f"{m}*" for m in count.index[count < whole]}
 
 
 def two_digits(value: float) -> str:

@@ -18,7 +18,7 @@ from .heat_map import heat_map
 from .histograms import histogram, histograms
 from .roc import roc, roc_curve
 from .severity import severity
-from .style import best_and_baselines
+from .style import best_and_baselines, with_stars
 
 _PREFIXES = ("heatmap", "cost", "severity", "roc", "scores")
 _SUFFIXES = (".png", ".svg")
@@ -83,7 +83,8 @@ def _of_scores(
             yield slug("scores", protocol, backbone), histograms(panels, f"{backbone}, protocol {protocol}")
     if curves:
         mean = {key: np.mean(many, axis=0) for key, many in curves.items()}
-        yield slug("roc", protocol), roc(mean, chosen, protocol)
+        stars = with_stars(auroc[auroc["task"] != "misclassification"])
+        yield slug("roc", protocol), roc(mean, chosen, stars, protocol)
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:
