@@ -74,7 +74,7 @@ class Wrapped(Images):
 
 def eight_bits(image: Image.Image, where: str = "an image") -> Image.Image:
     """An image with eight bits a channel: of sixteen the upper ones. UserError for numbers of no known range."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow makes PGM 16 bits
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(
