@@ -36,6 +36,10 @@ class _Corrupted(Dataset):
         """The kinds of corruption that are on this machine."""
         raise NotImplementedError
 
+    def within(self) -> list[str]:
+        """The kinds of corruption that `test` is made of."""
+        return self.kinds()
+
     def part(self, kind: str, severity: int) -> Images:
         """The images of one kind at one severity from 1 to 5."""
         raise NotImplementedError
@@ -148,6 +152,9 @@ class CureTSR(_Corrupted):
     def kinds(self) -> list[str]:
         found = {challenge for split, challenge, _ in self._index if split == "test"}
         return [kind for number, kind in enumerate(self.challenges) if number and number in found]
+
+    def within(self) -> list[str]:
+        return []
 
     def part(self, kind: str, severity: int) -> Images:
         return self._images("test", self.challenges.index(kind), severity)

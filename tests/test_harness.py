@@ -439,6 +439,23 @@ def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, pu
     assert torch.equal(bench.ids["cifar10-c-fog-2"][ImageIds()], bench.ids["test"][ImageIds()])
 
 
+@pytest.mark.parametrize("beside", ["cifar10-c:fog:2", "cifar100-c", "made"])
+def test_a_whole_corrupted_set_does_not_show_what_leave_one_out_leaves_out(beside, material, published):
+    shifts = "".join(f'[[shift]]\ndata = "{data}"\n' for data in ("cifar10-c", beside) if data != "made")
+    for protocol in ("none", "leave-one-out"):
+        suite = Path(write_suite(material, f"twice-{protocol}", ["msp"], [protocol], shifts))
+        if beside == "made":
+            suite.write_text(suite.read_text().replace('"contrast"', '"fog"'))
+        if protocol == "none":
+            whole = Material(load_suite(str(suite))).shifts(["cifar10-c"])
+            assert [(s.kind, s.severity, s.task, s.group) for s in whole] == [
+                ("cifar10-c", None, "corruption", "corruption")
+            ]
+        else:
+            with pytest.raises(UserError, match="both hold fog, which leave-one-out is to leave out"):
+                Material(load_suite(str(suite)))
+
+
 @pytest.mark.parametrize(("data", "copies"), [("cifar10-c", 10), ("cifar10-c:snow:1", 1)])
 def test_published_corruptions_lie_in_the_parts_of_their_clean_images(data, copies, material, published, capsys):
     suite = load_suite(write_suite(material, "whole", ["msp"], ["same-shift"], f'[[shift]]\ndata = "{data}"\n'))
