@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -50,7 +51,7 @@ class Wrapped(Images):
         if not isinstance(image, Image.Image):
             raise UserError(f"{place} is a {type(image).__name__}; give PIL images")
         try:
-            return eight_bits(image, place), int(label)
+            return eight_bits(image, place), operator.index(label)
         except (TypeError, ValueError) as error:
             raise UserError(f"{place} has the label {label!r}; give class indices from 0") from error
 

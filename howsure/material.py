@@ -48,14 +48,16 @@ class Material:
         test = resolve(suite.id.test, base, train.classes)
         found = {name: self._known(name, source) for name, source in (("train", train), ("test", test))}
         self.classes = num_classes(train, found["train"].images)
-        largest = int(found["test"].images.y.max())
-        if largest >= self.classes:
-            raise UserError(
-                f"id: test has the label {largest}, but training {self.classes} classes; give matching sets"
-            )
         val = resolve(suite.id.val, base, train.classes) if suite.id.val else None
         if val is not None and (suite.id.val != suite.id.train or "val" in val.splits):
             found["val"] = self._known("val", val)
+        for name, split in found.items():
+            strange = [label for label in (split.images.y.max(), split.images.y.min()) if not 0 <= label < self.classes]
+            if strange:
+                raise UserError(
+                    f"id: {name} has the label {strange[0]}, but training {self.classes} classes, counted from 0; give"
+                    " matching sets"
+                )
         for one, other in combinations(found, 2):
             if found[one].fingerprint == found[other].fingerprint:
                 raise UserError(

@@ -229,6 +229,7 @@ class Raising(list):
         (Raising([1]), r"test_datasets\.py:\d+: RuntimeError: bad item; give pairs"),
         ([3], "mine: image 0: .*TypeError: cannot unpack"),
         ([(Image.new("L", (4, 4)), "cat")], "mine: image 0 has the label 'cat'; give class indices"),
+        ([(Image.new("L", (4, 4)), 1.7)], "mine: image 0 has the label 1.7; give class indices"),
         ([(Image.new("F", (4, 4)), 0)], "mine: image 0: of mode F"),
     ],
 )

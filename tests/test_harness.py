@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
-from howsure import Logits, Method, Representation, UserError
+from howsure import ArrayImages, Logits, Method, Representation, UserError
 from howsure.check import split as made_up
 from howsure.cli import main
 from howsure.harness import Run
@@ -28,6 +28,7 @@ from howsure.protocol import TEST, parts, seen_outliers
 from howsure.record import suite_from
 from howsure.representations import ImageIds
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
+from howsure.sources import Npz
 from howsure.suite import load_suite
 from howsure.timing import peak_memory
 
@@ -387,6 +388,20 @@ def test_a_users_torch_data_set_is_enough(material, tmp_path):
     auroc = pd.read_csv(tmp_path / "out" / "results.csv").query("metric == 'auroc' and protocol == 'none'")
     mine, known = (auroc.query(f"method == 'msp' and shift == '{s}'") for s in ("a-torch-data-set", "outliers"))
     assert mine["value"].tolist() == known["value"].tolist()
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize(("split", "file"), [("train", "train"), ("test", "known")])
+def test_a_label_that_no_class_has_is_refused(split, file, label, material, monkeypatch):
+    own = Npz.split
+
+    def spoilt(self, name):
+        images = own(self, name)
+        return ArrayImages(images.x, np.r_[label, images.y[1:]]) if self.path.stem == file else images
+
+    monkeypatch.setattr(Npz, "split", spoilt)
+    with pytest.raises(UserError, match=f"id: {split} has the label {label}, but training 4 classes, counted from 0"):
+        Material(load_suite(write_suite(material, "strange", ["msp"], ["none"])))
 
 
 def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatch, capsys):
