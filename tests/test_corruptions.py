@@ -127,6 +127,14 @@ def test_glass_lets_pixels_take_what_later_ones_have_taken(reach):
     assert np.array_equal(MAKERS["glass_blur"](x, (0, reach, 2), np.random.default_rng(1)), expected)
 
 
+@pytest.mark.parametrize(("severity", "published"), [(1, 8.6), (2, 14.0), (3, 20.4)])
+def test_drops_change_small_images_about_as_much_as_published(severity, published):
+    """By the authors' code: the root mean square over 2,000 images that are grey throughout."""
+    image = np.full((32, 32, 3), 121, np.uint8)
+    change = [corrupt(image, "spatter", severity, seed).astype(float) - image for seed in range(300)]
+    assert np.sqrt(np.mean(np.square(change))) == pytest.approx(published, rel=0.2)
+
+
 def test_elastic_lengths_of_large_images_are_the_published_ones():
     published = [(488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)]
     assert np.array(LEVELS["elastic_transform"][1]) * 224 == pytest.approx(np.array(published))
