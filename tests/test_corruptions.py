@@ -135,6 +135,15 @@ def test_drops_change_small_images_about_as_much_as_published(severity, publishe
     assert np.sqrt(np.mean(np.square(change))) == pytest.approx(published, rel=0.2)
 
 
+def test_elastic_interpolates_its_affine_and_its_local_step_one_after_the_other():
+    x = np.random.default_rng(0).random((32, 24, 3))
+
+    def bent(x, *lengths):
+        return MAKERS["elastic_transform"](x, lengths, np.random.default_rng(1))
+
+    assert bent(x, 0.1, 0.03, 0.05) == pytest.approx(bent(bent(x, 0, 0, 0.05), 0.1, 0.03, 0))
+
+
 def test_elastic_lengths_of_large_images_are_the_published_ones():
     published = [(488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)]
     assert np.array(LEVELS["elastic_transform"][1]) * 224 == pytest.approx(np.array(published))
