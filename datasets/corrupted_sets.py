@@ -18,7 +18,7 @@ from PIL import Image
 from howsure import Dataset, FolderImages, Images, MissingData, UserError
 from howsure.corruptions import CORRUPTIONS
 from howsure.data import data_root
-from howsure.errors import unknown
+from howsure.errors import unknown, why
 from howsure.image_files import FileImages
 from howsure.images import Joined
 
@@ -35,6 +35,10 @@ class _Corrupted(Dataset):
     def kinds(self) -> list[str]:
         """The kinds of corruption that are on this machine."""
         raise NotImplementedError
+
+    def within(self) -> list[str]:
+        """The kinds of corruption that `test` is made of."""
+        return self.kinds()
 
     def part(self, kind: str, severity: int) -> Images:
         """The images of one kind at one severity from 1 to 5."""
@@ -57,6 +61,8 @@ class _Corrupted(Dataset):
         if name not in self.splits:
             raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
         self._present()
+        if not self.kinds():
+            raise MissingData(f"{self.name}: no corrupted images in {self.root}; unpack {self.where} there")
         return Joined([self.at(kind, severity) for kind in self.kinds() for severity in SEVERITIES])
 
     def missing(self) -> str | None:
@@ -69,9 +75,9 @@ class _Corrupted(Dataset):
         return data_root() / self.folder
 
     def _present(self) -> None:
-        why = self.missing()
-        if why:
-            raise MissingData(why)
+        lacking = self.missing()
+        if lacking:
+            raise MissingData(lacking)
 
 
 class CIFAR10C(_Corrupted):
@@ -147,6 +153,9 @@ class CureTSR(_Corrupted):
         found = {challenge for split, challenge, _ in self._index if split == "test"}
         return [kind for number, kind in enumerate(self.challenges) if number and number in found]
 
+    def within(self) -> list[str]:
+        return []
+
     def part(self, kind: str, severity: int) -> Images:
         return self._images("test", self.challenges.index(kind), severity)
 
@@ -182,8 +191,11 @@ class NpyPart(Images):
 
     def __init__(self, file: Path, labels: Path, severity: int) -> None:
         x, y = _npy(file), _npy(labels)
-        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) % len(SEVERITIES) or len(y) != len(x):
-            raise UserError(f"{file}: expected uint8 [5 N, H, W, 3] and as many labels; got {x.dtype} {list(x.shape)}")
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or len(x) % len(SEVERITIES) or y.shape != (len(x),):
+            raise UserError(
+                f"{file}: expected uint8 [5 N, H, W, 3] and as many labels; got {x.dtype} {list(x.shape)} and labels"
+                f" {list(y.shape)}; unpack it again"
+            )
         n = len(x) // len(SEVERITIES)
         self.file, self.start = file, n * (severity - 1)
         self.x, self.y = x[self.start : self.start + n], np.array(y[self.start : self.start + n], dtype=np.int64)
@@ -205,4 +217,4 @@ def _npy(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file}: not a readable .npy ({str(error).partition(chr(10))[0]}); unpack it again") from error
+        raise UserError(f"{file}: not a readable .npy ({why(error)}); unpack it again") from error

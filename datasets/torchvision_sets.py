@@ -111,8 +111,7 @@ class DTD(_Torchvision):
     def images(self, split: str) -> Images:
         folder = data_root() / "dtd" / "dtd"
         names = (folder / "labels" / f"{split}1.txt").read_text().split()
-        classes = sorted(path.name for path in (folder / "images").iterdir() if path.is_dir())
-        labels = [classes.index(name.partition("/")[0]) for name in names]
+        labels = np.unique([name.partition("/")[0] for name in names], return_inverse=True)[1]
         return FileImages([folder / "images" / name for name in names], labels, folder)
 
 
@@ -180,27 +179,32 @@ class TinyImageNet(_Archive):
 
     name = "tiny-imagenet"
     splits = ("train", "test")
-    files = ("tiny-imagenet-200",)
+    files = ("tiny-imagenet-200/train", "tiny-imagenet-200/val/val_annotations.txt")
     url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     md5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
     @property
     def classes(self) -> Sequence[str]:  # type: ignore[override]
         place = next((p for p in (self._official / "train", self._validation) if p.is_dir()), None)
-        return sorted(path.name for path in place.iterdir() if path.is_dir()) if place else ()
+        return sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")) if place else ()
 
     def missing(self) -> str | None:
         return None if self._validation.is_dir() else super().missing()
 
     def images(self, split: str) -> Images:
         if split == "train":
-            return FolderImages(self._official / "train")
+            return FolderImages(self._official / "train", self.classes)
         if self._validation.is_dir():
             return FolderImages(self._validation, self.classes)
         lines = (self._official / "val" / "val_annotations.txt").read_text().splitlines()
         pairs = [line.split("\t")[:2] for line in lines]
         files = [self._official / "val" / "images" / name for name, _ in pairs]
-        return FileImages(files, [self.classes.index(wnid) for _, wnid in pairs], self._official)
+        order = {wnid: label for label, wnid in enumerate(self.classes)}
+        try:
+            return FileImages(files, [order[wnid] for _, wnid in pairs], self._official)
+        except KeyError as error:
+            place = self._official / "train"
+            raise MissingData(f"{self.name}: no class {error} in {place}; howsure data fetch {self.name}") from error
 
     @property
     def _official(self) -> Path:

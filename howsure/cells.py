@@ -203,10 +203,12 @@ class Scorer:
         if known[0] in _MADE_OF_TRAINING:
             index = bench.indices("train", part, tuning)
             if known[0] == "synthetic":
-                even, odd = (spread(index[index % 2 == half], _MOST_TO_FIT_ON, bench.seed) for half in (0, 1))
-                return [("train", even)], [("synthetic", odd)]
-            known_to_it, held = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, _MOST_TO_FIT_ON)
-            return [("train", known_to_it)], [("train", held)]
+                one, other = (spread(index[index % 2 == half], _MOST_TO_FIT_ON, bench.seed) for half in (0, 1))
+            else:
+                one, other = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, _MOST_TO_FIT_ON)
+            if not (len(one) and len(other)):
+                raise CellError(f"'train' is too small for protocol {known[0]}: no known or no unknown image in a part")
+            return [("train", one)], [("synthetic" if known[0] == "synthetic" else "train", other)]
         indices = {split: bench.indices(split, part, tuning) for split in ("test", *known)}
         inside = gather({"test": indices.pop("test")}, bench.seed, _MOST_TO_FIT_ON)
         return inside, gather(indices, bench.seed, len(inside[0][1]))

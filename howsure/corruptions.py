@@ -3,9 +3,13 @@
 Hendrycks & Dietterich, 2019, arXiv:1903.12261. Images of up to 64 pixels take the severities of CIFAR-10-C, larger ones
 those of ImageNet-C. Where this differs from the published files:
 
-- frost is laid on as a made-up texture of ice crystals instead of the authors' photographs;
-- the two steps of the elastic transform (affine, then local) are one interpolation instead of two;
-- the drops of `spatter` are outlined by their own border instead of an edge detector;
+- frost is laid on as a made-up texture of ice crystals instead of the authors' photographs, and told less easily (MSP,
+  AUROC of a ResNet-20 on CIFAR-10 at severity 3: 0.609 instead of 0.646);
+- the drops of `spatter` are outlined by their own border instead of an edge detector: severities 1, 2 and 3 change
+  (root mean square) images of 32 pixels 1.11, 1.13 and 1.14 times as much, those of 224 pixels 1.21, 0.93 and 0.96
+  times (0.690 instead of 0.653);
+- images of 64 pixels, for which Tiny ImageNet-C has severities of its own, take those of CIFAR-10-C;
+- `defocus_blur` keeps the brightness, which the authors' disks of radius 8 and 10 raise by 1.3 and 1.1 %;
 - values are rounded, not cut off, to whole numbers;
 - grey images are one channel throughout; `saturate` has no meaning for them.
 """
@@ -115,17 +119,22 @@ def defocus_blur(x: np.ndarray, lens: tuple[float, float], rng: Rng) -> np.ndarr
 def glass_blur(x: np.ndarray, glass: tuple[float, int, int], rng: Rng) -> np.ndarray:
     """Blur, let each inner pixel take the value of one nearby, some times over, and blur again.
 
-    (The published files were made by a swap that in effect copies; so this copies.)
+    (The published files were made by a swap that in effect copies, pixel by pixel from the last to the first; so this
+    copies, and what is copied from a later pixel is what that one has taken.)
     """
     sigma, reach, times = glass
     x = _smooth(x, sigma)
-    height, width = x.shape[:2]
-    inner = (slice(reach + 1, max(reach + 1, side - reach + 1)) for side in (height, width))
-    rows, columns = np.mgrid[tuple(inner)]
+    pixels = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2])
+    inner = tuple(slice(reach + 1, max(reach + 1, side - reach + 1)) for side in x.shape[:2])
     for _ in range(times):
-        dy, dx = rng.integers(-reach, reach, (2, *rows.shape))
-        y_from, x_from = (rows + dy).clip(0, height - 1), (columns + dx).clip(0, width - 1)
-        x[rows.clip(0, height - 1), columns.clip(0, width - 1)] = x[y_from, x_from]
+        dy, dx = rng.integers(-reach, reach, (2, *pixels[inner].shape))
+        source = pixels.copy()
+        source[inner] += dy * x.shape[1] + dx
+        source = source.ravel()
+        onwards = source > pixels.ravel()
+        while onwards.any():
+            source, onwards = np.where(onwards, source[source], source), onwards & onwards[source]
+        x = x.reshape(-1, x.shape[2])[source].reshape(x.shape)
     return _smooth(x, sigma)
 
 
@@ -216,9 +225,10 @@ def elastic_transform(x: np.ndarray, elastic: tuple[float, float, float], rng: R
     back = np.linalg.lstsq(np.c_[moved, np.ones(3)], corners, rcond=None)[0]
     noise = rng.uniform(-1, 1, (2, height, width))
     local = np.stack([ndimage.gaussian_filter(part, sigma, mode="reflect", truncate=3) for part in noise]) * strength
-    where = np.mgrid[:height, :width] + local
-    source = np.tensordot(back[:2].T, where, axes=1) + back[2][:, None, None]
-    channels = [ndimage.map_coordinates(x[..., c], source, order=1, mode="mirror") for c in range(x.shape[2])]
+    grid = np.mgrid[:height, :width]
+    affine = np.tensordot(back[:2].T, grid, axes=1) + back[2][:, None, None]
+    bent = [ndimage.map_coordinates(x[..., c], affine, order=1, mode="mirror") for c in range(x.shape[2])]
+    channels = [ndimage.map_coordinates(channel, grid + local, order=1, mode="reflect") for channel in bent]
     return np.stack(channels, axis=2)
 
 
@@ -240,7 +250,8 @@ def _relief(wet: np.ndarray) -> np.ndarray:
     border = wet & ~ndimage.binary_erosion(wet)
     if not border.any():
         return np.zeros(wet.shape)
-    distance = ndimage.uniform_filter(ndimage.distance_transform_edt(~border).clip(0, 20), 3, mode="mirror").round()
+    distance = ndimage.uniform_filter(ndimage.distance_transform_edt(~border).clip(0, 20), 3, mode="mirror")
+    distance = np.floor(distance + 1e-6)  # whole, as the authors' image of bytes; what sums to 1 may be 0.9999999
     _, inverse, counts = np.unique(distance, return_inverse=True, return_counts=True)
     below = counts.cumsum() - counts[0]
     equalised = (255 * below / max(below[-1], 1))[inverse.reshape(wet.shape)]
@@ -432,7 +443,10 @@ LEVELS: dict[str, tuple[tuple, tuple]] = {
     "contrast": ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
     "elastic_transform": (
         ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-        ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
+        tuple(
+            tuple(length * 244 / 224 for length in lengths)  # the authors took shares of 244 pixels in images of 224
+            for lengths in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
+        ),
     ),
     "pixelate": ((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": ((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),

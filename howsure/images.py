@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -50,7 +51,7 @@ class Wrapped(Images):
         if not isinstance(image, Image.Image):
             raise UserError(f"{place} is a {type(image).__name__}; give PIL images")
         try:
-            return eight_bits(image, place), int(label)
+            return eight_bits(image, place), operator.index(label)
         except (TypeError, ValueError) as error:
             raise UserError(f"{place} has the label {label!r}; give class indices from 0") from error
 
@@ -74,7 +75,7 @@ class Wrapped(Images):
 
 def eight_bits(image: Image.Image, where: str = "an image") -> Image.Image:
     """An image with eight bits a channel: of sixteen the upper ones. UserError for numbers of no known range."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow makes PGM 16 bits
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(

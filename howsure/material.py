@@ -39,7 +39,8 @@ class Material:
     classes: int = field(init=False)
     missing: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
-    _published: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _published: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    _within: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         suite, base = self.suite, self.suite.base
@@ -47,14 +48,16 @@ class Material:
         test = resolve(suite.id.test, base, train.classes)
         found = {name: self._known(name, source) for name, source in (("train", train), ("test", test))}
         self.classes = num_classes(train, found["train"].images)
-        largest = int(found["test"].images.y.max())
-        if largest >= self.classes:
-            raise UserError(
-                f"id: test has the label {largest}, but training {self.classes} classes; give matching sets"
-            )
         val = resolve(suite.id.val, base, train.classes) if suite.id.val else None
         if val is not None and (suite.id.val != suite.id.train or "val" in val.splits):
             found["val"] = self._known("val", val)
+        for name, split in found.items():
+            strange = [label for label in (split.images.y.max(), split.images.y.min()) if not 0 <= label < self.classes]
+            if strange:
+                raise UserError(
+                    f"id: {name} has the label {strange[0]}, but training {self.classes} classes, counted from 0; give"
+                    " matching sets"
+                )
         for one, other in combinations(found, 2):
             if found[one].fingerprint == found[other].fingerprint:
                 raise UserError(
@@ -75,12 +78,25 @@ class Material:
                 self.leave_out(spec.name, told(error))
                 self.broken[spec.name] = told(error)
         self.splits = {**found, **self._corrupted(found["test"].images)}
+        if "leave-one-out" in suite.chosen_protocols():
+            self._refuse_a_kind_twice()
 
     def _known(self, name: str, source: Dataset) -> Split:
         """A split of the in-distribution data. UserError where the data set has no such split."""
         if name not in source.splits:
             raise UserError(f"id: {source.name} has no {name} images, only {', '.join(source.splits)}; name others")
         return self._split(name, source.split(name))
+
+    def _refuse_a_kind_twice(self) -> None:
+        """A whole corrupted set beside some of its kinds: leaving one out would leave its images in the other."""
+        held = {shift.name: self._within.get(shift.name, {shift.kind}) for shift in self.shifts(self.splits)}
+        for (one, kinds), (other, more) in combinations(held.items(), 2):
+            both = sorted(kinds & more)
+            if both and not {one, other}.isdisjoint(self._within):
+                raise UserError(
+                    f"shifts '{one}' and '{other}' both hold {both[0]}, which leave-one-out is to leave out; name the"
+                    f" parts of a corrupted set (as in cifar10-c:{both[0]}:3), or `protocols` without it"
+                )
 
     def leave_out(self, shift: str, why: str) -> None:
         """Note that a shift is not looked at, and say so once."""
@@ -98,7 +114,8 @@ class Material:
         return [shift for shift in found if shift.name in among]
 
     def _shift(self, spec: ShiftSpec) -> Shift:
-        """All severities of a published corruption are one kind, and a corruption unless the suite says otherwise."""
+        """All severities of a published corruption are one kind; it and a whole set are corruptions unless the suite
+        says otherwise."""
         if spec.name not in self._published:
             return Shift(spec.name, spec.name, spec.group, spec.task)
         kind, severity = self._published[spec.name]
@@ -113,6 +130,8 @@ class Material:
             self._published[split.name] = source.kind, source.severity
         elif not hasattr(source, "at"):
             return split
+        elif within := source.within():
+            self._published[split.name], self._within[split.name] = (split.name, None), set(within)
         times = len(split) // len(test)
         if np.array_equal(split.images.y, np.tile(test.images.y, times)):
             return replace(split, clean=Joined([test.images] * times))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,9 @@ from .plugins import DATASETS
 
 SPLITS = ("train", "val", "test")
 MOST_CLASSES = 100_000
+_UNREADABLE = (
+    OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class ImageFolder(Dataset):
@@ -127,7 +131,7 @@ class Npz(Dataset):
                     has = ", ".join(arrays.files) or "nothing"
                     raise UserError(f"{self.path}: no array '{lacking[0]}' in it (it has {has}); save x and y")
                 return arrays["x"], arrays["y"]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        except _UNREADABLE as error:
             raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why(error)}); use np.savez") from error
 
 

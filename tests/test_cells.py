@@ -66,6 +66,14 @@ def bench(conv_net: Network, tmp_path) -> Bench:
 
 
 @pytest.mark.parametrize("protocol", ["pseudo-unknown", "synthetic"])
+def test_too_few_training_images_to_make_unknowns_of(bench, protocol):
+    few = made_up(3, 0)
+    bench.splits.update(train=Split("train", few), synthetic=Split("synthetic", Synthetic(few)))
+    with pytest.raises(CellError, match=f"'train' is too small for protocol {protocol}"):
+        next(Scorer(bench, "witness", Witness()).run(protocol))
+
+
+@pytest.mark.parametrize("protocol", ["pseudo-unknown", "synthetic"])
 def test_outliers_made_of_training_images_keep_fitting_tuning_and_scoring_apart(bench, protocol):
     SEEN.clear()
     next(Scorer(bench, "witness", Witness()).run(protocol))

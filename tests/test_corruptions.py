@@ -113,6 +113,42 @@ def test_colours_keep_their_hue_when_brightened_and_lose_it_when_saturation_goes
     assert spread == pytest.approx(9, abs=1)  # a tenth of 120 - 30
 
 
+@pytest.mark.parametrize("reach", [1, 2, 4])
+def test_glass_lets_pixels_take_what_later_ones_have_taken(reach):
+    x = np.random.default_rng(0).random((30, 20, 3))
+    draws = np.random.default_rng(1)
+    expected = x.copy()
+    for _ in range(2):
+        dy, dx = draws.integers(-reach, reach, (2, 30 - 2 * reach, 20 - 2 * reach))
+        for row in range(30 - reach, reach, -1):
+            for column in range(20 - reach, reach, -1):
+                place = row - reach - 1, column - reach - 1
+                expected[row, column] = expected[row + dy[place], column + dx[place]]
+    assert np.array_equal(MAKERS["glass_blur"](x, (0, reach, 2), np.random.default_rng(1)), expected)
+
+
+@pytest.mark.parametrize(("severity", "published"), [(1, 8.6), (2, 14.0), (3, 20.4)])
+def test_drops_change_small_images_about_as_much_as_published(severity, published):
+    """By the authors' code: the root mean square over 2,000 images that are grey throughout."""
+    image = np.full((32, 32, 3), 121, np.uint8)
+    change = [corrupt(image, "spatter", severity, seed).astype(float) - image for seed in range(300)]
+    assert np.sqrt(np.mean(np.square(change))) == pytest.approx(published, rel=0.2)
+
+
+def test_elastic_interpolates_its_affine_and_its_local_step_one_after_the_other():
+    x = np.random.default_rng(0).random((32, 24, 3))
+
+    def bent(x, *lengths):
+        return MAKERS["elastic_transform"](x, lengths, np.random.default_rng(1))
+
+    assert bent(x, 0.1, 0.03, 0.05) == pytest.approx(bent(bent(x, 0, 0, 0.05), 0.1, 0.03, 0))
+
+
+def test_elastic_lengths_of_large_images_are_the_published_ones():
+    published = [(488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)]
+    assert np.array(LEVELS["elastic_transform"][1]) * 224 == pytest.approx(np.array(published))
+
+
 @pytest.mark.parametrize(
     ("image", "kind", "severity", "says"),
     [

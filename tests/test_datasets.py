@@ -194,6 +194,12 @@ def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
         FolderImages(tmp_path)
 
 
+@pytest.mark.parametrize("most", [65535, 4095])
+def test_a_pgm_of_more_than_eight_bits_is_read(tmp_path, most):
+    (tmp_path / "1.pgm").write_bytes(b"P5 2 1 %d\n" % most + np.array([most, most // 2], ">u2").tobytes())
+    assert np.asarray(FolderImages(tmp_path)[0][0]).tolist() == [[255, 127]]
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_of_no_known_range_and_broken_links_name_the_file(tmp_path, mode):
     Image.fromarray(np.ones((4, 4), np.int32 if mode == "I" else np.float32)).save(tmp_path / "1.tif")
@@ -223,6 +229,7 @@ class Raising(list):
         (Raising([1]), r"test_datasets\.py:\d+: RuntimeError: bad item; give pairs"),
         ([3], "mine: image 0: .*TypeError: cannot unpack"),
         ([(Image.new("L", (4, 4)), "cat")], "mine: image 0 has the label 'cat'; give class indices"),
+        ([(Image.new("L", (4, 4)), 1.7)], "mine: image 0 has the label 1.7; give class indices"),
         ([(Image.new("F", (4, 4)), 0)], "mine: image 0: of mode F"),
     ],
 )
@@ -318,6 +325,21 @@ def test_a_huge_label_is_no_class(tmp_path):
     assert len(source.split("test")) == 2
     with pytest.raises(UserError, match="label 1000000001 in y; labels number the classes"):
         _ = source.classes
+
+
+@pytest.mark.parametrize("damage", [(300, bytes(20)), (8, b"\x63"), (6, b"\x01")], ids=["values", "method", "locked"])
+def test_a_damaged_npz_is_one_line(tmp_path, damage):
+    rng = np.random.default_rng(0)
+    np.savez_compressed(tmp_path / "bad.npz", x=rng.integers(0, 9, (9, 8, 8, 3), dtype=np.uint8), y=np.arange(9))
+    content = bytearray((tmp_path / "bad.npz").read_bytes())
+    directory = content.find(b"PK\x01\x02") + 2  # says the same of each file as what stands before its values
+    place, new = damage
+    for start in (0, directory) if place < 30 else (0,):
+        content[start + place : start + place + len(new)] = new
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.npz: not a readable \.npz of plain arrays") as error:
+        resolve("npz:bad.npz", tmp_path).split("train")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
@@ -503,6 +525,11 @@ def test_dtd(root):
     assert images.y.tolist() == [1, 0]
     assert images[0][0].size == (4, 4)
     assert images.fingerprint
+    (root / "dtd" / "dtd" / "images" / "dotted" / "dotted_2.jpg").unlink()
+    (root / "dtd" / "dtd" / "images" / "banded" / "banded_1.jpg").unlink()
+    (root / "dtd" / "dtd" / "images" / "banded").rmdir()
+    with pytest.raises(UserError, match=r"banded_1\.jpg: not a readable image"):
+        resolve("dtd").split("test")[1]
 
 
 FOLDERS = {"places365": "places365/val_256", "lsun": "LSUN_resize", "lsun-crop": "LSUN", "isun": "iSUN"}
@@ -530,8 +557,23 @@ def test_tiny_imagenet_from_either_layout(root):
     (official / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t1\t1\nval_1.JPEG\tn1\t0\t0\t1\t1\n")
     assert resolve("tiny-imagenet").split("test").y.tolist() == [1, 0]
     assert resolve("tiny-imagenet").split("train").y.tolist() == [0, 1]
+    (official / "train" / ".thumbnails").mkdir()
+    (official / "train" / "n0").mkdir()
+    assert resolve("tiny-imagenet").split("test").y.tolist() == [2, 1]
+    assert resolve("tiny-imagenet").split("train").y.tolist() == [1, 2]
+    (official / "train" / "n0").rmdir()
     folder_of(root / "tiny-imagenet-val", {"n2/x.jpg": 5})
     assert resolve("tiny-imagenet").split("test").y.tolist() == [1]
+
+
+def test_half_a_tiny_imagenet_is_missing_data(root):
+    val = root / "tiny-imagenet-200" / "val"
+    folder_of(root / "tiny-imagenet-200", {"train/n1/images/a.JPEG": 1, "val/images/val_0.JPEG": 3})
+    with pytest.raises(MissingData, match=r"no .*val_annotations\.txt; howsure data fetch tiny-imagenet"):
+        resolve("tiny-imagenet").split("test")
+    (val / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t1\t1\n")
+    with pytest.raises(MissingData, match=r"no class 'n2' in .*train; howsure data fetch tiny-imagenet"):
+        resolve("tiny-imagenet").split("test")
 
 
 def test_cifar10_as_a_folder(root):
@@ -590,6 +632,17 @@ def test_damaged_cifar_c(cifar_c):
     for kind, says in (("fog", "not a readable"), ("snow", "expected uint8")):
         with pytest.raises(UserError, match=says):
             resolve(f"cifar10-c:{kind}:1").split("test")
+    np.save(cifar_c / "snow.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    np.save(cifar_c / "labels.npy", np.zeros((10, 1), np.uint8))
+    with pytest.raises(UserError, match=r"got uint8 \[10, 32, 32, 3\] and labels \[10, 1\]"):
+        resolve("cifar10-c:snow:1").split("test")
+
+
+@pytest.mark.parametrize("name", ["cifar10-c", "imagenet-c"])
+def test_an_empty_folder_of_corrupted_images_is_missing_data(root, name):
+    resolve(name).root.mkdir()
+    with pytest.raises(MissingData, match=r"no corrupted images in .*; unpack"):
+        resolve(name).split("test")
 
 
 @pytest.mark.parametrize("above", ["", "weather/"])

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
-from howsure import Logits, Method, Representation, UserError
+from howsure import ArrayImages, Logits, Method, Representation, UserError
 from howsure.check import split as made_up
 from howsure.cli import main
 from howsure.harness import Run
@@ -28,6 +28,7 @@ from howsure.protocol import TEST, parts, seen_outliers
 from howsure.record import suite_from
 from howsure.representations import ImageIds
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
+from howsure.sources import Npz
 from howsure.suite import load_suite
 from howsure.timing import peak_memory
 
@@ -391,6 +392,20 @@ def test_a_users_torch_data_set_is_enough(material, tmp_path):
     assert mine["value"].tolist() == known["value"].tolist()
 
 
+@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize(("split", "file"), [("train", "train"), ("test", "known")])
+def test_a_label_that_no_class_has_is_refused(split, file, label, material, monkeypatch):
+    own = Npz.split
+
+    def spoilt(self, name):
+        images = own(self, name)
+        return ArrayImages(images.x, np.r_[label, images.y[1:]]) if self.path.stem == file else images
+
+    monkeypatch.setattr(Npz, "split", spoilt)
+    with pytest.raises(UserError, match=f"id: {split} has the label {label}, but training 4 classes, counted from 0"):
+        Material(load_suite(write_suite(material, "strange", ["msp"], ["none"])))
+
+
 def test_a_methods_own_error_fails_its_cell_alone(material, tmp_path, monkeypatch, capsys):
     def refuse(self, reps):
         raise UserError("k must be positive")
@@ -439,6 +454,23 @@ def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, pu
     assert "cifar10-c-fog-5" not in seen_outliers("leave-one-out", fog, bench.shifts)
     assert "cifar10-c-snow-2" in seen_outliers("leave-one-out", fog, bench.shifts)
     assert torch.equal(bench.ids["cifar10-c-fog-2"][ImageIds()], bench.ids["test"][ImageIds()])
+
+
+@pytest.mark.parametrize("beside", ["cifar10-c:fog:2", "cifar100-c", "made"])
+def test_a_whole_corrupted_set_does_not_show_what_leave_one_out_leaves_out(beside, material, published):
+    shifts = "".join(f'[[shift]]\ndata = "{data}"\n' for data in ("cifar10-c", beside) if data != "made")
+    for protocol in ("none", "leave-one-out"):
+        suite = Path(write_suite(material, f"twice-{protocol}", ["msp"], [protocol], shifts))
+        if beside == "made":
+            suite.write_text(suite.read_text().replace('"contrast"', '"fog"'))
+        if protocol == "none":
+            whole = Material(load_suite(str(suite))).shifts(["cifar10-c"])
+            assert [(s.kind, s.severity, s.task, s.group) for s in whole] == [
+                ("cifar10-c", None, "corruption", "corruption")
+            ]
+        else:
+            with pytest.raises(UserError, match="both hold fog, which leave-one-out is to leave out"):
+                Material(load_suite(str(suite)))
 
 
 @pytest.mark.parametrize(("data", "copies"), [("cifar10-c", 10), ("cifar10-c:snow:1", 1)])
