@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .contained import contained
 from .errors import UserError
 from .forward import Progress, run_pass
 from .keys import make_key, room, sources_of, values_of
@@ -114,7 +115,8 @@ class Extractor:
             seen = [(split, images[mine]) for (split, images), mine in zip(asked, masks, strict=True) if mine.any()]
             for key, rows in self._look(seen, some, progress).items():
                 found[key] = found[key].join(rows)
-        for split, rep in product((split for split, _ in asked), reps):
+        # gradients last: what an interruption leaves out is computed beside them then too, to the same last bits
+        for split, rep in product((split for split, _ in asked), sorted(reps, key=lambda rep: bool(rep.losses()))):
             if found[split.fingerprint, rep] is not there[split.fingerprint, rep]:
                 self._keep(split, rep, found[split.fingerprint, rep])
         return found
@@ -196,7 +198,7 @@ def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
 
     Its tensors are contiguous, as they come back from a file: memory layout changes the last bits of a product.
     """
-    with torch.random.fork_rng():
+    with contained(), torch.random.fork_rng():
         torch.manual_seed(seed)
         state = work()
     if not isinstance(state, dict):
