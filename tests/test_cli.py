@@ -61,6 +61,13 @@ def test_python_m_howsure_is_the_same():
     assert "0.1.0" in done.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    with subprocess.Popen([sys.executable, "-m", "howsure", "list", "suites"], stdout=-1, stderr=-1, text=True) as call:
+        call.stdout.close()
+        assert call.stderr.read() == ""
+    assert call.returncode == 0
+
+
 @pytest.mark.parametrize("kind", ["methods", "datasets", "backbones", "suites"])
 def test_lists(kind, capsys):
     assert stop("list", kind) == 0
