@@ -76,12 +76,14 @@ class RunFolder:
     def write_cell(self, cell: Cell, scores: dict[str, np.ndarray] | None = None) -> None:
         """Keep a cell: its scores (`id` or `id/<shift>`, and `<shift>`), then its record.
 
-        What was there before goes first: a record never stands beside scores that it is not of.
+        What was there under another key goes first: a record never stands beside scores that it is not of.
         """
-        record, file = self._record(cell.name), self._scores(cell.name)
+        record, file, before = self._record(cell.name), self._scores(cell.name), self.read_cell(cell.name)
         with writing(record):
-            record.unlink(missing_ok=True)
-            file.unlink(missing_ok=True)
+            if before and before.key != cell.key:
+                record.unlink(missing_ok=True)
+            if not scores:
+                file.unlink(missing_ok=True)
         if scores:
             _write_arrays(file, {k: torch.tensor(v) for k, v in scores.items()})
         _write_json(record, asdict(cell))

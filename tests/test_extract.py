@@ -34,7 +34,7 @@ from howsure import (
 from howsure.backbone import InputSpec
 from howsure.cells import refusal
 from howsure.check import snapshot
-from howsure.extract import Extractor, union
+from howsure.extract import Extractor, seeded, union
 from howsure.forward import run_pass
 from howsure.images import Subset
 from howsure.plugins import METHODS
@@ -225,6 +225,14 @@ def test_an_interruption_leaves_nothing_that_would_be_computed_without_the_gradi
     extractor.store.put = lambda key, arrays: kept.append(key)
     extractor(split, (Logits(), GradNorms(), ActivationNorms(), SmallGrads(), Features()))
     assert set(kept[-2:]) == {extractor._key(split, rep) for rep in (GradNorms(), SmallGrads())}
+
+
+def test_what_a_fit_draws_by_numpy_goes_by_the_seed():
+    before = np.random.get_state()[1].tolist()
+    one, same, other = (seeded(seed, lambda: {"x": torch.from_numpy(np.random.rand(3))})["x"] for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert np.random.get_state()[1].tolist() == before
 
 
 def test_an_image_that_is_not_there_is_an_error(conv_net, split):

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -587,7 +588,30 @@ def _meddle(logits):
     torch.set_num_threads(torch.get_num_threads() + 1)
     torch.set_float32_matmul_precision("medium")
     torch.use_deterministic_algorithms(True)
+    np.seterr(all="raise")
+    os.chdir("/")
+    warnings.simplefilter("ignore")
     return logits.mul_(0).amax(1)
+
+
+@pytest.mark.parametrize("plugin", [lambda z: z.amax(1)], indirect=True)
+def test_a_representation_that_leaves_a_network_in_another_mode_spoils_no_other(
+    plugin, material, tmp_path, monkeypatch
+):
+    @dataclass(frozen=True)
+    class Waking(Representation):
+        def compute(self, batch):
+            batch.network.model.train().requires_grad_(False)
+            return batch.logits
+
+    monkeypatch.setattr(METHODS[plugin], "needs", (Waking(), Logits()))
+    suite, found = write_suite(material, "waking", [plugin, "confound", "odin"], ["none"]), []
+    for out, methods in (("both", f"{plugin},confound,odin"), ("alone", "confound,odin")):
+        monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / f"cache of {out}"))
+        assert run("run", suite, "--methods", methods, "--out", tmp_path / out) == 0
+        table = pd.read_csv(tmp_path / out / "results.csv")
+        found.append(table[table["method"] != plugin]["value"].tolist())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("plugin", [_meddle], indirect=True)
@@ -606,7 +630,7 @@ def test_a_method_that_meddles_spoils_no_other(plugin, material, tmp_path, monke
 def settings() -> list[object]:
     found: list[object] = [torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()]
     found += [torch.get_num_threads(), torch.get_float32_matmul_precision()]
-    return [*found, torch.are_deterministic_algorithms_enabled()]
+    return [*found, torch.are_deterministic_algorithms_enabled(), np.geterr(), os.getcwd(), [*warnings.filters]]
 
 
 def test_a_finished_network_or_shift_out_of_reach_loses_nothing(material, tmp_path, capsys):
