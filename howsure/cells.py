@@ -208,7 +208,7 @@ class Scorer:
                 return [("train", even)], [("synthetic", odd)]
             known_to_it, held = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, _MOST_TO_FIT_ON)
             return [("train", known_to_it)], [("train", held)]
-        indices = {split: bench.indices(split, part, tuning) for split in ("test", *known)}
+        indices = {split: bench.indices(split, part, tuning) for split in ("test", *sorted(known))}
         inside = gather({"test": indices.pop("test")}, bench.seed, _MOST_TO_FIT_ON)
         return inside, gather(indices, bench.seed, len(inside[0][1]))
 

@@ -362,9 +362,9 @@ def score(
     inputs = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "size": _numbers(size, "--size", int)}
     table = score_folder(backbone, method, train, images, checkpoint, pick_device(device), inputs)
     if out is None:
-        click.echo(table.to_csv(index=False), nl=False)
+        click.echo(table.to_csv(index=False).encode(errors="surrogateescape"), nl=False)
     else:
-        table.to_csv(out, index=False)
+        table.to_csv(out, index=False, errors="surrogateescape")
         click.echo(f"{out}: {len(table)} images")
 
 

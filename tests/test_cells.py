@@ -90,6 +90,14 @@ def test_a_detector_is_fitted_on_no_more_images_than_it_may_be(bench, protocol, 
     assert [len(SEEN[f"fit {kind}"]) for kind in ("inside", "outside")] == [12, 12]
 
 
+def test_which_outliers_are_shown_does_not_hang_on_the_order_of_the_shifts(bench):
+    bench.splits = {**bench.splits, **{name: Split(name, made_up(90, seed)) for seed, name in enumerate("cab", 3)}}
+    scorer = Scorer(bench, "witness", Witness())
+    shown = [scorer._to_learn(known, FIT, tuning=False)[1] for known in (("c", "a", "b"), ("b", "c", "a"))]
+    one, other = ([(split, index.tolist()) for split, index in some] for some in shown)
+    assert one == other
+
+
 @dataclass(frozen=True)
 class FitWitness(Method):
     """Notes, for each value of its grid, the training images that it is fitted on, and those that it scores."""

@@ -344,6 +344,16 @@ def test_percentiles_are_of_images_that_a_method_is_not_fitted_on(images, sizes)
     assert images < 5 or {*fitted.y, *apart.y} == set(range(images))
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_score_files_with_names_of_another_encoding(folder, tmp_path, capfdbinary, to_file):
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / "a" / "0.png").rename(folder / "a" / name)
+    out = tmp_path / "scores.csv"
+    options = ["--backbone", "small-cnn", "--method", "msp", "--train", "digits", *(["--out", str(out)] * to_file)]
+    assert stop("score", *options, str(folder)) == 0
+    assert b"caf\xe9.png" in (out.read_bytes() if to_file else capfdbinary.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("method", "apart", "fitted"), [("klm", True, 20), ("klm", False, 80), ("mahalanobis", True, 80)]
 )
