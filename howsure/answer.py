@@ -83,7 +83,7 @@ def score_folder(
     below = torch.searchsorted(others.sort().values, scores) / len(others)
     names = list(getattr(source, "classes", ())) or [str(i) for i in range(network.num_classes)]
     table = pd.DataFrame({
-        "file": [str(file) for file in files.files],
+        "file": pd.Series([str(file) for file in files.files], dtype=object),  # names in whatever encoding
         "class": [names[i] for i in classes],
         "score": scores.numpy(),
         "percentile": (100 * below).round(decimals=1).numpy(),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .bench import Bench, Some
+from .contained import contained
 from .errors import UserError
 from .extract import seeded, union
 from .method import Method
@@ -251,7 +252,8 @@ def scored(method: Method, reps: Reps, state: Mapping[str, Tensor], where: str) 
     lost = reps.lost()
     if lost:
         raise CellError(f"{where}: {lost}; does the network overflow there?")
-    scores: object = method.score(_Unlabelled(reps, reps.owner), **state)
+    with contained():
+        scores: object = method.score(_Unlabelled(reps, reps.owner), **state)
     if not isinstance(scores, Tensor):
         raise CellError(f"score returned a {type(scores).__name__} for {where}; expected a tensor, one number an image")
     values = scores.detach().cpu().double().numpy()

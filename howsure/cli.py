@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from .suite import PROTOCOLS, load_suite, suite_names
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
-        howsure.main(arguments, prog_name="howsure", standalone_mode=False)
+        with howsure.make_context("howsure", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            howsure.invoke(context)  # click's own main takes a closed pipe for a failure
         sys.exit(0)
     except UserError as error:
         _stop(str(error), 2)
@@ -110,6 +112,7 @@ def run(
     plugin: Any,
 ) -> None:
     """Run SUITE (a name or a TOML file): every method on every shift and backbone."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's time is over: as after Ctrl-C
     from .harness import Run
     from .plots import write_plots
     from .record import failures, skips
@@ -359,9 +362,9 @@ def score(
     inputs = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "size": _numbers(size, "--size", int)}
     table = score_folder(backbone, method, train, images, checkpoint, pick_device(device), inputs)
     if out is None:
-        click.echo(table.to_csv(index=False), nl=False)
+        click.echo(table.to_csv(index=False).encode(errors="surrogateescape"), nl=False)
     else:
-        table.to_csv(out, index=False)
+        table.to_csv(out, index=False, errors="surrogateescape")
         click.echo(f"{out}: {len(table)} images")
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
 
+FAULTS = (Exception, SystemExit)
+"""What a plugin's code may raise, where it must not stop what goes on without it."""
+
 WORKER = "in DataLoader worker process"
 
 

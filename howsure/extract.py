@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .contained import contained
 from .errors import UserError
 from .forward import Progress, run_pass
 from .keys import make_key, room, sources_of, values_of
@@ -114,7 +116,8 @@ class Extractor:
             seen = [(split, images[mine]) for (split, images), mine in zip(asked, masks, strict=True) if mine.any()]
             for key, rows in self._look(seen, some, progress).items():
                 found[key] = found[key].join(rows)
-        for split, rep in product((split for split, _ in asked), reps):
+        # gradients last: what an interruption leaves out is computed beside them then too, to the same last bits
+        for split, rep in product((split for split, _ in asked), sorted(reps, key=lambda rep: bool(rep.losses()))):
             if found[split.fingerprint, rep] is not there[split.fingerprint, rep]:
                 self._keep(split, rep, found[split.fingerprint, rep])
         return found
@@ -192,13 +195,19 @@ def _lack(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
 
 
 def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The state that `work` gives when torch's random numbers start from a seed; the caller's are left as they were.
+    """The state that `work` gives when torch's and numpy's random numbers start from a seed; the caller's are left as
+    they were.
 
     Its tensors are contiguous, as they come back from a file: memory layout changes the last bits of a product.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        state = work()
+    drawn = np.random.get_state()
+    try:
+        with contained(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            state = work()
+    finally:
+        np.random.set_state(drawn)
     if not isinstance(state, dict):
         raise UserError(f"fit returned a {type(state).__name__}; it must return a dict of tensors")
     return {key: v.contiguous() if isinstance(v, Tensor) else v for key, v in state.items()}

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,13 @@ import torch
 from tqdm import tqdm
 
 from .bench import Bench
-from .cells import CellError, Scorer, certain, refusal, runs_under
+from .cells import CellError, Scorer, candidates, certain, refusal, runs_under
 from .corruptions import kinds
 from .data import cache_root, data_root
-from .errors import NoGradients, UserError, one_line, told
+from .errors import FAULTS, NoGradients, UserError, one_line, told
 from .extract import Extractor, accuracy, seeded, union
 from .images import Subset
-from .keys import make_key, room, sources_of, values_of
+from .keys import hash_file, make_key, room, sources_of, values_of
 from .material import Material
 from .method import Method
 from .metrics import misclassification
@@ -65,6 +66,7 @@ class Run:
     def __call__(self) -> pd.DataFrame:
         """Run every cell; returns the results. What is finished is kept whatever happens."""
         self.record = new_record(now(), self.suite, self.folder.folder, self.methods, self.device, self.material)
+        self._read_code()
         try:
             self._refuse_nothing_to_do()
             self._refuse_to_overwrite()
@@ -77,6 +79,13 @@ class Run:
                 self._assemble()
             raise
         return self._assemble()
+
+    def _read_code(self) -> None:
+        """For the keys, before an edit while the run goes on: it is the code of now that runs."""
+        room()
+        for method in self.methods.values():
+            with suppress(*FAULTS):  # what it needs cannot be told: its cells fail, alone
+                list(sources_of(*candidates(method)))
 
     def _pairs(self) -> list[tuple[str, Protocol]]:
         """The methods with the protocols that they run under, each on every network."""
@@ -165,7 +174,7 @@ class Run:
     def _run_network(self, spec: BackboneSpec, seed: int, alone: bool) -> None:
         try:
             bench = self.bench(spec, seed)
-        except Exception as error:
+        except FAULTS as error:
             if alone:
                 raise
             self._note_lost(spec.name, seed, _reason(error))
@@ -212,7 +221,7 @@ class Run:
         """Why a method does not run on a network, and whether that is a failure of its own."""
         try:
             why = refusal(method, network)
-        except Exception as error:
+        except FAULTS as error:
             return "failed", _reason(error)
         return ("skipped", why) if why else None
 
@@ -243,12 +252,12 @@ class Run:
         missing then, so that only those fail that need what cannot be had."""
         try:
             self._extract(bench, methods)
-        except Exception as error:
+        except FAULTS as error:
             if isinstance(error, UserError) and not isinstance(error, NoGradients):
                 raise
             plain = {name: m for name, m in methods.items() if not any(rep.losses() for rep in union([m.needs]))}
             print(f"howsure: {bench.network.name}: {_reason(error)}; methods without this need go on", file=sys.stderr)
-            with suppress(Exception):
+            with suppress(*FAULTS):
                 self._extract(bench, plain)
 
     def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
@@ -280,6 +289,7 @@ class Run:
         return bool({"pseudo-unknown", "synthetic"} & set(self.suite.chosen_protocols()))
 
     def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, Refusal], errors: np.ndarray) -> None:
+        self.folder.begin(self.record)
         protocols = self._protocols(bench.divisible or bench.shifts)
         with self._bar(len(self.methods) * len(protocols), f"{backbone}: cells", "cell") as bar:
             for name, method in self.methods.items():
@@ -305,7 +315,7 @@ class Run:
         started, scores = time.perf_counter(), {}
         try:
             scores = self._score(scorer, protocol, cell, errors)
-        except Exception as error:
+        except FAULTS as error:
             cell.state, cell.why = "failed", _reason(error)
         cell.seconds = round(time.perf_counter() - started, 3)
         if cell.state == "failed":
@@ -348,14 +358,23 @@ class Run:
         return make_key(digest, *self._made_of(name))
 
     def _setting(self, name: CellName) -> str:
-        """The same before the network is there, by what the suite says of it."""
-        return make_key(self._specs[name.backbone], *self._made_of(name))
+        """The same before the network is there, by what the suite says of it and the files that it names."""
+        return make_key(self._said[name.backbone], *self._made_of(name))
+
+    @cached_property
+    def _said(self) -> dict[str, list[object]]:
+        found: dict[str, list[object]] = {}
+        for name, spec in self._specs.items():
+            named = (spec.use.rpartition(":")[0], self._checkpoint(spec) or "")
+            files = [self.suite.base / Path(one).expanduser() for one in named]
+            found[name] = [spec, *(hash_file(file) for file in files if file.is_file())]
+        return found
 
     def _made_of(self, name: CellName) -> list[object]:
         splits, method = self.material.splits, self.methods[name.method]
         images = [f"{split} {images.fingerprint}" for split, images in splits.items()]
         code = (*sources_of(method), room())
-        how = [*values_of(method), *method.grid, self.suite.name, name.protocol, name.seed]
+        how = [*values_of(method), *method.grid, self.suite.name, self.suite.id.test, name.protocol, name.seed]
         return [*how, *code, *self.material.shifts(splits), *images]
 
     def _note_lost(self, backbone: str, seed: int, why: str) -> None:
@@ -378,11 +397,20 @@ class Run:
         """Time each method once a backbone, on the network of the first seed, if none of its cells there failed."""
         if bench.seed != self.suite.seeds[0]:
             return
-        backbone = bench.network.name
-        states = {(c["method"], c["state"]) for c in self.record["cells"] if c["backbone"] == backbone}
-        worked = [name for name in methods if (name, "done") in states and (name, "failed") not in states]
-        keys = {name: self._timing_key(bench, methods[name]) for name in worked}
-        todo = [n for n in worked if self.fresh or (self.folder.read_timing(backbone, n) or {}).get("key") != keys[n]]
+        backbone, device = bench.network.name, str(bench.network.device)
+        cells = [c for c in self.record["cells"] if c["backbone"] == backbone]
+        failed = {c["method"] for c in cells if c["state"] == "failed"}
+        keys = {
+            c["method"]: self._key(bench.network.digest, CellName(backbone, bench.seed, c["protocol"], c["method"]))
+            for c in cells
+            if c["state"] == "done" and c["method"] not in failed
+        }
+
+        def timed(name: str) -> bool:
+            row = self.folder.read_timing(backbone, name) or {}
+            return (row.get("key"), row.get("device")) == (keys[name], device)
+
+        todo = [name for name in keys if self.fresh or not timed(name)]
         if not todo:
             return
         images = bench.splits["test"].images
@@ -394,12 +422,9 @@ class Run:
                 try:
                     row = time_method(methods[name], fit, bench.network, loaded, bench.extractor)
                     self.folder.write_timing(backbone, name, {**row, "method": name, "key": keys[name]})
-                except Exception as error:
+                except FAULTS as error:
                     print(f"howsure: {name} on {backbone} was not timed: {_reason(error)}", file=sys.stderr)
                 bar.update(1)
-
-    def _timing_key(self, bench: Bench, method: Method) -> str:
-        return make_key(bench.network.digest, bench.network.device, method, *sources_of(method), room())
 
     def _fit(self, bench: Bench, name: str, method: Method) -> Callable[[], Any]:
         scorer = Scorer(bench, name, method)
@@ -411,7 +436,7 @@ class Run:
         )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """In one line; with the place for an error that nobody foresaw."""
     return one_line(error) if isinstance(error, CellError | UserError) else told(error)
 

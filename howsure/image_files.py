@@ -20,7 +20,8 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", 
 class FileImages(Images):
     """Image files and their labels; each is read when it is asked for.
 
-    The fingerprint is made of the folder, names below it, sizes, times of change and labels; no image is read for it.
+    The fingerprint is made of the folder, names below it (in whatever encoding), sizes, times of change and labels; no
+    image is read for it.
     """
 
     def __init__(self, files: Sequence[Path], y: np.ndarray | Sequence[int], folder: Path) -> None:
@@ -41,14 +42,15 @@ class FileImages(Images):
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        digest = hashlib.sha256(str(self.folder.resolve()).encode())
+        digest = hashlib.sha256(str(self.folder.resolve()).encode(errors="surrogateescape"))
         for file, label in zip(self.files, self.y, strict=True):
             try:
                 stat = file.stat()
             except OSError as error:
                 raise UserError(f"{file}: not a readable image ({why(error)}); repair or remove it") from error
             times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
-            digest.update(f"{file.relative_to(self.folder)} {label} {stat.st_size} {times}\n".encode())
+            line = f"{file.relative_to(self.folder)} {label} {stat.st_size} {times}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 

@@ -27,7 +27,7 @@ INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "pl
 
 def make_key(*parts: object) -> str:
     """A short hash of the parts' representations."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def values_of(thing: Any) -> list[object]:

@@ -14,7 +14,7 @@ import torch
 
 from .corruptions import CORRUPTIONS
 from .data import Dataset
-from .errors import MissingData, UserError, told
+from .errors import FAULTS, MissingData, UserError, told
 from .images import Images, Joined, Subset, as_images
 from .protocol import Shift
 from .sources import Part, num_classes, resolve
@@ -74,7 +74,7 @@ class Material:
                 if not isinstance(error, MissingData):
                     raise
                 self.leave_out(spec.name, str(error))
-            except Exception as error:
+            except FAULTS as error:
                 self.leave_out(spec.name, told(error))
                 self.broken[spec.name] = told(error)
         self.splits = {**found, **self._corrupted(found["test"].images)}

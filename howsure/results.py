@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from .errors import UserError, why
-from .store import read_arrays, write_arrays
+from .store import read_arrays, whole, write_arrays
 
 RESULT_COLUMNS = [
     "suite", "backbone", "seed", "id", "task", "shift", "group", "severity", "method", "supervision", "protocol",
@@ -75,11 +74,19 @@ class RunFolder:
                 pass
 
     def write_cell(self, cell: Cell, scores: dict[str, np.ndarray] | None = None) -> None:
-        """Keep a cell: its scores (`id` or `id/<shift>`, and `<shift>`), then its record."""
+        """Keep a cell: its scores (`id` or `id/<shift>`, and `<shift>`), then its record.
+
+        What was there under another key goes first: a record never stands beside scores that it is not of.
+        """
+        record, file, before = self._record(cell.name), self._scores(cell.name), self.read_cell(cell.name)
+        with writing(record):
+            if before and before.key != cell.key:
+                record.unlink(missing_ok=True)
+            if not scores:
+                file.unlink(missing_ok=True)
         if scores:
-            arrays = {k: torch.tensor(v) for k, v in scores.items()}
-            _write_arrays(self.folder / "scores" / f"{cell.name.path}.safetensors", arrays)
-        _write_json(self._record(cell.name), asdict(cell))
+            _write_arrays(file, {k: torch.tensor(v) for k, v in scores.items()})
+        _write_json(record, asdict(cell))
 
     def read_cell(self, name: CellName) -> Cell | None:
         """The record of a cell, None where it has none."""
@@ -103,7 +110,7 @@ class RunFolder:
 
     def has_scores(self, name: CellName) -> bool:
         """Whether the file of a cell's scores is there, and whole."""
-        return read_arrays(self.folder / "scores" / f"{name.path}.safetensors") is not None
+        return read_arrays(self._scores(name)) is not None
 
     def suite(self) -> tuple[str, list[str] | None] | None:
         """The suite that the results are of, and where it is from, if that is known; None where there are none."""
@@ -112,6 +119,11 @@ class RunFolder:
             return str(record["suite"]), record.get("suite_from")
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Note which suite the results are of, where that is not known: a run that is killed could not do it later."""
+        if self.suite() != (run["suite"], run["suite_from"]):
+            _write_json(self.folder / "run.json", run)
 
     def shifts(self) -> set[str]:
         """Names of the shifted sets that finished cells have results on."""
@@ -134,16 +146,18 @@ class RunFolder:
     def assemble(self, run: dict[str, Any]) -> pd.DataFrame:
         """Put `results.csv`, `results.parquet`, `timing.csv` and `run.json` together from what is finished.
 
-        Only cells that are done in `run["cells"]` count: what an earlier run with other methods left behind stays out.
+        Only cells that are done in `run["cells"]` count, and times of their methods as they are there: what an earlier
+        run with other methods, or other values of theirs, left behind stays out.
         """
         done = [c for c in run["cells"] if c["state"] == "done"]
         wanted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in done}
-        rows = [r for c in self.cells() if tuple(asdict(c.name).values()) in wanted for r in c.rows]
+        cells = [c for c in self.cells() if astuple(c.name) in wanted]
+        rows, keys = [r for c in cells for r in c.rows], {c.key for c in cells}
         results = pd.DataFrame(rows, columns=RESULT_COLUMNS).astype({"severity": "Int64"})
         _write_whole(self.folder / "results.csv", lambda p: results.to_csv(p, index=False))
         _write_whole(self.folder / "results.parquet", lambda p: results.to_parquet(p, index=False))
         pairs = dict.fromkeys((c["backbone"], c["method"]) for c in run["cells"])
-        timing = [t for pair in pairs if (t := self.read_timing(*pair))]
+        timing = [t for pair in pairs if (t := self.read_timing(*pair)) and t.get("key") in keys]
         table = pd.DataFrame(timing, columns=TIMING_COLUMNS)
         _write_whole(self.folder / "timing.csv", lambda p: table.to_csv(p, index=False))
         _write_json(self.folder / "run.json", run)
@@ -151,6 +165,9 @@ class RunFolder:
 
     def _record(self, name: CellName) -> Path:
         return self.folder / "cells" / f"{name.path}.json"
+
+    def _scores(self, name: CellName) -> Path:
+        return self.folder / "scores" / f"{name.path}.safetensors"
 
 
 def read_results(folder: Path) -> pd.DataFrame:
@@ -208,17 +225,8 @@ def _write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
 
 
 def _write_whole(path: Path, write: Any) -> None:
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-        os.close(handle)
-        try:
-            write(Path(temporary))
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    with writing(path), whole(path) as temporary:
+        write(temporary)
 
 
 @contextmanager

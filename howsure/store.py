@@ -5,25 +5,37 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from zlib import crc32
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 
-def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what is then put in the place of `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
     try:
-        order = {"order": json.dumps(list(arrays))}
-        save_file({k: v.detach().cpu().contiguous() for k, v in arrays.items()}, temporary, order)
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
+    """Write a safetensors file whole or not at all, with the order of its arrays and a sum to check them by."""
+    arrays = {key: value.detach().cpu().contiguous() for key, value in arrays.items()}
+    with whole(path) as temporary:
+        save_file(arrays, temporary, {"order": json.dumps(list(arrays)), "sum": _sum(arrays)})
 
 
 def read_arrays(path: Path) -> dict[str, Tensor] | None:
@@ -31,10 +43,18 @@ def read_arrays(path: Path) -> dict[str, Tensor] | None:
     itself; None where there is none or it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            order = json.loads((file.metadata() or {}).get("order", "null"))
-            return {key: file.get_tensor(key) for key in order or file.keys()}
+            kept = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in json.loads(kept.get("order", "null")) or file.keys()}
     except (OSError, ValueError, SafetensorError):
         return None
+    return arrays if kept.get("sum") in (None, _sum(arrays)) else None
+
+
+def _sum(arrays: dict[str, Tensor]) -> str:
+    total = 0
+    for value in arrays.values():
+        total = crc32(value.reshape(-1).view(torch.uint8).numpy().data, total)
+    return str(total)
 
 
 class Memory:

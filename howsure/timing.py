@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from .contained import contained
 from .extract import Extractor
 from .forward import run_pass
 from .method import Method
@@ -38,7 +39,8 @@ def time_method(
 
     def score() -> Tensor:
         reps = run_pass(network, loaded, method.needs, states)
-        return method.score(reps, **state)
+        with contained():
+            return method.score(reps, **state)
 
     def forward() -> object:
         return run_pass(network, loaded, (Logits(),))

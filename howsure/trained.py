@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from . import training
@@ -21,10 +22,11 @@ from .backbone import Backbone, InputSpec
 from .blueprints import built
 from .checkpoints import load_checkpoint
 from .data import cache_root
-from .errors import UserError
+from .errors import UserError, why
 from .images import Images
 from .keys import hash_file, layers_of, source_of
 from .network import Network, check_output
+from .store import whole
 from .training import Progress
 
 _TRAINED_WITH = ("torch", "timm", "numpy")
@@ -48,19 +50,24 @@ class Trainer:
         if self.backbone.recipe is None or self.images is None:
             reason = "has no recipe to be trained on the spot" if self.images is not None else "is not trained yet"
             raise UserError(f"backbone '{self.use}' {reason}; give checkpoint = a file")
-        file = (self.cache or cache_root() / "networks") / self.key(seed) / "weights.safetensors"
+        cache = self.cache or cache_root() / "networks"
+        file = cache / self.key(seed) / "weights.safetensors"
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             network = Network(name, self.build(), self.input, self.num_classes)
         check_output(network, self.use)
         record = _cached(network, file)
         if record is None:
+            _refuse_to_train_in_vain(cache)
             network = replace(network, device=self.device)
             training.train(network, self.images, self.backbone.recipe, seed, self.progress)
             network = replace(network, device=torch.device("cpu"))
             check_output(network, self.use)
             record = self.record(network, seed)
-            _keep(network, record, file)
+            try:
+                _keep(network, record, file)
+            except (OSError, SafetensorError) as error:
+                print(f"howsure: {file.parent}: the trained network is not kept ({why(error)})", file=sys.stderr)
         network.accuracy = record.get("test_accuracy")
         return network
 
@@ -101,23 +108,25 @@ def _cached(network: Network, file: Path) -> dict[str, Any] | None:
         return None
     with suppress(UserError, ValueError, OSError):
         kept = json.loads(record.read_text(encoding="utf-8"))
-        load_checkpoint(network, file)
-        return kept
+        if kept.get("weights") in (None, hash_file(file)):
+            load_checkpoint(network, file)
+            return kept
     return None
 
 
 def _keep(network: Network, record: dict[str, Any], file: Path) -> None:
     """Write weights and record so that a reader sees all of a file or nothing of it."""
-    state = {key: value.contiguous() for key, value in network.model.state_dict().items()}
+    with whole(file) as temporary:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in network.model.state_dict().items()}, temporary)
+        weights = hash_file(temporary)
+    with whole(file.with_name("network.json")) as temporary:
+        temporary.write_text(json.dumps({**record, "weights": weights}, indent=2), encoding="utf-8")
+
+
+def _refuse_to_train_in_vain(cache: Path) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, safetensors.torch.save(state))
-        _write(file.with_name("network.json"), json.dumps(record, indent=2).encode())
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
     except OSError as error:
-        raise UserError(f"{file.parent}: cannot be written to ({error.strerror}); set HOWSURE_CACHE") from error
-
-
-def _write(file: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-        temporary.write(content)
-    os.replace(temporary.name, file)
+        raise UserError(f"{cache}: cannot be written to ({why(error)}); set HOWSURE_CACHE") from error

@@ -61,6 +61,13 @@ def test_python_m_howsure_is_the_same():
     assert "0.1.0" in done.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    with subprocess.Popen([sys.executable, "-m", "howsure", "list", "suites"], stdout=-1, stderr=-1, text=True) as call:
+        call.stdout.close()
+        assert call.stderr.read() == ""
+    assert call.returncode == 0
+
+
 @pytest.mark.parametrize("kind", ["methods", "datasets", "backbones", "suites"])
 def test_lists(kind, capsys):
     assert stop("list", kind) == 0
@@ -335,6 +342,16 @@ def test_percentiles_are_of_images_that_a_method_is_not_fitted_on(images, sizes)
     fitted, apart = _divided(known)
     assert (len(fitted), len(apart)) == sizes
     assert images < 5 or {*fitted.y, *apart.y} == set(range(images))
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_score_files_with_names_of_another_encoding(folder, tmp_path, capfdbinary, to_file):
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / "a" / "0.png").rename(folder / "a" / name)
+    out = tmp_path / "scores.csv"
+    options = ["--backbone", "small-cnn", "--method", "msp", "--train", "digits", *(["--out", str(out)] * to_file)]
+    assert stop("score", *options, str(folder)) == 0
+    assert b"caf\xe9.png" in (out.read_bytes() if to_file else capfdbinary.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from howsure import (
 from howsure.backbone import InputSpec
 from howsure.cells import refusal
 from howsure.check import snapshot
-from howsure.extract import Extractor, union
+from howsure.extract import Extractor, seeded, union
 from howsure.forward import run_pass
 from howsure.images import Subset
 from howsure.plugins import METHODS
@@ -220,6 +220,21 @@ def test_what_the_shared_pass_gives_does_not_depend_on_rows_that_are_there(conv_
     assert all(torch.equal(found[rep], plain[rep]) for rep in plain)
 
 
+def test_an_interruption_leaves_nothing_that_would_be_computed_without_the_gradients(conv_net, split, tmp_path):
+    extractor, kept = Extractor(conv_net, Store(tmp_path), split), []
+    extractor.store.put = lambda key, arrays: kept.append(key)
+    extractor(split, (Logits(), GradNorms(), ActivationNorms(), SmallGrads(), Features()))
+    assert set(kept[-2:]) == {extractor._key(split, rep) for rep in (GradNorms(), SmallGrads())}
+
+
+def test_what_a_fit_draws_by_numpy_goes_by_the_seed():
+    before = np.random.get_state()[1].tolist()
+    one, same, other = (seeded(seed, lambda: {"x": torch.from_numpy(np.random.rand(3))})["x"] for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert np.random.get_state()[1].tolist() == before
+
+
 def test_an_image_that_is_not_there_is_an_error(conv_net, split):
     for wrong in (-1, len(split)):
         with pytest.raises(IndexError):
@@ -347,12 +362,15 @@ def test_store_misses_when_anything_changed(conv_net, images, tmp_path):
     assert extractor._key(Split("same images", ArrayImages(images.x.copy(), images.y)), Logits()) in keys
 
 
-def test_a_damaged_file_is_computed_again(conv_net, split, tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda x: x[:100], lambda x: x[:-9] + bytes(9), lambda x: x[:-1] + bytes([x[-1] ^ 1])]
+)
+def test_a_damaged_file_is_computed_again(conv_net, split, tmp_path, damage):
     store = Store(tmp_path)
     extractor = Extractor(conv_net, store, split)
     first = extractor(split, (Logits(),))[Logits()].clone()
     path = store.path(extractor._key(split, Logits()))
-    path.write_bytes(path.read_bytes()[:100])
+    path.write_bytes(damage(path.read_bytes()))
     assert torch.equal(extractor(split, (Logits(),))[Logits()], first)
 
 

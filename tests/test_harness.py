@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sys
+import warnings
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -260,6 +263,7 @@ def _raise(logits):
         (lambda z: z.amax(1) * torch.nan, "40 of 40 scores of 'test' are NaN or infinite"),
         (lambda z: z, "shape"),
         (_raise, "ZeroDivisionError: no"),
+        (lambda z: sys.exit(3), "SystemExit: 3"),
     ],
     indirect=["plugin"],
 )
@@ -297,11 +301,12 @@ def test_score_says_that_a_network_has_no_gradients_of_single_images(material, t
 
 
 @pytest.mark.parametrize("plugin", [lambda z: z.amax(1)], indirect=True)
-def test_a_representation_that_breaks_fails_its_own_cells_alone(plugin, material, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_a_representation_that_breaks_fails_its_own_cells_alone(plugin, error, material, tmp_path, monkeypatch, capsys):
     @dataclass(frozen=True)
     class Broken(Representation):
         def compute(self, batch):
-            raise ZeroDivisionError("no such thing")
+            raise error("no such thing")
 
     monkeypatch.setattr(METHODS[plugin], "needs", (Broken(),))
     assert run("run", write_suite(material, "broken", ["msp", plugin], ["none"]), "--out", tmp_path) == 1
@@ -322,6 +327,68 @@ def test_what_is_finished_survives_an_interruption(material, tmp_path, monkeypat
     monkeypatch.setattr(METHODS["energy"], "score", original)
     assert run("run", suite, "--out", tmp_path) == 0
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp", "energy"}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_stop_leaves_results_of_what_is_finished(stop, material, tmp_path, monkeypatch):
+    suite = write_suite(material, "stopped", ["msp", "energy"], ["none"])
+    monkeypatch.setattr(METHODS["energy"], "score", lambda self, reps: os.kill(os.getpid(), stop))
+    assert run("run", suite, "--out", tmp_path) == 130
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
+
+
+def test_what_a_killed_run_finished_is_not_replaced_by_another_suite(material, tmp_path, monkeypatch, capsys):
+    def killed(self, reps):
+        raise KeyboardInterrupt
+
+    first, other = (write_suite(material, name, ["msp", "energy"], ["none"]) for name in ("killed", "next"))
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["energy"], "score", killed)
+        patch.setattr(RunFolder, "assemble", lambda self, run: None)
+        assert run("run", first, "--out", tmp_path) == 130
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert run("run", other, "--out", tmp_path) == 2
+    assert "has results of the suite 'killed'" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_no_record_stands_beside_scores_of_another_cell(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    folder, name = RunFolder(tmp_path), CellName("net", 0, "none", "msp")
+    folder.write_cell(Cell(name, "done", "one"), {"id": np.zeros(3), "far": np.zeros(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr("howsure.results._write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write_cell(Cell(name, "done", "another"), {"id": np.ones(3), "far": np.ones(3)})
+    assert folder.read_cell(name) is None
+    folder.write_cell(Cell(name, "failed", "another"))
+    assert read_scores(tmp_path, name) == {}
+
+
+def test_code_that_is_edited_while_it_runs_is_not_taken_for_what_ran(material, tmp_path, monkeypatch):
+    file, out = tmp_path / "edited.py", tmp_path / "out"
+    text = (
+        "from dataclasses import dataclass\nfrom howsure import Logits, Method\n\n"
+        "@dataclass(frozen=True)\nclass Edited(Method):\n    needs = (Logits(),)\n\n"
+        "    def score(self, reps):\n        return -reps[Logits()].amax(1)\n"
+    )
+    file.write_text(text)
+    suite, found, extract = write_suite(material, "edited", ["edited"], ["none"]), [], Run._extract
+
+    def edit(self, *arguments):
+        file.write_text(text.replace("-reps", "reps"))
+        return extract(self, *arguments)
+
+    monkeypatch.setattr(Run, "_extract", edit)
+    for _ in range(2):
+        assert run("run", suite, "--out", out, "--plugin", file) == 0
+        found.append(pd.read_csv(out / "results.csv").query("metric == 'auroc'")["value"])
+        METHODS._classes.pop("edited", None)
+        sys.modules.pop("howsure_plugins.edited")
+    assert np.allclose(found[0], 1 - found[1])
+    assert not np.allclose(found[0], found[1])
 
 
 def test_a_missing_shift_is_named_and_the_rest_runs(material, tmp_path, capsys):
@@ -547,13 +614,57 @@ def test_a_run_that_cannot_start_leaves_the_results_of_an_earlier_one(material, 
     assert (tmp_path / "results.csv").read_text() == before
 
 
-@pytest.mark.parametrize("plugin", [lambda z: z.mul_(0).amax(1)], indirect=True)
-def test_a_method_that_writes_into_its_arrays_spoils_no_other(plugin, material, tmp_path):
-    suite = write_suite(material, "writing", [plugin, "energy"], ["none"])
+def _meddle(logits):
+    print("a method prints")
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    torch.set_float32_matmul_precision("medium")
+    torch.use_deterministic_algorithms(True)
+    np.seterr(all="raise")
+    os.chdir("/")
+    warnings.simplefilter("ignore")
+    return logits.mul_(0).amax(1)
+
+
+@pytest.mark.parametrize("plugin", [lambda z: z.amax(1)], indirect=True)
+def test_a_representation_that_leaves_a_network_in_another_mode_spoils_no_other(
+    plugin, material, tmp_path, monkeypatch
+):
+    @dataclass(frozen=True)
+    class Waking(Representation):
+        def compute(self, batch):
+            batch.network.model.train().requires_grad_(False)
+            return batch.logits
+
+    monkeypatch.setattr(METHODS[plugin], "needs", (Waking(), Logits()))
+    suite, found = write_suite(material, "waking", [plugin, "confound", "odin"], ["none"]), []
+    for out, methods in (("both", f"{plugin},confound,odin"), ("alone", "confound,odin")):
+        monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / f"cache of {out}"))
+        assert run("run", suite, "--methods", methods, "--out", tmp_path / out) == 0
+        table = pd.read_csv(tmp_path / out / "results.csv")
+        found.append(table[table["method"] != plugin]["value"].tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("plugin", [_meddle], indirect=True)
+def test_a_method_that_meddles_spoils_no_other(plugin, material, tmp_path, monkeypatch, capsys):
+    suite, before = write_suite(material, "meddling", [plugin, "odin", "confound_detector"], ["same-shift"]), settings()
+    monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / "cache"))
     assert run("run", suite, "--out", tmp_path / "both") == 0
-    assert run("run", suite, "--methods", "energy", "--out", tmp_path / "alone") == 0
+    assert settings() == before
+    assert "a method prints" not in capsys.readouterr().out
+    monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / "another"))
+    assert run("run", suite, "--methods", "odin,confound_detector", "--out", tmp_path / "alone") == 0
     both, alone = (pd.read_csv(tmp_path / name / "results.csv") for name in ("both", "alone"))
-    assert both[both["method"] == "energy"]["value"].tolist() == alone["value"].tolist()
+    assert both[both["method"] != plugin]["value"].tolist() == alone["value"].tolist()
+
+
+def settings() -> list[object]:
+    found: list[object] = [torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()]
+    found += [torch.get_num_threads(), torch.get_float32_matmul_precision()]
+    return [*found, torch.are_deterministic_algorithms_enabled(), np.geterr(), os.getcwd(), [*warnings.filters]]
 
 
 def test_a_finished_network_or_shift_out_of_reach_loses_nothing(material, tmp_path, capsys):
@@ -711,6 +822,27 @@ def test_an_interrupted_run_shows_no_cell_that_it_would_not_make(
     assert {(cell["backbone"], cell["method"]) for cell in cells} == set(shown)
 
 
+@pytest.mark.parametrize("file", ["net.py", "weights.safetensors"])
+def test_an_interrupted_run_shows_no_cell_of_a_network_that_is_another_now(file, material, tmp_path, monkeypatch):
+    def interrupt(self, reps):
+        raise KeyboardInterrupt
+
+    shutil.copytree(material, tmp_path / "here")
+    suite = write_suite(
+        tmp_path / "here", "anew", ["msp", "energy"], ["none"], OTHER + 'checkpoint = "other.safetensors"\n'
+    )
+    place = tmp_path / "here" / file.replace("weights", "other")
+    shutil.copy(tmp_path / "here" / "weights.safetensors", tmp_path / "here" / "other.safetensors")
+    assert run("run", suite, "--out", tmp_path) == 0
+    if file == "net.py":
+        place.write_text(NET + "# edited\n")
+    else:
+        save_file({key: 2 * value for key, value in load_file(place).items()}, place)
+    monkeypatch.setattr(METHODS["energy"], "score", interrupt)
+    assert run("run", suite, "--fresh", "--out", tmp_path) == 130
+    assert set(pd.read_csv(tmp_path / "results.csv")["backbone"]) == {"tiny"}
+
+
 @pytest.mark.parametrize(
     ("methods", "protocols"), [(["confound_detector"], ["none"]), (["msp", "knn"], ["leave-one-out"])]
 )
@@ -727,7 +859,12 @@ def test_a_run_with_nothing_to_do_says_so_and_leaves_results_alone(methods, prot
     assert (tmp_path / "results.csv").read_text() == before
 
 
-@pytest.mark.parametrize("lose", [Path.unlink, lambda file: os.truncate(file, file.stat().st_size // 2)])
+def flip(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda file: os.truncate(file, file.stat().st_size // 2), flip])
 def test_a_cell_whose_scores_are_lost_is_computed_again(lose, material, tmp_path):
     suite, scores = write_suite(material, "lost_scores", ["msp"], ["none"]), tmp_path / "scores"
     assert run("run", suite, "--out", tmp_path) == 0
@@ -834,6 +971,28 @@ def test_a_method_is_timed_again_when_it_is_another(material, tmp_path):
         assert run("run", suite, "--out", tmp_path) == 0
         kept.append((tmp_path / "timing" / "tiny" / "energy.json").stat().st_mtime_ns)
     assert kept[0] == kept[1] < kept[2]
+
+
+def test_times_of_other_images_or_of_a_method_that_fails_now_are_not_shown(material, tmp_path, monkeypatch):
+    def refuse(self, reps):
+        raise ZeroDivisionError
+
+    suite = Path(write_suite(material, "times", ["msp", "energy"], ["none"]))
+    assert run("run", suite, "--out", tmp_path) == 0
+    suite.write_text("max_images = 20\n" + suite.read_text())
+    monkeypatch.setattr(METHODS["energy"], "score", refuse)
+    assert run("run", suite, "--out", tmp_path) == 1
+    times = pd.read_csv(tmp_path / "timing.csv")
+    assert times[["method", "n_images"]].to_numpy().tolist() == [["msp", 20]]
+
+
+def test_results_name_the_data_as_the_suite_does_now(material, tmp_path):
+    suite = Path(write_suite(material, "named", ["msp"], ["none"]))
+    shutil.copy(material / "known.npz", material / "copy.npz")
+    for name in ("known", "copy"):
+        suite.write_text(suite.read_text().replace("npz:known.npz", f"npz:{name}.npz"))
+        assert run("run", suite, "--out", tmp_path) == 0
+        assert set(pd.read_csv(tmp_path / "results.csv")["id"]) == {f"npz:{name}.npz"}
 
 
 def test_a_tuned_cell_is_not_taken_for_one_whose_values_the_suite_sets(material, tmp_path):

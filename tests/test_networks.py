@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,12 +96,14 @@ def test_another_seed_data_recipe_or_input_is_another_network(tmp_path, images, 
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "network.json"])
-def test_damaged_kept_files_are_made_anew(tmp_path, images, name):
+@pytest.mark.parametrize("damage", [lambda x: x[:20], lambda x: x[:-5] + bytes([x[-5] ^ 64]) + x[-4:]])
+def test_damaged_kept_files_are_made_anew(tmp_path, images, name, damage):
     first = tiny(train_images=images, cache=tmp_path)
     (file,) = tmp_path.glob(f"*/{name}")
-    file.write_bytes(file.read_bytes()[:20])
+    sound = file.read_bytes()
+    file.write_bytes(damage(sound))
     assert tiny(train_images=images, cache=tmp_path).digest == first.digest
-    assert len(file.read_bytes()) > 20
+    assert file.read_bytes() == sound
 
 
 def test_members_are_trained_from_other_seeds(tmp_path, images):
@@ -151,8 +154,20 @@ def test_a_backbone_that_does_not_serve_is_one_line_and_not_kept(tmp_path, image
 
 def test_an_unwritable_cache(tmp_path, images):
     (tmp_path / "file").write_text("in the way")
+    epochs = []
     with pytest.raises(UserError, match="cannot be written to"):
-        tiny(train_images=images, cache=tmp_path / "file")
+        tiny(train_images=images, cache=tmp_path / "file", progress=lambda *epoch: epochs.append(epoch))
+    assert not epochs
+
+
+def test_a_disk_that_is_full_after_training_loses_no_network(tmp_path, images, monkeypatch, capsys):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert tiny(train_images=images, cache=tmp_path).accuracy is None
+    assert "the trained network is not kept (No space left on device)" in capsys.readouterr().err
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
 # Checkpoints
