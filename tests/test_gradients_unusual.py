@@ -12,11 +12,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from howsure.gradients import grad_sq_norms, one_by_one, verify
 from howsure.gradients.chunk import Chunk
+from howsure.gradients.layout import Layout
+from howsure.gradients.parts import Call
 from howsure.gradients.plan import _plans
-from howsure.gradients.rule import sq_norm
+from howsure.gradients.rule import sq_norm, tensors
 from howsure.losses import Predicted
 
 
@@ -1306,3 +1309,61 @@ def test_weights_that_the_network_itself_changes(how, n):
         net[0]._forward_hooks.clear()
         grad_sq_norms(net, x, spread)
         assert (net[0].weight[:, :, 2] == 0).all()
+
+
+class Transposed(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1))
+
+
+class Last(nn.Module):
+    def forward(self, out: tuple[Tensor, Tensor]) -> Tensor:
+        return out[0][-1]
+
+
+GENERAL = {
+    "a product": lambda: Net(lambda net, x: net.last(x[:, None].expand(-1, 7, -1) @ net.first.weight).tanh().mean(1)),
+    "an einsum": lambda: Net(lambda net, x: net.last(torch.einsum("bi,io->bo", x, net.first.weight).tanh())),
+    "a slope": lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 3)),
+    "a transposed convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 1, 1)), nn.ConvTranspose2d(4, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(54, 3)
+    ),
+    "a recurrent layer": lambda: Transposed(
+        nn.Flatten(0, 1), nn.Unflatten(0, (4, -1)), nn.Unflatten(1, (-1, 1)), nn.LSTM(1, 5), Last(), nn.Linear(5, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GENERAL)
+def test_the_general_path_costs_each_image_once(what):
+    class Sizes(TorchDispatchMode):
+        entries = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.entries += sum(t.numel() for t in tensors((out,)))
+            return out
+
+    net, cost = GENERAL[what](), []
+    for n in (6, 48):
+        exact(net, images(n, 4), max_batch=n)
+        with Sizes() as sizes:
+            grad_sq_norms(net, images(n, 4), spread, max_batch=n)
+        cost.append(sizes.entries)
+    assert cost[1] < 10 * cost[0]
+
+
+def test_gradients_of_parts_of_a_call_are_checked():
+    x, w, d = images(5, 3, 4), images(3), images(5, 3, 4).flip(0)
+    call = Call(lambda given: [F.prelu(given[0], given[1])], {0: x, 1: w}, {1}, [d], [Layout()], 5)
+    (good,) = [found for cut in call.guesses() if (found := call.in_parts(cut)) is not None]
+    torch.testing.assert_close(good[1], torch.where(x < 0, x * d, 0).sum(2))
+    assert call.adds_up(good)
+    others = good[1].clone()
+    others[:2] = good[1][:2].flip(0)
+    for wrong in (others, good[1] * torch.arange(5)[:, None].clamp(max=1), good[1] * (1 + 1e-6), good[1] * 0):
+        assert not call.adds_up({1: wrong})
+    small = torch.tensor([1, 1e-12, 1, 0, 1], dtype=x.dtype)[:, None]
+    call = Call(call.outputs, call.given, {1}, [d * small[..., None]], [Layout()], 5)
+    assert call.adds_up({1: good[1] * small})
+    assert not call.adds_up({1: good[1] * small.where(small != 1e-12, -1e-12)})

@@ -130,7 +130,8 @@ class Chunk:
         return found
 
     def _backward(self, logits: Tensor, seeds: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        self.ledger = Ledger(self.task.wanted, self.task.small, self.tracer, self.hidden, self.n, logits)
+        task = self.task
+        self.ledger = Ledger(task.wanted, task.small, self.tracer, self.hidden, self.n, logits, task.plan.ways)
         for site in self.tracer.sites:
             site.rule.doubts = self.attempt.doubts
         self.attribution = Attribution(self.tracer, self.task.plan, self.n, bool(self.hidden))
