@@ -1367,3 +1367,32 @@ def test_gradients_of_parts_of_a_call_are_checked():
     call = Call(call.outputs, call.given, {1}, [d * small[..., None]], [Layout()], 5)
     assert call.adds_up({1: good[1] * small})
     assert not call.adds_up({1: good[1] * small.where(small != 1e-12, -1e-12)})
+
+
+class Observed(nn.Module):
+    """Rounds to steps that follow the range of the maps, in eval mode too, as observers of quantisation do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.ones(()))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.on = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.on:
+            self.largest.lerp_(x.detach().abs().amax(), 0.01)
+        step = self.largest / 127
+        return x + ((x / step).round() * step - x).detach()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_observers_that_are_on_are_an_error_that_names_them(hooked):
+    net, x = nn.Sequential(nn.Linear(4, 8), Observed(), nn.Tanh(), nn.Linear(8, 3)).eval(), images(5, 4).float()
+    if hooked:
+        net[0].register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"changes 1\.largest .*disable_observer"):
+            grad_sq_norms(net, x, spread)
+    net[1].on = False
+    exact(net, x.double())

@@ -63,8 +63,8 @@ class General(Rule):
     """Any call. Weights are keyed by their position among its flattened arguments."""
 
     name = "general path: vector-Jacobian product of the call, sample by sample"
-    way: int | None = None
-    """Which guess of how samples lie in the inputs held in an earlier pass."""
+    way: dict[int, Layout] | None = None
+    """Which guess of how samples lie in the inputs held in an earlier pass; an empty one if none did."""
 
     def __init__(self, func: Any, leaves: list[Any], spec: Any, weights: set[int], overwrites: bool):
         self.func, self.arguments, self.spec, self.weights = func, dict(enumerate(leaves)), spec, weights
@@ -114,19 +114,19 @@ class General(Rule):
         outputs = lambda tensors: self._outputs(tensors, at)  # noqa: E731
         call = Call(outputs, given, self.weights, [d[k] for k in at], [layout[k] for k in at], n)
         worth = n > 2 and any(given[k].numel() for k in self.weights)
-        cuts, known = call.guesses() if worth else [], self.way
-        for k in dict.fromkeys([known or 0, *range(len(cuts))]):
-            found = call.in_parts(cuts[k]) if k < len(cuts) else None
+        guesses, known = call.guesses() if worth else [], self.way
+        for cut in sorted(guesses, key=lambda cut: cut != known) if known != {} else []:
+            found = call.in_parts(cut)
             if found is None:
                 continue
             holds = call.adds_up(found)
-            if self.doubts is not None and k == known:
+            if self.doubts is not None and cut == known:
                 self.doubts.append(~holds)
                 return found
             if holds:
-                self.way = k
+                self.way = cut
                 return found
-        self.way = len(cuts)
+        self.way = {}
         return self._one_after_the_other(call)
 
     def _one_after_the_other(self, call: Call) -> dict[Any, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .general import General, pull_back
 from .graph import leaves
+from .layout import Layout
 from .rule import Again, sq_norm
 from .site import Site
 from .trace import Tracer
@@ -43,7 +44,7 @@ class Ledger:
         hidden: list[Tensor],
         n: int,
         like: Tensor,
-        ways: dict[tuple[int, int], int | None],
+        ways: dict[tuple[int, int], dict[int, Layout] | None],
     ):
         self.n, self.small, self.wanted, self.ways = n, small, wanted, ways
         self.dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
