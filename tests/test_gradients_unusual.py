@@ -743,6 +743,24 @@ class Squeezed(nn.Module):
         return self.layer(x.squeeze()).reshape(len(x), -1)
 
 
+BOXES = {
+    "dict": (lambda x, z: {"maps": x, "logits": z}, r"\['logits'\]"),
+    "tuple": (lambda x, z: (x[:, None], z), r"\[1\]"),
+    "Pair": (lambda x, z: Pair(z, None), r"\[0\]"),
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("ask", [grad_sq_norms, one_by_one, verify])
+def test_logits_within_something_are_an_error_that_says_where(kind, ask):
+    box, says = BOXES[kind]
+    net = Net(lambda net, x: box(x, net.last(net.first(x)))).double()
+    with pytest.raises(
+        ValueError, match=rf"not to {kind}; wrap it in a module whose forward returns network\(x\){says}"
+    ):
+        ask(net, images(3, 4), spread)
+
+
 def test_integer_logits_are_an_error():
     with pytest.raises(ValueError, match=r"floating-point numbers, not torch\.int64"):
         grad_sq_norms(Net(lambda net, x: net.last(x).long()).double(), images(5, 4), spread)
