@@ -1379,6 +1379,11 @@ def test_the_general_path_costs_each_image_once(what):
     assert cost[1] < 10 * cost[0]
 
 
+def test_calls_that_torch_cannot_batch_are_made_without_a_word(capfd):
+    exact(Net(lambda net, x: net.last(F.embedding_bag(x.argsort(1), net.first.weight).tanh())), images(8, 4))
+    assert not capfd.readouterr().err
+
+
 def test_gradients_of_parts_of_a_call_are_checked():
     x, w, d = images(5, 3, 4), images(3), images(5, 3, 4).flip(0)
     call = Call(lambda given: [F.prelu(given[0], given[1])], {0: x, 1: w}, {1}, [d], [Layout()], 5)
