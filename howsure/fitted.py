@@ -15,6 +15,7 @@ from .cells import CellError, refusal, scored
 from .errors import UserError
 from .extract import seeded
 from .forward import States, run_pass
+from .gradients.result import no_logits
 from .method import Method
 from .network import Network, doubts_of_output
 from .representation import Representation, Reps
@@ -141,7 +142,7 @@ def _network(model: nn.Module, images: Tensor, std: Sequence[float] | None) -> N
     with torch.no_grad():
         logits = model.eval()(images[:2].to(some.device, some.dtype))
     if not (isinstance(logits, Tensor) and logits.dim() == 2):
-        raise UserError(f"{type(model).__name__} must map images to logits [n, classes]")
+        raise UserError(f"{type(model).__name__} must map images to logits [n, classes], not to {no_logits(logits)}")
     network = Network(type(model).__name__, model, spec, logits.shape[1], device=some.device)
     for doubt in doubts_of_output(network):
         warnings.warn(f"{network.name}: {doubt}", stacklevel=3)

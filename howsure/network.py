@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .backbone import InputSpec
 from .errors import UserError, why
+from .gradients.result import no_logits
 from .images import eight_bits
 from .keys import layers_of
 from .layers import find_heads, stages
@@ -140,8 +141,9 @@ def check_output(network: Network, use: str) -> None:
             f"{use}: fails on images {shape} (channels, height, width): {why(error)}; check size and mean"
         ) from error
     if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 2:
-        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise UserError(f"{use}: must map [2, {', '.join(map(str, shape))}] to logits [2, classes]; got {got}")
+        raise UserError(
+            f"{use}: must map [2, {', '.join(map(str, shape))}] to logits [2, classes], not to {no_logits(out)}"
+        )
     if out.shape[1] != network.num_classes:
         raise UserError(
             f"{use}: a network of {out.shape[1]} classes, but the data has {network.num_classes}; "

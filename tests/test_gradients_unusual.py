@@ -12,11 +12,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from howsure.gradients import grad_sq_norms, one_by_one, verify
 from howsure.gradients.chunk import Chunk
+from howsure.gradients.layout import Layout
+from howsure.gradients.parts import Call
 from howsure.gradients.plan import _plans
-from howsure.gradients.rule import sq_norm
+from howsure.gradients.rule import sq_norm, tensors
 from howsure.losses import Predicted
 
 
@@ -130,7 +133,15 @@ def repeat_then_add(net: Net, x: Tensor) -> Tensor:
     return net.last(t * x)
 
 
+def nested(net: Net, x: Tensor) -> Tensor:
+    """Sequences of several lengths without padding."""
+    rows = torch.nested.as_nested_tensor([image[: 2 + int(image[0] > 0), None] for image in x], layout=torch.jagged)
+    h = F.layer_norm(F.linear(rows, net.first.weight[:, :1], net.first.bias), (4,), net.a, net.b)
+    return net.last(torch.stack([image.sum(0) for image in h.unbind()]))
+
+
 UNSEEN = {
+    "nested tensors": nested,
     "a scripted function before all layers": lambda net, x: net.last(net.first(doubled(x)).tanh()),
     "data by way of a list": lambda net, x: net.last(net.first(torch.tensor(x.tolist(), dtype=x.dtype))),
     "data by way of numpy": lambda net, x: net.last(net.first(torch.from_numpy(x.numpy() * 2))),
@@ -740,6 +751,24 @@ class Squeezed(nn.Module):
         return self.layer(x.squeeze()).reshape(len(x), -1)
 
 
+BOXES = {
+    "dict": (lambda x, z: {"maps": x, "logits": z}, r"\['logits'\]"),
+    "tuple": (lambda x, z: (x[:, None], z), r"\[1\]"),
+    "Pair": (lambda x, z: Pair(z, None), r"\[0\]"),
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("ask", [grad_sq_norms, one_by_one, verify])
+def test_logits_within_something_are_an_error_that_says_where(kind, ask):
+    box, says = BOXES[kind]
+    net = Net(lambda net, x: box(x, net.last(net.first(x)))).double()
+    with pytest.raises(
+        ValueError, match=rf"not to {kind}; wrap it in a module whose forward returns network\(x\){says}"
+    ):
+        ask(net, images(3, 4), spread)
+
+
 def test_integer_logits_are_an_error():
     with pytest.raises(ValueError, match=r"floating-point numbers, not torch\.int64"):
         grad_sq_norms(Net(lambda net, x: net.last(x).long()).double(), images(5, 4), spread)
@@ -1306,3 +1335,95 @@ def test_weights_that_the_network_itself_changes(how, n):
         net[0]._forward_hooks.clear()
         grad_sq_norms(net, x, spread)
         assert (net[0].weight[:, :, 2] == 0).all()
+
+
+class Transposed(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1))
+
+
+class Last(nn.Module):
+    def forward(self, out: tuple[Tensor, Tensor]) -> Tensor:
+        return out[0][-1]
+
+
+GENERAL = {
+    "a product": lambda: Net(lambda net, x: net.last(x[:, None].expand(-1, 7, -1) @ net.first.weight).tanh().mean(1)),
+    "an einsum": lambda: Net(lambda net, x: net.last(torch.einsum("bi,io->bo", x, net.first.weight).tanh())),
+    "a slope": lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 3)),
+    "a transposed convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 1, 1)), nn.ConvTranspose2d(4, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(54, 3)
+    ),
+    "a recurrent layer": lambda: Transposed(
+        nn.Flatten(0, 1), nn.Unflatten(0, (4, -1)), nn.Unflatten(1, (-1, 1)), nn.LSTM(1, 5), Last(), nn.Linear(5, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GENERAL)
+def test_the_general_path_costs_each_image_once(what):
+    class Sizes(TorchDispatchMode):
+        entries = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.entries += sum(t.numel() for t in tensors((out,)))
+            return out
+
+    net, cost = GENERAL[what](), []
+    for n in (6, 48):
+        exact(net, images(n, 4), max_batch=n)
+        with Sizes() as sizes:
+            grad_sq_norms(net, images(n, 4), spread, max_batch=n)
+        cost.append(sizes.entries)
+    assert cost[1] < 10 * cost[0]
+
+
+def test_calls_that_torch_cannot_batch_are_made_without_a_word(capfd):
+    exact(Net(lambda net, x: net.last(F.embedding_bag(x.argsort(1), net.first.weight).tanh())), images(8, 4))
+    assert not capfd.readouterr().err
+
+
+def test_gradients_of_parts_of_a_call_are_checked():
+    x, w, d = images(5, 3, 4), images(3), images(5, 3, 4).flip(0)
+    call = Call(lambda given: [F.prelu(given[0], given[1])], {0: x, 1: w}, {1}, [d], [Layout()], 5)
+    (good,) = [found for cut in call.guesses() if (found := call.in_parts(cut)) is not None]
+    torch.testing.assert_close(good[1], torch.where(x < 0, x * d, 0).sum(2))
+    assert call.adds_up(good)
+    others = good[1].clone()
+    others[:2] = good[1][:2].flip(0)
+    for wrong in (others, good[1] * torch.arange(5)[:, None].clamp(max=1), good[1] * (1 + 1e-6), good[1] * 0):
+        assert not call.adds_up({1: wrong})
+    small = torch.tensor([1, 1e-12, 1, 0, 1], dtype=x.dtype)[:, None]
+    call = Call(call.outputs, call.given, {1}, [d * small[..., None]], [Layout()], 5)
+    assert call.adds_up({1: good[1] * small})
+    assert not call.adds_up({1: good[1] * small.where(small != 1e-12, -1e-12)})
+
+
+class Observed(nn.Module):
+    """Rounds to steps that follow the range of the maps, in eval mode too, as observers of quantisation do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.ones(()))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.on = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.on:
+            self.largest.lerp_(x.detach().abs().amax(), 0.01)
+        step = self.largest / 127
+        return x + ((x / step).round() * step - x).detach()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_observers_that_are_on_are_an_error_that_names_them(hooked):
+    net, x = nn.Sequential(nn.Linear(4, 8), Observed(), nn.Tanh(), nn.Linear(8, 3)).eval(), images(5, 4).float()
+    if hooked:
+        net[0].register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"changes 1\.largest .*disable_observer"):
+            grad_sq_norms(net, x, spread)
+    net[1].on = False
+    exact(net, x.double())

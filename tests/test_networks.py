@@ -462,6 +462,19 @@ def test_a_function_whose_network_says_what_its_inputs_look_like(tmp_path):
     assert network.input.size == (160, 160)
 
 
+BOXED = (
+    HEADER
+    + """
+class Boxed(nn.Sequential):
+    def forward(self, x):
+        return {"loss": None, "maps": x.flatten(1), "logits": super().forward(x)}
+
+def make(num_classes):
+    return Boxed(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+"""
+)
+
+
 @pytest.mark.parametrize(
     ("name", "code", "options", "says"),
     [
@@ -477,6 +490,7 @@ def test_a_function_whose_network_says_what_its_inputs_look_like(tmp_path):
         ("classes", PLAIN.replace("10", "12"), {}, "a network of 12 classes, but the data has 10"),
         ("fails", PLAIN, {"size": [5, 5]}, r"fails on images \[3, 5, 5\]"),
         ("map", PLAIN.replace("nn.Flatten(), nn.Linear(48, 10)", "nn.Conv2d(3, 10, 1)"), {}, "to logits"),
+        ("boxed", BOXED, {}, r"not to dict; wrap it in a module whose forward returns network\(x\)\['logits'\]"),
         ("std", PLAIN, {"std": [0.5]}, "one value a channel, 1 or 3; got 3 and 1"),
         ("zero", PLAIN, {"std": [0.5, 0.0, 0.5]}, "std must be above 0"),
         ("no_number", PLAIN, {"std": [float("nan"), 0.5, 0.5]}, "std must be above 0"),

@@ -18,6 +18,7 @@ from .rule import Again, free_scratch, queued
 
 PROBE = 4  # samples of a first pass, which learns the layouts
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of logits that depend on the company, beside the largest
+_AGAIN = 1e-3  # the same, in parts of it, of the same images' logits in another pass
 
 
 @dataclass
@@ -51,16 +52,18 @@ def until_it_holds(
     on_restart: Callable[[], None] | None,
 ) -> GradResult:
     """What ``run`` gives, from as many tries as it takes to learn what a pass must know of the network."""
-    attempt, off = Attempt(limit, doubts=[] if queued(x.device) else None), 0.0
-    look = not plan.compared and (on_restart is not None or not hooked(net.modules.values()))
+    attempt, doubt = Attempt(limit, doubts=[] if queued(x.device) else None), ""
+    watches = hooked(net.modules.values())
+    look = not plan.compared and (on_restart is not None or not watches)
+    versions = _versions(net) if watches else []
     while True:
         try:
             first = x[: min(PROBE, attempt.limit or PROBE)]
             if look and len(first) > 1:
-                off = _off_in_company(net, first)
+                doubt = _doubt_of_logits(net, first)
                 while not plan.settled:  # so that a first call gives, to the last bit, what later ones give
                     run(first, attempt)
-                plan.compared, look = not off, False
+                plan.compared, look = not doubt, False
                 if on_restart is not None:
                     on_restart()
             attempt.forget()
@@ -89,18 +92,22 @@ def until_it_holds(
             torch.cuda.empty_cache()
         if on_restart is not None:
             on_restart()
+    if watches and versions != _versions(net) and len(x) > 1 and not doubt:  # worth showing the hooks images again
+        doubt = _doubt_of_logits(net, first)
     if _any(attempt.mixing):
         raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
-    if off:
-        raise RuntimeError(
-            f"the logits of an image depend on the other images of the batch, or on chance (off by {off:.1e} of the"
-            " largest), so no image has a gradient of its own; use running statistics, and no dropout"
-        )
+    if doubt:
+        raise RuntimeError(doubt)
     return result
 
 
 def _any(noted: list[Tensor]) -> bool:
     return bool(noted) and bool(torch.stack(noted).any())
+
+
+def _versions(net: Contents) -> list[int]:
+    """How often each buffer was written to."""
+    return [b._version for m in net.modules.values() for b in m._buffers.values() if b is not None]
 
 
 def _spoilt(result: GradResult) -> set[int]:
@@ -112,11 +119,12 @@ def _spoilt(result: GradResult) -> set[int]:
     return set(bad.nonzero().flatten().tolist())
 
 
-def _off_in_company(net: Contents, x: Tensor) -> float:
-    """How far the logits of the first images are others when all of a few stand beside them, in parts of the largest;
-    0 where that is rounding."""
+def _doubt_of_logits(net: Contents, x: Tensor) -> str:
+    """What is wrong with the logits of the first images: that they are others when all of a few stand beside them, or
+    when the network, which changes its buffers, has seen others; empty if nothing."""
     few, more = min(2, len(x) - 1), len(x)
     watched = select(net, None).values()
+    kept = {name: b.clone() for name, b in net.model.named_buffers()}
     with (
         torch.enable_grad(),
         caches_aside(net.modules.values()),
@@ -125,8 +133,22 @@ def _off_in_company(net: Contents, x: Tensor) -> float:
     ):
         warnings.simplefilter("ignore")
         alone, among = (net.model(x[:n].detach().clone()) for n in (few, more))
-    if not all(isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point() for z in (alone, among)):
-        return 0
-    alone, among = alone.detach(), among.detach()
-    off = (alone - among[:few]).abs().amax() / among.abs().amax().clamp_min(torch.finfo(among.dtype).tiny)
-    return float(off) if off > _TOLERANCE.get(among.dtype, 0.1) else 0
+        changed = [name for name, b in net.model.named_buffers() if name in kept and not torch.equal(kept[name], b)]
+        again = net.model(x[:few].detach().clone()) if changed else alone
+    if not all(isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point() for z in (alone, among, again)):
+        return ""
+    largest = among.detach().abs().amax().clamp_min(torch.finfo(among.dtype).tiny)
+    off, later = (float((alone - z[:few]).detach().abs().amax() / largest) for z in (among, again))
+    bound = _TOLERANCE.get(among.dtype, 0.1)
+    if later > _AGAIN * bound:
+        return (
+            f"the network changes {changed[0]} in each forward pass, and by it the logits (by {later:.1e} of the"
+            " largest), so they depend on the images seen before; switch that off (observers of quantisation-aware"
+            " training: model.apply(torch.ao.quantization.disable_observer))"
+        )
+    if off > bound:
+        return (
+            f"the logits of an image depend on the other images of the batch, or on chance (off by {off:.1e} of the"
+            " largest), so no image has a gradient of its own; use running statistics, and no dropout"
+        )
+    return ""

@@ -22,6 +22,7 @@ from .graph import graph_of
 from .ledger import Ledger
 from .parameters import Contents, requires_grad
 from .plan import Plan
+from .result import no_logits
 from .seed import Loss, seed_of
 from .site import Site
 from .trace import Tracer
@@ -103,8 +104,9 @@ class Chunk:
         if self.tracer.reads_memory and self.task.plan.give_up_format(self.x):
             raise Unsure
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
-            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"the network must map {self.n} inputs to logits [{self.n}, C], not to {given}")
+            raise ValueError(
+                f"the network must map {self.n} inputs to logits [{self.n}, C], not to {no_logits(logits)}"
+            )
         if not logits.is_floating_point():
             raise ValueError(f"the logits must be floating-point numbers, not {logits.dtype}")
         if self.tracer.ungraded and not logits.requires_grad:
@@ -130,7 +132,8 @@ class Chunk:
         return found
 
     def _backward(self, logits: Tensor, seeds: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        self.ledger = Ledger(self.task.wanted, self.task.small, self.tracer, self.hidden, self.n, logits)
+        task = self.task
+        self.ledger = Ledger(task.wanted, task.small, self.tracer, self.hidden, self.n, logits, task.plan.ways)
         for site in self.tracer.sites:
             site.rule.doubts = self.attempt.doubts
         self.attribution = Attribution(self.tracer, self.task.plan, self.n, bool(self.hidden))

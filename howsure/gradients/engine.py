@@ -54,7 +54,7 @@ def grad_sq_norms(
         memory format because the network needs it, because a gradient that was zero so far no longer is, or to set
         images apart whose values overflow; and after a look at the first few images of a new network. Forward hooks of
         the caller see each image exactly once, in order, chunk by chunk, but for such a restart: clear what they
-        captured.
+        captured. Of a network that writes to its buffers they see the first few images again afterwards.
 
     Returns
     -------

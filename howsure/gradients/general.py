@@ -1,8 +1,8 @@
-"""The exact path for any other call: its own vector-Jacobian product, with one sample's output gradient at a time.
+"""The exact path for any other call: its own vector-Jacobian product.
 
 The gradient at the output with all entries but those of sample i set to zero, pulled back through the call, is the
-gradient of sample i's loss. No knowledge of the call's inputs is needed. All samples go through one vectorised
-product (``is_grads_batched``), or one after the other where the call has no batching rule.
+gradient of sample i's loss. No knowledge of the call's inputs is needed, but each of n samples costs the call of all n.
+So what ``parts.py`` makes of each sample's part of the inputs alone comes first, where that adds up.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .layout import Layout
+from .parts import Call, spread
 from .rewrites import SOUND
 from .rule import Rule
 from .weights import Weights
@@ -23,11 +24,7 @@ from .weights import Weights
 
 def one_sample_each(d: Tensor, layout: Layout, n: int) -> Tensor:
     """``[n, *d.shape]``: in row i only the entries of sample i are left."""
-    rows = d.new_zeros(n, *d.shape)
-    apart = Layout(layout.dim + 1, layout.after, layout.before).apart(rows, n)
-    at = torch.arange(n, device=d.device)
-    apart[at, at] = layout.apart(d, n)
-    return rows
+    return spread(layout.split(d, n), d.shape, layout)
 
 
 def pull_back(outputs: list[Tensor], inputs: list[Tensor], rows: list[Tensor]) -> list[Tensor | None]:
@@ -66,6 +63,8 @@ class General(Rule):
     """Any call. Weights are keyed by their position among its flattened arguments."""
 
     name = "general path: vector-Jacobian product of the call, sample by sample"
+    way: dict[int, Layout] | None = None
+    """Which guess of how samples lie in the inputs held in an earlier pass; an empty one if none did."""
 
     def __init__(self, func: Any, leaves: list[Any], spec: Any, weights: set[int], overwrites: bool):
         self.func, self.arguments, self.spec, self.weights = func, dict(enumerate(leaves)), spec, weights
@@ -108,21 +107,43 @@ class General(Rule):
     def fits(self, layout: Layout) -> bool:
         return True
 
-    def grads(self, key: Any, d: Any, layout: Any, n: int) -> Tensor:
-        """As every rule, but with tuples: one gradient and one layout for each output of the call."""
-        leaves = {**self.arguments, **{i: t.detach() for i, t in self.saved.items()}}
+    def all_grads(self, d: Any, layout: Any, n: int) -> dict[Any, Tensor]:
+        """Per-sample gradients of all weights; ``d`` and ``layout`` have an item for each output of the call."""
+        at = [k for k, g in enumerate(d) if g is not None]
+        given = {i: t.detach() for i, t in {**self.arguments, **self.saved}.items() if isinstance(t, Tensor)}
+        outputs = lambda tensors: self._outputs(tensors, at)  # noqa: E731
+        call = Call(outputs, given, self.weights, [d[k] for k in at], [layout[k] for k in at], n)
+        worth = n > 2 and any(given[k].numel() for k in self.weights)
+        guesses, known = call.guesses() if worth else [], self.way
+        for cut in sorted(guesses, key=lambda cut: cut != known) if known != {} else []:
+            found = call.in_parts(cut)
+            if found is None:
+                continue
+            holds = call.adds_up(found)
+            if self.doubts is not None and cut == known:
+                self.doubts.append(~holds)
+                return found
+            if holds:
+                self.way = cut
+                return found
+        self.way = {}
+        return self._one_after_the_other(call)
+
+    def _one_after_the_other(self, call: Call) -> dict[Any, Tensor]:
+        weights = {k: call.given[k].requires_grad_() for k in sorted(self.weights)}
+        with torch.enable_grad():
+            outs = call.outputs(call.given)
+        rows = [one_sample_each(g, where, call.n) for g, where in zip(call.grads, call.layouts, strict=True)]
+        pairs = [(o, r) for o, r in zip(outs, rows, strict=True) if o.requires_grad]
+        grads = pull_back([o for o, _ in pairs], list(weights.values()), [r for _, r in pairs]) if pairs else []
+        found = dict(zip(weights, grads, strict=False))
+        return {k: w.new_zeros(call.n, *w.shape) if (g := found.get(k)) is None else g for k, w in weights.items()}
+
+    def _outputs(self, tensors: dict[int, Tensor], at: list[int]) -> list[Tensor]:
+        leaves = {**self.arguments, **tensors}
         if self.overwrites:
             leaves[0] = leaves[0].clone()
-        with torch.enable_grad(), self.autocast:
-            weight = leaves[key] = self.arguments[key].detach().requires_grad_()
+        with self.autocast:
             out = self.call(leaves)
-        outs = [out] if isinstance(out, Tensor) else [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-        pairs = [
-            (o, one_sample_each(g, where, n))
-            for o, g, where in zip(outs, d, layout, strict=True)
-            if o.requires_grad and g is not None
-        ]
-        if not pairs:
-            return weight.new_zeros(n, *weight.shape)
-        (grad,) = pull_back([o for o, _ in pairs], [weight], [r for _, r in pairs])
-        return weight.new_zeros(n, *weight.shape) if grad is None else grad
+        outs = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        return [outs[k] for k in at]

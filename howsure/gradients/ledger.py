@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .general import General, pull_back
 from .graph import leaves
+from .layout import Layout
 from .rule import Again, sq_norm
 from .site import Site
 from .trace import Tracer
@@ -43,8 +44,9 @@ class Ledger:
         hidden: list[Tensor],
         n: int,
         like: Tensor,
+        ways: dict[tuple[int, int], dict[int, Layout] | None],
     ):
-        self.n, self.small, self.wanted = n, small, wanted
+        self.n, self.small, self.wanted, self.ways = n, small, wanted, ways
         self.dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         self.device = like.device
         self.columns = {id(p): k for k, p in enumerate(wanted.values())}
@@ -85,19 +87,24 @@ class Ledger:
 
     def serve(self, site: Site, grads: tuple) -> None:
         """Book what the output gradients of one site give."""
-        for key, weight in site.weights.items():
-            if id(weight) in self.direct:
-                self.norms[self.columns[id(weight)]] = self._ask("sq_norms", site, key, grads)
-            else:
-                self._add(weight, self._ask("grads", site, key, grads))
-
-    def _ask(self, what: str, site: Site, key: Any, grads: tuple) -> Tensor:
-        rule, layouts = site.rule, site.layout
-        if isinstance(rule, General):
-            return getattr(rule, what)(key, grads, layouts, self.n)
-        if not rule.fits(layouts[0]):
+        rule, layout = site.rule, site.layout[0]
+        found = self._generally(site, rule, grads) if isinstance(rule, General) else {}
+        if not found and not rule.fits(layout):
             raise Misfit(site)
-        return getattr(rule, what)(key, grads[0], layouts[0], self.n)
+        for key, weight in site.weights.items():
+            if id(weight) not in self.direct:
+                self._add(weight, found[key] if found else rule.grads(key, grads[0], layout, self.n))
+            elif found:
+                self.norms[self.columns[id(weight)]] = sq_norm(found[key])
+            else:
+                self.norms[self.columns[id(weight)]] = rule.sq_norms(key, grads[0], layout, self.n)
+
+    def _generally(self, site: Site, rule: General, grads: tuple) -> dict[Any, Tensor]:
+        place = site.meeting, self.n
+        rule.way = self.ways.get(place)
+        found = rule.all_grads(grads, site.layout, self.n)
+        self.ways[place] = rule.way
+        return found
 
     def _add(self, weight: Tensor, grads: Tensor) -> None:
         known = self.sums.get(id(weight))

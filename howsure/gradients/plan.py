@@ -34,6 +34,8 @@ class Plan:
     """Calls in which weights meet data, by number, that take the general path: their samples lie as no rule knows."""
     unseen_meetings: set[int] = field(default_factory=set)
     """Those that took weights used unseen for data, and are left to the way of the latter."""
+    ways: dict[tuple[int, int], dict[int, Layout] | None] = field(default_factory=dict)
+    """Of a call on the general path, by number, and a batch size, which guess of how samples lie in its inputs held."""
     blanks: bool = False
     """Whether tensors in the form of data that hold nothing of them are no data: their samples were seen to meet."""
     folds: dict[int, Fold] | None = None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .caches import Emptied, caches_aside
 from .engine import grad_sq_norms
+from .result import no_logits
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -51,7 +52,10 @@ def verify(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss, rtol: flo
 def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
     try:
         with torch.enable_grad(), caches_aside(list(model.modules())):
-            value = loss(model(torch.stack([image, image]).detach()))[0]
+            logits = model(torch.stack([image, image]).detach())
+            if not isinstance(logits, Tensor):
+                raise ValueError(f"the network must map 2 inputs to logits [2, C], not to {no_logits(logits)}")
+            value = loss(logits)[0]
             grads = torch.autograd.grad(value, parameters, allow_unused=True)
     except Emptied:
         return _norms(model, image, loss, parameters)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,3 +23,15 @@ class GradResult(NamedTuple):
     """Their names, in order."""
     small_sizes: tuple[int, ...]
     """How many of the Q columns each takes."""
+
+
+def no_logits(out: Any) -> str:
+    """What a network gave instead of logits, and what to do if they are in there."""
+    if isinstance(out, Tensor):
+        return str(list(out.shape))
+    parts = list(out.items() if isinstance(out, Mapping) else enumerate(out) if isinstance(out, (tuple, list)) else ())
+    flat = [key for key, part in parts if isinstance(part, Tensor) and part.dim() == 2]
+    if not flat:
+        return type(out).__name__
+    key = "logits" if "logits" in flat else flat[0]
+    return f"{type(out).__name__}; wrap it in a module whose forward returns network(x)[{key!r}]"

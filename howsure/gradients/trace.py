@@ -229,7 +229,7 @@ class Tracer(TorchFunctionMode):
             self._mark(out)
             return out
         self.meetings += 1
-        if self.meetings in self.unseen:
+        if self.meetings in self.unseen or any(t.is_nested for t in tensors(args)):
             return self._plainly(func, args, kwargs, self.weights.alias)
         if in_place(func, args, kwargs):
             return self._meet_in_place(func, args, kwargs)
