@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from howsure.gradients import grad_sq_norms, one_by_one, verify
+from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
 from howsure.gradients.chunk import Chunk
 from howsure.gradients.layout import Layout
 from howsure.gradients.parts import Call
@@ -1427,3 +1427,27 @@ def test_observers_that_are_on_are_an_error_that_names_them(hooked):
             grad_sq_norms(net, x, spread)
     net[1].on = False
     exact(net, x.double())
+
+
+class Normalised(nn.Module):
+    """A layer of each kind that an exported network calls by operators of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.batch, self.group = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.GroupNorm(2, 6)
+        self.a, self.layer, self.last = nn.Parameter(torch.rand(6)), nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.group(F.silu(self.batch(self.conv(x))))
+        return self.last(self.layer(x.mean((2, 3)) * self.a + self.a))
+
+
+def test_an_exported_network_takes_the_rules_of_its_own():
+    net, x = Normalised().double(), images(5, 3, 6, 6)
+    net(x + 1)
+    net.eval()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(net, (x,), dynamic_shapes=({0: batch},)).module()
+    own, its = explain(net, x), explain(exported, x)
+    assert [rule for _, rule in its] == [rule for _, rule in own]
+    torch.testing.assert_close(grad_sq_norms(exported, x, spread).norms, grad_sq_norms(net, x, spread).norms)

@@ -27,7 +27,7 @@ from .graph import readers_of
 from .layout import Layout
 from .norm import CENTRED, BatchNorm, SumsOnce, affine_shift
 from .rule import Again, Rule, added, merged, per_sample
-from .rules import bind
+from .rules import EXPORTED, bind
 from .site import Site
 
 _IMAGES = 8  # a kernel larger than the maps of so many images is not worth folding
@@ -88,6 +88,7 @@ class Fold:
 
     def is_call(self, func: Any, args: tuple, kwargs: dict) -> bool:
         """Whether this is the batch norm's call again."""
+        func = EXPORTED.get(func, func)
         call = bind(func, args, kwargs) if func is self.func else {}
         call.pop("input", None)
         return call.keys() == self.norm.keys() and all(_same(call[key], value) for key, value in self.norm.items())

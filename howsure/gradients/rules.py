@@ -27,8 +27,14 @@ RULES: dict[Any, tuple[tuple[str, ...], type[Rule]]] = {
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
         BatchNorm,
     ),
+    torch.batch_norm: (
+        ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled"),
+        BatchNorm,
+    ),
     F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), LayerNorm),
+    torch.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable"), LayerNorm),
     F.group_norm: (("input", "num_groups", "weight", "bias", "eps"), GroupNorm),
+    torch.group_norm: (("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled"), GroupNorm),
     F.rms_norm: (("input", "normalized_shape", "weight", "eps"), RMSNorm),
     **dict.fromkeys((torch.add, torch.Tensor.add), (_PAIR, Add)),
     **dict.fromkeys((torch.sub, torch.Tensor.sub), (_PAIR, Sub)),
@@ -41,6 +47,21 @@ OUT_OF_PLACE: dict[Any, Any] = {
     **dict.fromkeys((torch.Tensor.mul_, torch.Tensor.__imul__), torch.mul),
 }
 
+_ATEN: Any = torch.ops.aten
+EXPORTED = {
+    _ATEN.linear.default: F.linear,
+    _ATEN.conv1d.default: torch.conv1d,
+    _ATEN.conv2d.default: torch.conv2d,
+    _ATEN.conv3d.default: torch.conv3d,
+    _ATEN.batch_norm.default: torch.batch_norm,
+    _ATEN.layer_norm.default: torch.layer_norm,
+    _ATEN.group_norm.default: torch.group_norm,
+    _ATEN.add.Tensor: torch.add,
+    _ATEN.sub.Tensor: torch.sub,
+    _ATEN.mul.Tensor: torch.mul,
+}
+"""Operators as an exported network calls them, and the functions of the same arguments."""
+
 
 def bind(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The arguments of a call that has a rule, by name."""
@@ -49,7 +70,7 @@ def bind(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 def rule_for(func: Any, args: tuple, kwargs: dict, among: Weights) -> tuple[Rule | None, dict[Any, Tensor]]:
     """The rule of this call and its weights by argument name, or None where only the general path is exact."""
-    func = OUT_OF_PLACE.get(func, func)
+    func = OUT_OF_PLACE.get(func, EXPORTED.get(func, func))
     if func not in RULES:
         return None, {}
     names, rule = RULES[func]
