@@ -1,6 +1,5 @@
 """The gradient engine on networks whose code it cannot see, whose samples meet, or which change between calls."""
 
-import contextlib
 import copy
 import warnings
 from collections import namedtuple
@@ -262,13 +261,16 @@ def test_gates_that_open_in_turn_are_learned_once():
     assert not restarts
 
 
-MIXED = {
+SORTED = {
     "the order of the data": lambda net, x: ordered(net, x, x.abs().sum(1).argsort()),
     "an order for some sizes alone": lambda net, x: ordered(net, x, torch.arange(len(x)).roll(int(len(x) > 4))),
+}
+MIXED = {
     "a mean taken off the images": lambda net, x: net.last(x - x.mean(0)),
     "a scale by the largest of all": lambda net, x: net.last((x / x.detach().abs().max()).exp()),
     "batch statistics without weights": lambda net, x: net.last(F.batch_norm(x, None, None, training=True)),
     "a little of the mean": lambda net, x: net.last(net.first(x) - 1e-4 * net.first(x).mean(0)),
+    "gradients alone": lambda net, x: net.last(x + net.first(x).mean(0) - net.first(x).mean(0).detach()),
     "dropout": lambda net, x: net.last(F.dropout(net.first(x))),
 }
 
@@ -285,12 +287,26 @@ def test_samples_that_meet_are_an_error(how):
         grad_sq_norms(Net(MIXED[how]).double(), x, spread)
 
 
+@pytest.mark.parametrize("how", SORTED)
+def test_samples_that_are_only_sorted_go_one_at_a_time(how):
+    x = images(12, 4)
+    x[:4] = x[:4][x[:4].abs().sum(1).argsort()]  # in order at first
+    exact(Net(SORTED[how]), x)
+
+
 def test_a_choice_that_hangs_on_the_data_is_looked_at_every_time():
-    net, x = Net(MIXED["the order of the data"]).double(), images(8, 4)
+    net, x = Net(SORTED["the order of the data"]).double(), images(8, 4)
     x = x[x.abs().sum(1).argsort()]
     exact(net, x)
-    with pytest.raises(RuntimeError, match="mixes the samples"):
-        grad_sq_norms(net, x.flip(0), spread)
+    exact(net, x.flip(0))
+
+
+def test_samples_that_are_sorted_are_not_shown_again_to_hooks_of_the_caller():
+    net, x, seen = Net(SORTED["the order of the data"]).double(), images(8, 4), []
+    net.first.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(RuntimeError, match=r"pass max_batch=1"):
+        grad_sq_norms(net, x, spread)
+    exact(net, x, max_batch=1)
 
 
 def test_a_scripted_batch_norm_in_training_mode_is_an_error():
@@ -659,15 +675,16 @@ def test_tensors_of_parameters_that_are_overwritten_are_an_error(how, n):
 
 @pytest.mark.parametrize("n", [4, 12, 24])
 def test_images_in_an_order_of_their_own_never_exchange_their_norms(n):
-    net, g = Net(MIXED["the order of the data"]).double(), torch.Generator().manual_seed(0)
+    net, g = Net(SORTED["the order of the data"]).double(), torch.Generator().manual_seed(0)
     for k in range(40):
         x = torch.randn(n, 4, generator=g, dtype=torch.float64)
         x = x[x.abs().sum(1).argsort()]
         i, j = torch.randperm(n, generator=g)[:2].tolist()
         x[[i, j]] = x[[j, i]] if k else x[[i, j]]
-        with contextlib.suppress(RuntimeError):
-            got = grad_sq_norms(net, x, spread).norms[0]
-            torch.testing.assert_close(got, plainly(net, x), rtol=1e-9, atol=1e-18)
+        for plan in _plans.get(net, {}).values():
+            plan.alone = False
+        got = grad_sq_norms(net, x, spread).norms[0]
+        torch.testing.assert_close(got, plainly(net, x), rtol=1e-9, atol=1e-18)
 
 
 def test_a_dimension_that_is_moved_elsewhere_after_the_first_call():
@@ -782,9 +799,10 @@ def test_networks_that_route_their_samples_go_one_at_a_time():
         return net.last(out.tanh())
 
     net, x = Net(run).double(), images(7, 4)
-    with pytest.raises(RuntimeError, match=r"pass max_batch=1"):
-        grad_sq_norms(net, x, spread)
-    exact(net, x, max_batch=1)
+    assert {rule for _, rule in explain(net, x)} == {rule for _, rule in explain(net, x[:1])}
+    exact(net, x)
+    exact(net, x, max_batch=3)
+    exact(net, x[:1])
 
 
 def test_saved_tensors_that_are_moved_away_are_an_error():

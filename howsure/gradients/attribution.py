@@ -34,6 +34,10 @@ class Unsure(Exception):
     """A gradient has come where none was seen yet, or the network reads its maps in memory: the pass starts again."""
 
 
+class Meet(RuntimeError):
+    """The gradients of different samples meet."""
+
+
 class Unrooted(Again):
     """Calls took for data what is made of weights that were used unseen, and so have no samples."""
 
@@ -167,7 +171,7 @@ class Attribution:
         if self.tracer.took_blanks and not self.plan.blanks:
             raise Blank
         if not self.hidden or self.tracer.hangs_on_data(site):
-            raise RuntimeError(
+            raise Meet(
                 f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own"
                 " there: the network mixes the samples of a batch, or its values overflow; if it only sorts or routes"
                 " them, so that each alone has the same logits, pass max_batch=1"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attempts import PROBE, Attempt, until_it_holds
+from .attribution import Meet
 from .chunk import Chunk, Task
 from .fold import refreshed
 from .parameters import Contents, refuse_mixing, select, select_small
@@ -45,16 +46,18 @@ def grad_sq_norms(
         Names to restrict the work to; left out, all of ``model.named_parameters()``. A parameter shared by several
         modules counts once, under its first name (here any of them will do), and has the norm of the summed gradient.
     max_batch
-        The most samples in one pass. Left out, chosen by the size of the activations.
+        The most samples in one pass. Left out, chosen by the size of the activations. One, whatever is given, where
+        gradients of different samples meet, but the logits of each alone are what they are among the others, as in
+        networks that sort or route their samples.
     small
         True, or names, to get the gradients themselves of one-dimensional parameters (biases, the scales and shifts of
         normalisation) too.
     on_restart
         Called before the whole call starts again: with half the batch because a GPU ran out of memory, in another
         memory format because the network needs it, because a gradient that was zero so far no longer is, or to set
-        images apart whose values overflow; and after a look at the first few images of a new network. Forward hooks of
-        the caller see each image exactly once, in order, chunk by chunk, but for such a restart: clear what they
-        captured. Of a network that writes to its buffers they see the first few images again afterwards.
+        images apart whose values overflow, or one by one; and after a look at the first few images of a new network.
+        Forward hooks of the caller see each image exactly once, in order, chunk by chunk, but for such a restart: clear
+        what they captured. Of a network that writes to its buffers they see the first few images again afterwards.
 
     Returns
     -------
@@ -100,7 +103,7 @@ def _in_chunks(task: Task, x: Tensor, attempt: Attempt) -> GradResult:
     folds = refreshed(plan.folds or {})
     start = 0
     while start < len(x):
-        size = plan.chunk(len(x) - start, x.device) if attempt.limit is None else attempt.limit
+        size = plan.chunk(len(x) - start, x.device) if attempt.limit is None or plan.alone else attempt.limit
         if not plan.settled:
             size = min(size, PROBE)
         size = 1 if start in attempt.alone else min([size, *(i - start for i in attempt.alone if i > start)])
@@ -143,9 +146,12 @@ def _explained(task: Task, x: Tensor) -> list[tuple[str, str]]:
                 return _rules_taken(chunk, task.wanted)
         except Again as again:
             again.learn(task.plan)
-        except Exception:
-            if not task.plan.give_up_format(x):
+        except Exception as error:
+            if task.plan.give_up_format(x):
+                continue
+            if not isinstance(error, Meet) or len(x) == 1:
                 raise
+            x = x[:1]
         finally:
             chunk.close()
 

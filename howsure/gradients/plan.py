@@ -30,6 +30,8 @@ class Plan:
     """Batch sizes at which the gradients of different samples were seen not to meet."""
     compared: bool = False
     """Whether the logits were seen not to depend on the other samples."""
+    alone: bool = False
+    """Whether the network sorts or routes its samples, so that each goes by itself."""
     general_meetings: set[int] = field(default_factory=set)
     """Calls in which weights meet data, by number, that take the general path: their samples lie as no rule knows."""
     unseen_meetings: set[int] = field(default_factory=set)
@@ -72,6 +74,8 @@ class Plan:
 
     def chunk(self, n: int, device: torch.device) -> int:
         """How many of ``n`` samples to take at a time: what keeps a layer in cache, or in half a GPU's free memory."""
+        if self.alone:
+            return 1
         if not self.settled or not self.outputs:
             return n
         if device.type == "cuda":
