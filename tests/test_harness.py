@@ -333,7 +333,13 @@ def test_what_is_finished_survives_an_interruption(material, tmp_path, monkeypat
 def test_a_signal_to_stop_leaves_results_of_what_is_finished(stop, material, tmp_path, monkeypatch):
     suite = write_suite(material, "stopped", ["msp", "energy"], ["none"])
     monkeypatch.setattr(METHODS["energy"], "score", lambda self, reps: os.kill(os.getpid(), stop))
-    assert run("run", suite, "--out", tmp_path) == 130
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
+    try:
+        assert run("run", suite, "--out", tmp_path) == 130
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"msp"}
 
 
@@ -507,7 +513,7 @@ def test_tables_and_plots_of_an_earlier_run_do_not_outlive_its_results(material,
     assert run("run", suite, "--fresh", "--out", tmp_path) == 1
     assert pd.read_csv(tmp_path / "results.csv").empty
     left = [file.stem for folder in ("tables", "plots") for file in (tmp_path / folder).iterdir()]
-    assert set(left) == {"timing"}
+    assert not left
 
 
 def test_a_published_corruption_is_one_kind_beside_the_clean_images(material, published, tmp_path):
