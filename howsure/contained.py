@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 
 @contextmanager
@@ -26,22 +25,6 @@ def contained() -> Iterator[None]:
         for (value, put), (read, _) in zip(before, _SETTINGS, strict=True):
             if read() != value:
                 put(value)
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave a network's layers in the modes that they were in, and its parameters with or without gradients."""
-    modes = [(module, module.training) for module in model.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            if module.training != mode:
-                module.training = mode
-        for parameter, grad in grads:
-            if parameter.requires_grad != grad:
-                parameter.requires_grad_(grad)
 
 
 def _exactness() -> tuple[bool, bool]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contained import contained, unchanged
+from .contained import contained
 from .errors import NoGradients, UserError
 from .gradients import GradResult, grad_sq_norms
 from .layers import module
@@ -43,7 +43,7 @@ def run_pass(
         batch = _look(network, images.to(network.device), labels, ids, representations)
         for rep in representations:
             if rep.per_image or not rows[rep]:
-                with contained(), unchanged(network.model):
+                with contained():
                     value = rep.pack(rep.compute(batch, **states.get(rep, {})))
                 rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
         progress(len(images))

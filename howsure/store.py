@@ -35,7 +35,8 @@ def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all, with the order of its arrays and a sum to check them by."""
     arrays = {key: value.detach().cpu().contiguous() for key, value in arrays.items()}
     with whole(path) as temporary:
-        save_file(arrays, temporary, {"order": json.dumps(list(arrays)), "sum": _sum(arrays)})
+        # as one text: of several a file has now this first, now that
+        save_file(arrays, temporary, {"about": json.dumps({"order": list(arrays), "sum": _sum(arrays)})})
 
 
 def read_arrays(path: Path) -> dict[str, Tensor] | None:
@@ -43,11 +44,11 @@ def read_arrays(path: Path) -> dict[str, Tensor] | None:
     itself; None where there is none or it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            kept = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in json.loads(kept.get("order", "null")) or file.keys()}
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            arrays = {key: file.get_tensor(key) for key in about.get("order", file.keys())}
     except (OSError, ValueError, SafetensorError):
         return None
-    return arrays if kept.get("sum") in (None, _sum(arrays)) else None
+    return arrays if about.get("sum") in (None, _sum(arrays)) else None
 
 
 def _sum(arrays: dict[str, Tensor]) -> str:

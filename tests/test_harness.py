@@ -634,26 +634,6 @@ def _meddle(logits):
     return logits.mul_(0).amax(1)
 
 
-@pytest.mark.parametrize("plugin", [lambda z: z.amax(1)], indirect=True)
-def test_a_representation_that_leaves_a_network_in_another_mode_spoils_no_other(
-    plugin, material, tmp_path, monkeypatch
-):
-    @dataclass(frozen=True)
-    class Waking(Representation):
-        def compute(self, batch):
-            batch.network.model.train().requires_grad_(False)
-            return batch.logits
-
-    monkeypatch.setattr(METHODS[plugin], "needs", (Waking(), Logits()))
-    suite, found = write_suite(material, "waking", [plugin, "confound", "odin"], ["none"]), []
-    for out, methods in (("both", f"{plugin},confound,odin"), ("alone", "confound,odin")):
-        monkeypatch.setenv("HOWSURE_CACHE", str(tmp_path / f"cache of {out}"))
-        assert run("run", suite, "--methods", methods, "--out", tmp_path / out) == 0
-        table = pd.read_csv(tmp_path / out / "results.csv")
-        found.append(table[table["method"] != plugin]["value"].tolist())
-    assert found[0] == found[1]
-
-
 @pytest.mark.parametrize("plugin", [_meddle], indirect=True)
 def test_a_method_that_meddles_spoils_no_other(plugin, material, tmp_path, monkeypatch, capsys):
     suite, before = write_suite(material, "meddling", [plugin, "odin", "confound_detector"], ["same-shift"]), settings()

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .layout import Layout
 
+_GOLDEN = 0.6180339887498949
+"""Of multiples of it the fractions are all far from each other."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -90,8 +93,8 @@ class Call:
         entries = [where.split(g, n) for g, where in zip(self.grads, self.layouts, strict=True)]
         size = _largest(found.values())
         size = torch.where(size > 0, size, _largest(entries))
-        own = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64, device="cpu") + 0.5
-        factors = torch.where(size > 0, own.to(size) / size, 0)
+        own = (torch.arange(1, n + 1, dtype=size.dtype, device=size.device) * _GOLDEN).frac() + 0.5
+        factors = torch.where(size > 0, own / size, 0)
         seeds = []
         for g, where in zip(self.grads, self.layouts, strict=True):
             seeds.append(g.clone(memory_format=torch.contiguous_format))
