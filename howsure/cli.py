@@ -22,6 +22,8 @@ from .suite import PROTOCOLS, load_suite, suite_names
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    if "_HOWSURE_COMPLETE" in os.environ:  # asked by a shell, for completion
+        howsure.main(prog_name="howsure")
     try:
         with howsure.make_context("howsure", list(sys.argv[1:] if arguments is None else arguments)) as context:
             howsure.invoke(context)  # click's own main takes a closed pipe for a failure

@@ -61,6 +61,12 @@ def test_python_m_howsure_is_the_same():
     assert "0.1.0" in done.stdout
 
 
+def test_a_shell_is_told_how_to_complete(monkeypatch, capsys):
+    monkeypatch.setenv("_HOWSURE_COMPLETE", "zsh_source")
+    assert stop() == 0
+    assert "#compdef howsure" in capsys.readouterr().out
+
+
 def test_a_reader_that_has_seen_enough_is_no_failure():
     with subprocess.Popen([sys.executable, "-m", "howsure", "list", "suites"], stdout=-1, stderr=-1, text=True) as call:
         call.stdout.close()

@@ -287,6 +287,12 @@ def test_samples_that_meet_are_an_error(how):
         grad_sq_norms(Net(MIXED[how]).double(), x, spread)
 
 
+def test_samples_that_mix_a_little_in_single_precision_are_not_taken_one_at_a_time():
+    net = Net(lambda net, x: net.last(net.first(x) - 5e-4 * net.first(x).mean(0)))
+    with pytest.raises(RuntimeError, match="mixes the samples"):
+        grad_sq_norms(net, images(12, 4).float(), spread)
+
+
 @pytest.mark.parametrize("how", SORTED)
 def test_samples_that_are_only_sorted_go_one_at_a_time(how):
     x = images(12, 4)
@@ -1445,6 +1451,7 @@ def test_observers_that_are_on_are_an_error_that_names_them(hooked):
             grad_sq_norms(net, x, spread)
     net[1].on = False
     exact(net, x.double())
+    exact(net, x.double(), max_batch=1)
 
 
 class Normalised(nn.Module):

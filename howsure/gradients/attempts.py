@@ -97,7 +97,7 @@ def until_it_holds(
             torch.cuda.empty_cache()
         if on_restart is not None:
             on_restart()
-    if watches and versions != _versions(net) and len(x) > 1 and not doubt:  # worth showing the hooks images again
+    if watches and versions != _versions(net) and len(first) > 1 and not doubt:  # worth showing the hooks images again
         doubt = _doubt_of_logits(net, first)
     if _any(attempt.mixing):
         raise ValueError("a loss must depend on a sample's own logits alone, not on those of other samples")
