@@ -12,7 +12,7 @@ from torchvision.models import resnet
 
 from howsure.backbone import Backbone, InputSpec, Recipe
 
-CIFAR = InputSpec(size=(32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+CIFAR = InputSpec(size=(32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), crop=1.0)
 RECIPE = Recipe(epochs=30, lr=0.003, batch_size=128, weight_decay=0.05, shift=4)
 
 

@@ -26,6 +26,7 @@ def load_checkpoint(network: Network, file: Path) -> None:
     own = network.model.state_dict()
     while prefix := _prefix(state, own):
         state = {key[len(prefix) :]: value for key, value in state.items()}
+    state = _renamed(state, own)
     _check_classes(network, state, file)
     lacking = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     strange = [key for key in state if key not in own]
@@ -48,6 +49,14 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | Non
     """What wrappers have put before every key."""
     found = (p for p in _PREFIXES if all(key.startswith(p) for key in state))
     return next((p for p in found if not any(key.startswith(p) for key in own)), None)
+
+
+def _renamed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Projections of a ResNet under torchvision's name; OpenOOD's and other CIFAR ResNets call them shortcuts."""
+    theirs, ours = ".shortcut.", ".downsample."
+    if any(theirs in key for key in own) or not any(ours in key for key in own):
+        return state
+    return {key.replace(theirs, ours): value for key, value in state.items()}
 
 
 def _read(file: Path) -> Any:

@@ -17,7 +17,7 @@ import click
 
 from .errors import UserError, one_line, told, unknown, why
 from .plugins import DATASETS, METHODS, REGISTRIES
-from .suite import PROTOCOLS, load_suite, suite_names
+from .suite import PROTOCOLS, load_suite, short, suite_names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -196,7 +196,7 @@ def list_(kind: str, plugin: Any) -> None:
             suite = load_suite(name)
             shifts = [s.name for s in suite.shift]
             shifts += [f"{len(suite.corruptions.types)} corruptions"] if suite.corruptions else []
-            click.echo(f"{name:<{width}}{suite.id.test} against {', '.join(shifts)}")
+            click.echo(f"{name:<{width}}{short(suite.id.test)} against {', '.join(shifts)}")
         return
     registry = REGISTRIES[kind]
     width = max((len(name) for name in registry), default=0) + 2
@@ -328,7 +328,7 @@ def fetch(name: str) -> None:
     "--train",
     required=True,
     metavar="DATA",
-    help="The network's training images: a data set, imagefolder:PATH or npz:PATH.",
+    help="The network's training images: a data set, imagefolder:PATH, npz:PATH or imglist:PATH.",
 )
 @click.option("--checkpoint", help="Weights: a state dict or .safetensors.")
 @click.option("--mean", metavar="R,G,B", help="Of inputs in [0, 1], where the network does not say.")

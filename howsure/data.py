@@ -20,6 +20,12 @@ def cache_root() -> Path:
     return Path(os.environ.get("HOWSURE_CACHE") or "~/.cache/howsure").expanduser()
 
 
+def located(path: str | Path, base: Path) -> Path:
+    """A path that a suite names, from the suite's folder `base`; from the data root if it exists only there."""
+    here, there = (folder / Path(path).expanduser() for folder in (base, data_root()))
+    return there if there.exists() and not here.exists() else here
+
+
 def download(name: str, fetch: Callable[[], object]) -> None:
     """Run `fetch`, which downloads the data set `name` into `data_root()`; a failure is a UserError."""
     try:

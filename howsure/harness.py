@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .bench import Bench
 from .cells import CellError, Scorer, candidates, certain, refusal, runs_under
 from .corruptions import kinds
-from .data import cache_root, data_root
+from .data import cache_root, located
 from .errors import FAULTS, NoGradients, UserError, one_line, told
 from .extract import Extractor, accuracy, seeded, union
 from .images import Subset
@@ -241,11 +241,7 @@ class Run:
             )  # fmt: skip
 
     def _checkpoint(self, spec: BackboneSpec) -> str | None:
-        """The checkpoint's path: from the suite's folder, else from the data root where there is such a file."""
-        if spec.checkpoint is None or (self.suite.base / spec.checkpoint).exists():
-            return spec.checkpoint
-        in_data = data_root() / spec.checkpoint
-        return str(in_data.resolve()) if in_data.is_file() else spec.checkpoint
+        return str(located(spec.checkpoint, self.suite.base).absolute()) if spec.checkpoint else None
 
     def _extract_what_can_be(self, bench: Bench, methods: dict[str, Method]) -> None:
         """The shared passes; where they fail, those that need no gradients. Cells compute for themselves what is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .data import Dataset
-from .errors import UserError, why
-from .image_files import FolderImages
+from .data import Dataset, data_root, located
+from .errors import MissingData, UserError, why
+from .image_files import FileImages, FolderImages
 from .images import ArrayImages, Images
 from .plugins import DATASETS
 
@@ -135,14 +136,79 @@ class Npz(Dataset):
             raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why(error)}); use np.savez") from error
 
 
-SCHEMES = ("imagefolder", "npz")
+class ImageList(Dataset):
+    """`imglist:FILE`: a text file with one line per image: its path, and its class index from 0 or -1 for no class.
+
+    This is OpenOOD's format. Paths start from the file's folder. Below a folder `benchmark_imglist` they start from
+    whichever folder beside it (`images_classic`, `images_largescale`, …) holds the first image, as in OpenOOD. One file
+    serves every split.
+    """
+
+    source = "folder"
+    splits = SPLITS
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.name = file, f"imglist:{file}"  # type: ignore[misc]
+
+    @cached_property
+    def entries(self) -> list[tuple[str, int]]:
+        """The path and label of each image. UserError where there is no such file, or a line is not as described."""
+        try:
+            lines = self.file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.file}: not a readable list of images ({why(error)}), nor is there one below the data root"
+                f" {data_root()}; put lists and images in either place"
+            ) from error
+        return [self._entry(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder that the paths are taken from."""
+        above = next((folder for folder in self.file.parents if folder.name == "benchmark_imglist"), None)
+        beside = sorted(above.parent.glob("images_*")) if above else []
+        return next((place for place in beside if (place / self.entries[0][0]).exists()), self.file.parent)
+
+    @property
+    def classes(self) -> list[str]:  # type: ignore[override]
+        return [str(label) for label in range(max((label for _, label in self.entries), default=-1) + 1)]
+
+    def split(self, name: str) -> FileImages:
+        """All images, whichever split is asked for.
+
+        Raises:
+            MissingData: the first image is not there. UserError: the file is not as described.
+        """
+        reason = self.missing()
+        if reason:
+            raise MissingData(reason)
+        paths = [self.folder / path for path, _ in self.entries]
+        return FileImages(paths, [label for _, label in self.entries], self.folder)
+
+    def missing(self) -> str | None:
+        if not self.entries:
+            raise UserError(f"{self.file}: no image in it; give a line an image, its path and its class index")
+        first = self.folder / self.entries[0][0]
+        return None if first.exists() else f"{self.file}: no {first}, its first image; unpack the images there"
+
+    def _entry(self, number: int, line: str) -> tuple[str, int]:
+        path, _, label = line.strip().rpartition(" ")
+        if not path or not re.fullmatch(r"-1|\d+", label) or int(label) >= MOST_CLASSES:
+            raise UserError(
+                f"{self.file}: line {number} is '{line.strip()}'; give the image's path and its class index"
+            )
+        return path, int(label)
+
+
+SCHEMES = {"imagefolder": ImageFolder, "npz": Npz, "imglist": ImageList}
 
 
 def resolve(spec: str, base: Path = Path(), classes: Sequence[str] | None = None) -> Dataset:
-    """The data set that `spec` names: a registered name, `imagefolder:PATH`, `npz:PATH` or `NAME:KIND:SEVERITY`.
+    """The data set that `spec` names: a registered name, `imagefolder:PATH`, `npz:PATH`, `imglist:PATH` or
+    `NAME:KIND:SEVERITY`.
 
     Args:
-        base: the folder that a relative PATH is taken from.
+        base: the folder that a relative PATH is taken from, or where it is not there the data root.
         classes: of the training set, in label order, for the test set of a suite that names the two apart: the class
             folders of an `imagefolder:` must be among them.
 
@@ -153,8 +219,8 @@ def resolve(spec: str, base: Path = Path(), classes: Sequence[str] | None = None
     if colon and scheme in SCHEMES:
         if not path:
             raise UserError(f"'{spec}': give a path after the colon, as in {scheme}:PATH")
-        place = base / Path(path).expanduser()
-        return Npz(place) if scheme == "npz" else ImageFolder(place, classes)
+        place = located(path, base)
+        return ImageFolder(place, classes) if scheme == "imagefolder" else SCHEMES[scheme](place)
     if colon and scheme in DATASETS and hasattr(DATASETS[scheme], "at"):
         kind, _, severity = path.partition(":")
         if not severity.isdecimal():

@@ -19,6 +19,7 @@ from .errors import UserError, told, unknown, why
 from .losses import LOSSES
 from .method import Method, misdeclared
 from .plugins import METHODS
+from .sources import SCHEMES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,10 +71,10 @@ def _derived(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-").lstrip("_.+-")
 
 
-def _short(data: str) -> str:
+def short(data: str) -> str:
     """A data set's own name, or the stem of a path: `cifar10-c:fog:3`, `npz:some/where/dtd.npz` to `dtd`."""
     scheme, _, path = data.partition(":")
-    return Path(path).stem if scheme in ("npz", "imagefolder") else data
+    return Path(path).stem if scheme in SCHEMES else data
 
 
 class ShiftSpec(_Table):
@@ -88,7 +89,7 @@ class ShiftSpec(_Table):
     @classmethod
     def _name_from_data(cls, values: Any) -> Any:
         if isinstance(values, dict) and "data" in values and "name" not in values:
-            return {**values, "name": _derived(_short(str(values["data"])))}
+            return {**values, "name": _derived(short(str(values["data"])))}
         return values
 
     @field_validator("group")

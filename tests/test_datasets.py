@@ -16,8 +16,10 @@ from howsure import ArrayImages, Dataset, FolderImages, MissingData, UserError
 from howsure.corruptions import CORRUPTIONS
 from howsure.image_files import FileImages
 from howsure.images import Joined, Subset, as_images
+from howsure.material import Material
 from howsure.plugins import DATASETS
 from howsure.sources import resolve
+from howsure.suite import load_suite, suite_names
 
 EMBEDDED = ["digits", "digits-unseen", "letters", "photos", "noise"]
 
@@ -148,6 +150,85 @@ def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match="no image in it"):
         resolve("imagefolder:empty", tmp_path).split("test")
+
+
+# Lists
+
+
+def openood(root, lists: dict[str, str], images: str = "images_classic"):
+    """OpenOOD's folders: a 4×4 image for each line of each list, as bright as its place in the list."""
+    for name, text in lists.items():
+        file = root / "benchmark_imglist" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        folder_of(root / images, {line.rpartition(" ")[0]: i for i, line in enumerate(text.splitlines())})
+    return root
+
+
+def test_a_list_takes_paths_from_its_own_folder(tmp_path):
+    folder_of(tmp_path / "here", {"a b/1.png": 10, "2.png": 20})
+    (tmp_path / "here" / "mine.txt").write_text("a b/1.png 2\n\n2.png -1\n")
+    dataset = resolve("imglist:here/mine.txt", tmp_path)
+    assert (dataset.splits, dataset.classes, dataset.missing()) == (("train", "val", "test"), ["0", "1", "2"], None)
+    images = dataset.split("test")
+    assert images.y.tolist() == [2, -1]
+    assert [np.asarray(image)[0, 0, 0] for image, _ in (images[0], images[1])] == [10, 20]
+
+
+def test_openoods_lists_lie_below_the_data_root_beside_their_images(root, tmp_path):
+    openood(root, {"cifar10/test_texture.txt": "texture/a.png -1\ntexture/b.png -1\n"})
+    openood(root, {"imagenet/test_ninco.txt": "ninco/c.png -1\n"}, "images_largescale")
+    texture = resolve("imglist:benchmark_imglist/cifar10/test_texture.txt", tmp_path / "suites")
+    ninco = resolve("imglist:benchmark_imglist/imagenet/test_ninco.txt", tmp_path / "suites")
+    assert texture.split("test").folder == root / "images_classic"
+    assert ninco.split("test").folder == root / "images_largescale"
+    assert texture.classes == []
+    before = texture.split("test").fingerprint
+    (root / "benchmark_imglist" / "cifar10" / "test_texture.txt").write_text("texture/b.png -1\ntexture/a.png -1\n")
+    assert resolve("imglist:benchmark_imglist/cifar10/test_texture.txt").split("test").fingerprint != before
+
+
+def test_a_suites_own_folder_comes_before_the_data_root(root, tmp_path):
+    folder_of(root / "suites" / "pets", {"1.png": 1})
+    folder_of(root / "pets", {"1.png": 2, "2.png": 2})
+    folder_of(root / "only there", {"1.png": 3})
+    assert len(resolve("imagefolder:pets", root / "suites").split("test")) == 1
+    assert len(resolve("imagefolder:only there", root / "suites").split("test")) == 1
+
+
+@pytest.mark.parametrize("line", ["a.png", "a.png one", "a.png -2", " 3", "a.png 1.0", "a.png 100000"])
+def test_a_line_that_is_not_a_path_and_a_label_is_named(tmp_path, line):
+    folder_of(tmp_path, {"a.png": 1})
+    (tmp_path / "l.txt").write_text(f"a.png 0\n{line}\n")
+    with pytest.raises(UserError, match=r"l\.txt: line 2 is '.*'; give the image's path and its class index"):
+        resolve("imglist:l.txt", tmp_path).split("test")
+
+
+def test_lists_that_are_not_there_or_empty_or_without_images(tmp_path):
+    with pytest.raises(UserError, match="nor is there one below the data root") as error:
+        resolve("imglist:no.txt", tmp_path).split("test")
+    assert not isinstance(error.value, MissingData)
+    (tmp_path / "l.txt").write_text("\n")
+    with pytest.raises(UserError, match="no image in it"):
+        resolve("imglist:l.txt", tmp_path).split("test")
+    (tmp_path / "l.txt").write_text("gone.png 0\n")
+    with pytest.raises(MissingData, match=r"no .*gone\.png, its first image"):
+        resolve("imglist:l.txt", tmp_path).split("test")
+
+
+@pytest.mark.parametrize("name", [name for name in suite_names() if name.startswith("openood")])
+def test_openoods_suites_name_its_lists(name, root):
+    """Every list of the suite, made up, is found and read; what is not there is left out of the shifts alone."""
+    suite = load_suite(name)
+    specs = [suite.id.train, suite.id.val, suite.id.test, *(shift.data for shift in suite.shift)]
+    for spec in specs:
+        label = 0 if "train" in spec or spec == suite.id.test or spec == suite.id.val else -1
+        stem = spec.rpartition("/")[2]
+        openood(root, {spec.removeprefix("imglist:benchmark_imglist/"): f"{stem}.png {label}\n"})
+    found = Material(suite)
+    assert found.missing == {}
+    assert sorted(found.splits) == sorted(["train", "val", "test", *(shift.name for shift in suite.shift)])
+    assert {shift.group for shift in found.shifts(found.splits)} == {"near", "far"}
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "cut"])

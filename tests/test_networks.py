@@ -215,6 +215,15 @@ def test_a_pickle_of_another_kind_is_one_line_without_a_warning(tmp_path, recwar
     assert not list(recwarn)
 
 
+def test_projections_that_a_cifar_resnet_calls_shortcuts(tmp_path):
+    """OpenOOD's ResNet-18, whose other names are torchvision's."""
+    state = BACKBONES["cifar-resnet18"]().build(3).state_dict()
+    assert "layer2.0.downsample.0.weight" in state
+    torch.save({key.replace("downsample", "shortcut"): value for key, value in state.items()}, tmp_path / "w.pt")
+    network = load_network("n", "cifar-resnet18", num_classes=3, checkpoint="w.pt", base=tmp_path)
+    assert all(torch.equal(value, state[key]) for key, value in network.model.state_dict().items())
+
+
 def test_a_checkpoint_in_safetensors(tmp_path):
     state = weights()
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
