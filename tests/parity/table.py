@@ -15,19 +15,20 @@ PAGE = """# Parity with other libraries
 Scores of this project against those of pytorch-ood 0.4.0 and oodeel 0.4.0, on the same features, logits and images:
 {setting}; 1,000 training images to fit on, 500 test images and 500 shifted ones.
 
-"Ranks" is Spearman's correlation of the two scores over all test images, "AUROC" ours minus the peer's. Where
-definitions agree the tests demand at least {ranks} and at most {auroc}; where a peer differs from the paper, they hold
-ours against the paper's formula written out.
+"Ranks" is Spearman's rank correlation of the two scores over all test images; "AUROC" is ours minus the peer's. Where
+the definitions agree, the tests demand a rank correlation of at least {ranks} and an AUROC within {auroc}. Where a peer
+differs from the paper ("differs" below), the tests compare ours with the paper's formula written out instead.
 
 {table}
 
-Not in these libraries, and held against their formulas by `tests/test_methods_formulas.py` alone: {alone}.
+Not in these libraries, so compared only with their formulas (`tests/test_methods_formulas.py`): {alone}.
 
-Not compared, since what the peers have is something else: `mahalanobis_layers` (a sum of the layers' distances with
-given weights), `nac` (parts that are denser towards 0 and 1), `mc_dropout` (means and variances of the softmax).
+Not compared, because the peers have something else under these names: `mahalanobis_layers` (theirs is a sum of the
+layers' distances with given weights), `nac` (theirs has parts that are denser towards 0 and 1), `mc_dropout` (theirs
+are means and variances of the softmax).
 
-Made by `tox -e parity`; without the real images the tests use scikit-learn's digits, and no detector that
-looks at images.
+`tox -e parity` makes this page. Without the real images the tests use scikit-learn's digits, and leave out detectors
+that look at images.
 """
 
 
