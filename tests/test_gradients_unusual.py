@@ -693,6 +693,25 @@ def test_images_in_an_order_of_their_own_never_exchange_their_norms(n):
         torch.testing.assert_close(got, plainly(net, x), rtol=1e-9, atol=1e-18)
 
 
+@pytest.mark.parametrize(
+    "moved",
+    [
+        lambda t, on: t.transpose(0, int(on)),
+        lambda t, on: t.transpose(dim0=0, dim1=int(on)),
+        lambda t, on: t.permute([1, 0, 2] if on else [0, 1, 2]),
+        lambda t, on: torch.einsum("abc->bac" if on else "abc->abc", t),
+    ],
+    ids=["positions", "keywords", "list", "equation"],
+)
+def test_samples_that_are_moved_elsewhere_in_the_same_shape(moved):
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.last(moved(net.first(moved(x, net.flag).tanh()).tanh(), net.flag)).mean(1)
+
+    net, x = Net(run), images(4, 4, 4)
+    for net.flag in (False, True, False):
+        exact(net, x)
+
+
 def test_a_dimension_that_is_moved_elsewhere_after_the_first_call():
     def run(net: Net, x: Tensor) -> Tensor:
         h = net.first(x).view(len(x), 2, 2)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .rule import map_tensors
+
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
 STRIDED = {"as_strided", "as_strided_", "stride", "resize_", "resize_as_", "set_", "storage", "untyped_storage"}
 CHOOSING = {
@@ -18,7 +20,8 @@ CHOOSING = {
 INDEXING = {"__getitem__", "__setitem__", "index", "index_select", "index_put", "index_put_", "index_add",
              "index_add_", "gather", "take_along_dim", "take", "scatter", "scatter_", "scatter_add",
              "scatter_add_"}  # fmt: skip
-ORDERING = {"roll", "flip", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "rot90"}
+ORDERING = {"roll", "flip", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "rot90", "einsum"}
+"""Calls that may move the samples to another dimension, by arguments that are no tensors."""
 SHAPE_ONLY = {
     *("type_as", "expand_as", "view_as", "reshape_as", "to"),
     *("zeros_like", "ones_like", "empty_like", "is_same_size"),
@@ -53,6 +56,11 @@ def in_place(func: Any, args: tuple, kwargs: dict) -> bool:
     if position is None:
         return False
     return bool(args[position] if len(args) > position else kwargs.get("inplace", False))
+
+
+def order_of(name: str, args: tuple, kwargs: dict) -> str:
+    """How a call reorders dimensions; empty if it does not."""
+    return str(map_tensors(lambda t: None, (args, kwargs))) if name in ORDERING else ""
 
 
 @cache

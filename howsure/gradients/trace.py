@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 from .calls import (
     CHOOSING,
     INDEXING,
-    ORDERING,
     REACHING,
     SHAPE_ONLY,
     STRIDED,
@@ -29,6 +28,7 @@ from .calls import (
     first,
     in_place,
     name_of,
+    order_of,
     transform_level,
 )
 from .chance import Chance, draws
@@ -122,7 +122,7 @@ class Tracer(TorchFunctionMode):
         if transform_level() is not None:
             return func(*args, **kwargs)
         name = name_of(func)
-        self.calls = hash((self.calls, name, str(args[1:]) if name in ORDERING else None))
+        self.calls = hash((self.calls, name, order_of(name, args, kwargs)))
         self.chance.check(name, args, kwargs)
         if draws(name, kwargs):
             out = func(*args, **kwargs)
