@@ -18,7 +18,8 @@ from howsure.gradients.chunk import Chunk
 from howsure.gradients.layout import Layout
 from howsure.gradients.parts import Call
 from howsure.gradients.plan import _plans
-from howsure.gradients.rule import sq_norm, tensors
+from howsure.gradients.sums import sq_norm
+from howsure.gradients.trees import tensors
 from howsure.losses import Predicted
 
 
@@ -688,7 +689,7 @@ def test_images_in_an_order_of_their_own_never_exchange_their_norms(n):
         i, j = torch.randperm(n, generator=g)[:2].tolist()
         x[[i, j]] = x[[j, i]] if k else x[[i, j]]
         for plan in _plans.get(net, {}).values():
-            plan.alone = False
+            plan.one_by_one = False
         got = grad_sq_norms(net, x, spread).norms[0]
         torch.testing.assert_close(got, plainly(net, x), rtol=1e-9, atol=1e-18)
 
