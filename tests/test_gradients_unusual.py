@@ -457,7 +457,7 @@ def test_sparse_embeddings_and_those_that_count_words(kind):
     dense = Words(kind(10, 4)).double()
     dense.load_state_dict(net.state_dict())
     torch.testing.assert_close(got, plainly(dense, x), rtol=1e-9, atol=0)
-    with pytest.raises(RuntimeError, match="frequency"):
+    with pytest.raises(RuntimeError, match="how often each index occurs"):
         grad_sq_norms(Words(kind(10, 4, scale_grad_by_freq=True)).double(), x, spread)
 
 
@@ -713,6 +713,25 @@ def test_samples_that_are_moved_elsewhere_in_the_same_shape(moved):
         exact(net, x)
 
 
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda a, b, on: torch.stack([a, b], int(on)).flatten(0, 1),
+        lambda a, b, on: torch.cat([a, b], dim=int(on)).view(-1, 4),
+        lambda a, b, on: a.unsqueeze(int(on)).expand(*((len(a), 2) if on else (2, len(a))), 4).reshape(-1, 4),
+    ],
+    ids=["stack", "cat", "unsqueeze"],
+)
+def test_samples_that_are_put_together_in_another_order(put):
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.last(put(net.first(x), net.first(x * x), net.flag).tanh())
+        return h.view(-1, 2, 3).sum(1) if net.flag else h.view(2, -1, 3).sum(0)
+
+    net, x = Net(run), images(6, 4)
+    for net.flag in (False, True, False):
+        exact(net, x)
+
+
 def test_a_dimension_that_is_moved_elsewhere_after_the_first_call():
     def run(net: Net, x: Tensor) -> Tensor:
         h = net.first(x).view(len(x), 2, 2)
@@ -744,7 +763,7 @@ class Reversible(torch.autograd.Function):
 def test_gradients_that_a_network_adds_up_by_itself_are_an_error(n):
     net = Net(lambda net, x: net.last(Reversible.apply(net.first(x), lambda t: t * net.a))).double()
     net.last.bias.grad = kept = torch.ones(3).double()
-    with pytest.raises(RuntimeError, match=r"^a: the network adds its gradient up by itself"):
+    with pytest.raises(RuntimeError, match=r"^a: the network sums its gradient over the batch by itself"):
         grad_sq_norms(net, images(n, 4), spread)
     assert net.a.grad is None
     assert net.last.bias.grad is kept
