@@ -356,6 +356,9 @@ MEETINGS = {
     "chosen": lambda w, h: w[(2 * h.abs()).long().clamp(max=5)] * h.cos(),
     "lerp": lambda w, h: torch.lerp(w.expand(h.shape), h, 0.3),
     "power": lambda w, h: w.abs() ** h,
+    "subtracted": lambda w, h: (h.sin() - w) * (w - h),
+    "subtracted with a factor": lambda w, h: torch.sub(h, w, alpha=2).sin(),
+    "compared": lambda w, h: h * (h > w) + w,
     "distance": lambda w, h: torch.cdist(h, w.outer(w)),
     "complex": lambda w, h: torch.view_as_real(torch.complex(h, h.sin()) * torch.complex(w, w.cos())).sum(-1),
     "real by complex": lambda w, h: torch.view_as_real(torch.complex(h, h.sin()) * w).prod(-1),
@@ -652,6 +655,25 @@ def test_batch_norm_of_any_scale_is_folded(scale):
         net[1].weight[1] = scale
     assert dict(explain(net, x))["1.weight"] == FOLDED
     exact(net, x)
+
+
+def test_a_folded_batch_norm_that_is_used_twice_later():
+    class Twice(nn.Module):
+        times = 1
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(self.times):
+                x = self.layers(x)
+            return x
+
+    net, x = model_of(Twice()), images(3, 4, 16, 16)
+    assert dict(explain(net, x))["0.layers.1.weight"] == FOLDED
+    for net[0].times in (1, 2, 1):
+        exact(net, x)
 
 
 def test_gradients_of_a_folded_scale():

@@ -308,6 +308,15 @@ def test_a_choice_that_hangs_on_the_data_is_looked_at_every_time():
     exact(net, x.flip(0))
 
 
+def test_samples_that_are_sorted_by_a_network_that_takes_no_single_one():
+    def run(net: Net, x: Tensor) -> Tensor:
+        assert len(x) > 1
+        return SORTED["the order of the data"](net, x)
+
+    with pytest.raises(RuntimeError, match=r"pass max_batch=1"):
+        grad_sq_norms(Net(run).double(), images(8, 4), spread)
+
+
 def test_samples_that_are_sorted_are_not_shown_again_to_hooks_of_the_caller():
     net, x, seen = Net(SORTED["the order of the data"]).double(), images(8, 4), []
     net.first.register_forward_hook(lambda *_: seen.append(1))
@@ -1336,8 +1345,9 @@ def test_what_is_made_in_the_form_of_data_may_hold_none(how, n):
     exact(Net(IN_THE_FORM_OF_DATA[how]), images(n, 4), max_batch=2)
 
 
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("view", [lambda a: a, lambda a: a.view(2, 2)[1]])
-def test_parameters_that_data_are_written_into_are_an_error(view):
+def test_parameters_that_data_are_written_into_are_an_error(view, n):
     def run(net: Net, x: Tensor) -> Tensor:
         view(net.a)[:2] = net.first(x)[0, :2]
         return net.last(x * net.a)
@@ -1345,7 +1355,7 @@ def test_parameters_that_data_are_written_into_are_an_error(view):
     net = Net(run).double()
     before = net.a.detach().clone()
     with pytest.raises((RuntimeError, NotImplementedError), match=r"parameter is overwritten|in-place operation"):
-        grad_sq_norms(net, images(3, 4), spread)
+        grad_sq_norms(net, images(n, 4), spread)
     torch.testing.assert_close(net.a.detach(), before, rtol=0, atol=0)
 
 

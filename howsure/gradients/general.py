@@ -82,9 +82,6 @@ class General(Rule):
         self.settle()
         return out
 
-    def fits(self, layout: Layout) -> bool:
-        return True
-
     def all_grads(self, d: Any, layout: Any, n: int) -> dict[Any, Tensor]:
         """Per-sample gradients of all weights; ``d`` and ``layout`` have an item for each output of the call."""
         at = [k for k, g in enumerate(d) if g is not None]

@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLIPPED = {torch.Tensor.__radd__: torch.Tensor.add, torch.Tensor.__rmul__: torch.Tensor.mul}
-"""Calls with the weight on the left, and those with the arguments in the order that the rules know."""
-
 
 def opened(func: types.FunctionType) -> Callable[..., Any]:
     """``func`` of ``torch.nn.functional`` without its own dispatch, so that the calls in its body are seen."""

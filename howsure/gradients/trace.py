@@ -36,7 +36,7 @@ from .conv import Conv
 from .fold import SHAPES, Fold, Folded, Unfolded
 from .general import General
 from .graph import graph_of
-from .rewrites import FLIPPED, SOUND, attention, opened
+from .rewrites import SOUND, attention, opened
 from .rule import Rule
 from .rules import rule_for
 from .site import Site, Start, Tie
@@ -243,8 +243,6 @@ class Tracer(TorchFunctionMode):
     # -- weights and data ---------------------------------------------------------------------------------------
 
     def _meet(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        if func in FLIPPED:
-            func, args = FLIPPED[func], (args[1], args[0])
         name = name_of(func)
         shape_only = name in SHAPE_ONLY
         if shape_only and self.weights.wants(args[0]):
