@@ -68,11 +68,10 @@ class Chunk:
     """
 
     def __init__(self, task: Task, x: Tensor, folds: dict[int, Fold], attempt: Attempt, keep: bool = False):
-        net, plan = task.net, task.plan
         self.task, self.attempt, self.keep = task, attempt, keep
         self.learned = False
         """Whether batch norms to fold were found."""
-        self.x = x.detach().clone(memory_format=plan.format_of(x))
+        self.x = x.detach().clone(memory_format=task.plan.format_of(x))
         self.n = len(x)
         self.serve: Serve = _pass_by
         self.hidden: list[Tensor] = []
@@ -85,18 +84,8 @@ class Chunk:
         """Those of them that no gradient has reached in this backward pass."""
         self.releases = False
         """Whether this backward pass is the last, so that sites may let go of their inputs."""
-        chosen = {id(p) for p in task.wanted.values()}
-        self.tracer = Tracer(
-            net.model,
-            task.wanted,
-            [p for p in net.parameters.values() if id(p) not in chosen],
-            self.x,
-            lambda site, grads: self.serve(site, grads),
-            None if plan.folds is None else folds,
-            plan.blanks,
-            plan.general_meetings,
-            plan.unseen_meetings,
-        )
+        sink = lambda site, grads: self.serve(site, grads)  # noqa: E731
+        self.tracer = Tracer(task.net, task.wanted, self.x, sink, folds, task.plan)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """``norms [K, n, P]``, ``logits [n, C]`` and the gradients of small parameters ``[K, n, Q]``."""

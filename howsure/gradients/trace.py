@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -36,6 +36,8 @@ from .conv import Conv
 from .fold import SHAPES, Fold, Folded, Unfolded
 from .general import General
 from .graph import graph_of
+from .parameters import Contents
+from .plan import Plan
 from .rewrites import SOUND, attention, opened
 from .rule import Rule
 from .rules import rule_for
@@ -70,39 +72,30 @@ class Tracer(TorchFunctionMode):
 
     Parameters
     ----------
-    model
-        The network, to name the layer that draws random numbers.
-    selected, others
-        Parameters by name: those whose gradients are wanted; and those that are constants in this pass.
+    net, wanted
+        The network, and the parameters whose gradients are wanted, by name.
     data
         The input batch.
     sink
         Called as ``sink(site, grads)`` during the backward pass.
     folds
-        Batch norms to fold, by the id of the convolution's weight; None to count the readers of convolutions' outputs.
-    blanks
-        Whether tensors in the form of data but without their values are constants.
-    general, unseen
-        Calls in which weights meet data, by number: those whose samples lie so that only the general path holds, and
-        those to be made as if they were not seen.
+        Batch norms to fold, by the id of the convolution's weight.
+    plan
+        What is known of the network. Before its folds are, the readers of convolutions' outputs are counted.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        selected: Mapping[str, Tensor],
-        others: Iterable[Tensor],
+        net: Contents,
+        wanted: Mapping[str, Tensor],
         data: Tensor,
-        sink: Callable,
-        folds: Mapping[int, Fold] | None,
-        blanks: bool = False,
-        general: Collection[int] = (),
-        unseen: Collection[int] = (),
+        sink: Callable[[Site, tuple], None],
+        folds: Mapping[int, Fold],
+        plan: Plan,
     ):
         super().__init__()
-        self.chance, self.general, self.unseen, self.blanks = Chance(model), general, unseen, blanks
-        self.sink, self.folds, self.counts_readers = sink, folds or {}, folds is None
-        self.weights = Weights(selected, others)
+        self.sink, self.folds, self.plan, self.counts_readers = sink, folds, plan, plan.folds is None
+        self.chance, self.weights = Chance(net.model), Weights(wanted, net.parameters.values())
         self.data: dict[int, Tensor] = {id(data): data}
         """Data that do not require grad."""
         self.sites: list[Site] = []
@@ -193,7 +186,7 @@ class Tracer(TorchFunctionMode):
         """Whether a tensor made in the form of another counts as data: where it holds some, or may yet hold some."""
         holds = any(t.requires_grad or id(t) in self.data for t in tensors((args[VALUES[name]], kwargs)))
         self.took_blanks |= not holds
-        return holds or not self.blanks
+        return holds or not self.plan.blanks
 
     def _notice(self, name: str, args: tuple, kwargs: dict) -> None:
         """Note calls that order or choose by the data, and those that read strides."""
@@ -254,11 +247,11 @@ class Tracer(TorchFunctionMode):
             self._mark(out)
             return out
         self.meetings += 1
-        if self.meetings in self.unseen or any(t.is_nested for t in tensors(args)):
+        if self.meetings in self.plan.unseen_meetings or any(t.is_nested for t in tensors(args)):
             return self._plainly(func, args, kwargs, self.weights.alias)
         if in_place(func, args, kwargs):
             return self._meet_in_place(func, args, kwargs)
-        if self.meetings in self.general:
+        if self.meetings in self.plan.general_meetings:
             return self._site(*General.bind(func, args, kwargs, self.weights), name)
         rule, weights = rule_for(func, args, kwargs, self.weights)
         if rule is None:

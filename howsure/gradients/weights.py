@@ -19,15 +19,15 @@ class Weights:
     ----------
     selected
         Parameters whose gradients are wanted, by name.
-    others
-        Those that are constants in this pass.
+    parameters
+        All of the network's. The others are constants in this pass.
     """
 
-    def __init__(self, selected: Mapping[str, Tensor], others: Iterable[Tensor]):
+    def __init__(self, selected: Mapping[str, Tensor], parameters: Iterable[Tensor]):
         self.names = {id(p): name for name, p in selected.items()}
         self.wanted: dict[int, Tensor] = {id(p): p for p in selected.values()}
         """The selected parameters, and the tensors made of them."""
-        self.constants: dict[int, Tensor] = {id(p): p for p in others}
+        self.constants: dict[int, Tensor] = {id(p): p for p in parameters if id(p) not in self.names}
         self.aliases: dict[int, Tensor] = {}
         """For each selected parameter that others were made of, the leaf in their graph."""
         self._plain: dict[int, Tensor] = {}
