@@ -10,7 +10,7 @@ import torch
 
 from howsure import ArrayImages, Network
 from howsure.check import networks
-from howsure.gradients import rule
+from howsure.gradients import device
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,7 +39,7 @@ def images() -> ArrayImages:
 @pytest.fixture
 def queued(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work on the CPU counts as queued, as on a GPU."""
-    monkeypatch.setattr(rule, "QUEUED", {"cpu", "cuda"})
+    monkeypatch.setattr(device, "QUEUED", {"cpu", "cuda"})
 
 
 @pytest.fixture(params=["at once", "queued"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from howsure.gradients import rule
+from howsure.gradients import device
 
 GPU, CPU = torch.device("meta"), torch.device("cpu")
 ASKING = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal", "aten::masked_select"}
@@ -112,7 +112,7 @@ def _made_there(make):
 def pretended_gpu() -> Iterator[torch.device]:
     enabled = torch.is_autocast_enabled
     with pytest.MonkeyPatch.context() as patch, _Factories():
-        patch.setattr(rule, "QUEUED", {GPU.type})
+        patch.setattr(device, "QUEUED", {GPU.type})
         patch.setattr(torch, "is_autocast_enabled", lambda device="cpu": device != GPU.type and enabled(device))
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, _made_there(getattr(torch, name)))

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
+from howsure.gradients import device, explain, grad_sq_norms, one_by_one, verify
 from howsure.gradients.conv import Conv
-from howsure.gradients.general import pull_back
 from howsure.gradients.gram import sequence_gram_sq_norms
+from howsure.gradients.graph import pull_back
 from howsure.gradients.linear import Linear, linear_sq_norms, reached
+from howsure.gradients.plan import Plan
 
 C = 3
 
@@ -355,6 +356,9 @@ MEETINGS = {
     "chosen": lambda w, h: w[(2 * h.abs()).long().clamp(max=5)] * h.cos(),
     "lerp": lambda w, h: torch.lerp(w.expand(h.shape), h, 0.3),
     "power": lambda w, h: w.abs() ** h,
+    "subtracted": lambda w, h: (h.sin() - w) * (w - h),
+    "subtracted with a factor": lambda w, h: torch.sub(h, w, alpha=2).sin(),
+    "compared": lambda w, h: h * (h > w) + w,
     "distance": lambda w, h: torch.cdist(h, w.outer(w)),
     "complex": lambda w, h: torch.view_as_real(torch.complex(h, h.sin()) * torch.complex(w, w.cos())).sum(-1),
     "real by complex": lambda w, h: torch.view_as_real(torch.complex(h, h.sin()) * w).prod(-1),
@@ -464,7 +468,7 @@ class Pick(nn.Module):
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_positions_without_a_gradient_are_left_out(n, largest, queues, monkeypatch):
     """As behind a class token; on a GPU, which would have to be asked, they are not."""
-    monkeypatch.setattr("howsure.gradients.rule.QUEUED", {"cpu"} if queues else set())
+    monkeypatch.setattr("howsure.gradients.device.QUEUED", {"cpu"} if queues else set())
     lengths = []
 
     def spy(a: Tensor, d: Tensor, doubts: list[Tensor] | None) -> Tensor:
@@ -653,6 +657,25 @@ def test_batch_norm_of_any_scale_is_folded(scale):
     exact(net, x)
 
 
+def test_a_folded_batch_norm_that_is_used_twice_later():
+    class Twice(nn.Module):
+        times = 1
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(self.times):
+                x = self.layers(x)
+            return x
+
+    net, x = model_of(Twice()), images(3, 4, 16, 16)
+    assert dict(explain(net, x))["0.layers.1.weight"] == FOLDED
+    for net[0].times in (1, 2, 1):
+        exact(net, x)
+
+
 def test_gradients_of_a_folded_scale():
     net, x = model_of(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), images(3, 2, 16, 16)
     assert dict(explain(net, x))["1.weight"] == FOLDED
@@ -753,7 +776,29 @@ def test_out_of_memory_halves_the_batch_and_starts_again():
     full = nn.Sequential(Full(), *net).eval()
     got = grad_sq_norms(full, x, LOSSES, on_restart=lambda: restarts.append(1)).norms
     torch.testing.assert_close(got, one_by_one(net, x, LOSSES))
-    assert len(restarts) == 3  # from 8 to 4 to 2, and after a look at the first images
+    assert len(restarts) == 2  # from the first 4 to 2, and after a look at them
+
+
+def test_out_of_memory_never_tries_more_than_what_failed(monkeypatch):
+    monkeypatch.setattr(Plan, "chunk", lambda *_: 4)
+    net, sizes = small_net(), []
+
+    class Full(nn.Module):
+        room = 4
+
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            if len(x) > self.room:
+                raise torch.OutOfMemoryError("full")
+            return x
+
+    full, x = nn.Sequential(Full(), *net).eval(), images(20, 2, 5, 5)
+    grad_sq_norms(full, x, LOSSES)
+    sizes.clear()
+    full[0].room = 2
+    got = grad_sq_norms(full, x, LOSSES).norms
+    assert sizes == [4] + [2] * 10
+    torch.testing.assert_close(got, one_by_one(net, x, LOSSES))
 
 
 def test_two_threads_on_two_networks():
@@ -810,6 +855,46 @@ def test_verify_and_explain():
     odd = dict(explain(model_of(Odd()), images(4, 2, 2, 3)))
     assert odd["0.unused"] == "no gradient"
     assert "pulled back" in odd["0.table"]
+
+
+def test_explain_where_the_network_reads_strides():
+    class Reads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.as_strided(x.shape, x.contiguous().stride()) if x.stride()[1] > 1 else x
+
+    net, x = model_of(nn.Conv2d(2, 4, 3), Reads(), nn.Flatten(), nn.Linear(36, 5)), images(4, 2, 5, 5)
+    exact(net, x)
+    assert dict(explain(net, x))["3.weight"] == "linear: |a|² |d|²"
+
+
+def test_verify_and_explain_in_inference_mode():
+    net = small_net()
+    with torch.inference_mode():
+        x = images(4, 2, 5, 5)
+        assert verify(net, x, LOSSES) < 1e-10
+        assert dict(explain(net, x))["4.weight"] == "linear: |a|² |d|²"
+
+
+def test_explain_keeps_no_memory():
+    explain(model_of(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten()), images(4, 2, 5, 5))
+    assert "kept" not in vars(device._scratch)
+
+
+def test_the_engine_waits_for_the_reference_on_the_same_network():
+    net, x, done = small_net(), images(3, 2, 5, 5), threading.Event()
+    waiting = threading.Thread(target=lambda: (grad_sq_norms(net, x, LOSSES), done.set()))
+
+    def loss(z: Tensor) -> Tensor:
+        if not waiting.ident:
+            waiting.start()
+            assert not done.wait(1)
+        return z.square().sum(1)
+
+    net.requires_grad_(False)
+    one_by_one(net, x, loss)
+    waiting.join()
+    assert done.is_set()
+    assert not any(p.requires_grad for p in net.parameters())
 
 
 def test_nothing_is_kept_from_call_to_call():

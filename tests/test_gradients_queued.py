@@ -111,7 +111,7 @@ def test_in_double_precision_such_differences_are_not_borne_but_taken_one_by_one
     net = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=5).double().eval()
     with Restless():
         grad_sq_norms(net, torch.randn(4, 3, 64, 64).double(), LOSSES)
-    assert [plan.alone for plan in _plans[net].values()] == [True]
+    assert [plan.one_by_one for plan in _plans[net].values()] == [True]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])

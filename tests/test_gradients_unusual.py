@@ -18,7 +18,8 @@ from howsure.gradients.chunk import Chunk
 from howsure.gradients.layout import Layout
 from howsure.gradients.parts import Call
 from howsure.gradients.plan import _plans
-from howsure.gradients.rule import sq_norm, tensors
+from howsure.gradients.sums import sq_norm
+from howsure.gradients.trees import tensors
 from howsure.losses import Predicted
 
 
@@ -307,6 +308,15 @@ def test_a_choice_that_hangs_on_the_data_is_looked_at_every_time():
     exact(net, x.flip(0))
 
 
+def test_samples_that_are_sorted_by_a_network_that_takes_no_single_one():
+    def run(net: Net, x: Tensor) -> Tensor:
+        assert len(x) > 1
+        return SORTED["the order of the data"](net, x)
+
+    with pytest.raises(RuntimeError, match=r"pass max_batch=1"):
+        grad_sq_norms(Net(run).double(), images(8, 4), spread)
+
+
 def test_samples_that_are_sorted_are_not_shown_again_to_hooks_of_the_caller():
     net, x, seen = Net(SORTED["the order of the data"]).double(), images(8, 4), []
     net.first.register_forward_hook(lambda *_: seen.append(1))
@@ -456,7 +466,7 @@ def test_sparse_embeddings_and_those_that_count_words(kind):
     dense = Words(kind(10, 4)).double()
     dense.load_state_dict(net.state_dict())
     torch.testing.assert_close(got, plainly(dense, x), rtol=1e-9, atol=0)
-    with pytest.raises(RuntimeError, match="frequency"):
+    with pytest.raises(RuntimeError, match="how often each index occurs"):
         grad_sq_norms(Words(kind(10, 4, scale_grad_by_freq=True)).double(), x, spread)
 
 
@@ -688,9 +698,47 @@ def test_images_in_an_order_of_their_own_never_exchange_their_norms(n):
         i, j = torch.randperm(n, generator=g)[:2].tolist()
         x[[i, j]] = x[[j, i]] if k else x[[i, j]]
         for plan in _plans.get(net, {}).values():
-            plan.alone = False
+            plan.one_by_one = False
         got = grad_sq_norms(net, x, spread).norms[0]
         torch.testing.assert_close(got, plainly(net, x), rtol=1e-9, atol=1e-18)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        lambda t, on: t.transpose(0, int(on)),
+        lambda t, on: t.transpose(dim0=0, dim1=int(on)),
+        lambda t, on: t.permute([1, 0, 2] if on else [0, 1, 2]),
+        lambda t, on: torch.einsum("abc->bac" if on else "abc->abc", t),
+    ],
+    ids=["positions", "keywords", "list", "equation"],
+)
+def test_samples_that_are_moved_elsewhere_in_the_same_shape(moved):
+    def run(net: Net, x: Tensor) -> Tensor:
+        return net.last(moved(net.first(moved(x, net.flag).tanh()).tanh(), net.flag)).mean(1)
+
+    net, x = Net(run), images(4, 4, 4)
+    for net.flag in (False, True, False):
+        exact(net, x)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda a, b, on: torch.stack([a, b], int(on)).flatten(0, 1),
+        lambda a, b, on: torch.cat([a, b], dim=int(on)).view(-1, 4),
+        lambda a, b, on: a.unsqueeze(int(on)).expand(*((len(a), 2) if on else (2, len(a))), 4).reshape(-1, 4),
+    ],
+    ids=["stack", "cat", "unsqueeze"],
+)
+def test_samples_that_are_put_together_in_another_order(put):
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = net.last(put(net.first(x), net.first(x * x), net.flag).tanh())
+        return h.view(-1, 2, 3).sum(1) if net.flag else h.view(2, -1, 3).sum(0)
+
+    net, x = Net(run), images(6, 4)
+    for net.flag in (False, True, False):
+        exact(net, x)
 
 
 def test_a_dimension_that_is_moved_elsewhere_after_the_first_call():
@@ -724,7 +772,7 @@ class Reversible(torch.autograd.Function):
 def test_gradients_that_a_network_adds_up_by_itself_are_an_error(n):
     net = Net(lambda net, x: net.last(Reversible.apply(net.first(x), lambda t: t * net.a))).double()
     net.last.bias.grad = kept = torch.ones(3).double()
-    with pytest.raises(RuntimeError, match=r"^a: the network adds its gradient up by itself"):
+    with pytest.raises(RuntimeError, match=r"^a: the network sums its gradient over the batch by itself"):
         grad_sq_norms(net, images(n, 4), spread)
     assert net.a.grad is None
     assert net.last.bias.grad is kept
@@ -1297,8 +1345,9 @@ def test_what_is_made_in_the_form_of_data_may_hold_none(how, n):
     exact(Net(IN_THE_FORM_OF_DATA[how]), images(n, 4), max_batch=2)
 
 
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("view", [lambda a: a, lambda a: a.view(2, 2)[1]])
-def test_parameters_that_data_are_written_into_are_an_error(view):
+def test_parameters_that_data_are_written_into_are_an_error(view, n):
     def run(net: Net, x: Tensor) -> Tensor:
         view(net.a)[:2] = net.first(x)[0, :2]
         return net.last(x * net.a)
@@ -1306,7 +1355,7 @@ def test_parameters_that_data_are_written_into_are_an_error(view):
     net = Net(run).double()
     before = net.a.detach().clone()
     with pytest.raises((RuntimeError, NotImplementedError), match=r"parameter is overwritten|in-place operation"):
-        grad_sq_norms(net, images(3, 4), spread)
+        grad_sq_norms(net, images(n, 4), spread)
     torch.testing.assert_close(net.a.detach(), before, rtol=0, atol=0)
 
 

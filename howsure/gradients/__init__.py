@@ -4,7 +4,9 @@
 ``explain`` says which rule each parameter takes. ``docs/gradients.md`` has the mathematics.
 """
 
-from .engine import GradResult, explain, grad_sq_norms
+from .engine import grad_sq_norms
+from .explanation import explain
 from .reference import one_by_one, verify
+from .result import GradResult
 
 __all__ = ["GradResult", "explain", "grad_sq_norms", "one_by_one", "verify"]

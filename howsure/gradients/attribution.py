@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .device import queued
 from .layout import ROUNDING, Layout, candidates, codes, explains
-from .plan import Plan
-from .rule import Again, queued
+from .plan import Again, Plan
 from .site import Site
 from .trace import Tracer
 
@@ -20,18 +19,17 @@ Pull = Callable[[Tensor, Serve], None]
 """``pull(seed, serve)``: a backward pass from ``seed``, with ``serve`` called at each site."""
 
 _NOISE = 1e-3
-"""What two backward passes in single precision may differ by on a GPU, where sums are made in no fixed order, and what
-that changes is rounded to ten bits before the next convolution (TF32): 1e-5 of a gradient's size a layer were
-estimated. Entries that stay below are looked at by ``_refuse_meeting``, which wants zeros."""
-
+"""How far two backward passes in single precision may differ on a GPU, where sums are made in no fixed order and their
+differences are rounded to ten bits before the next convolution (TF32): an estimated 1e-5 of a gradient's size a layer.
+Entries below are left to ``_refuse_meeting``, which wants zeros."""
 
 _COARSE, _STEPS = 1e-2, 8
-"""The same where anything is computed in half precision, and how many of the smallest numbers besides: small gradients
+"""The same where anything is computed in half precision, and how many of its smallest numbers besides: small gradients
 are subnormal there, and keep few digits or none."""
 
 
 class Unsure(Exception):
-    """A gradient has come where none was seen yet, or the network reads its maps in memory: the pass starts again."""
+    """A gradient has come where none was seen yet: the pass starts again, with layouts found anew."""
 
 
 class Meet(RuntimeError):
@@ -39,20 +37,20 @@ class Meet(RuntimeError):
 
 
 class Unrooted(Again):
-    """Calls took for data what is made of weights that were used unseen, and so have no samples."""
+    """Calls took for data what is made of weights used unseen, and so has no samples."""
 
     def __init__(self, meetings: set[int]):
         super().__init__("weights that were used unseen met others")
         self.meetings = meetings
 
-    def learn(self, plan: Any) -> None:
+    def learn(self, plan: Plan) -> None:
         plan.unseen_meetings |= self.meetings
 
 
 class Blank(Again):
     """Samples meet where tensors were taken for data that may hold nothing of them, such as masks."""
 
-    def learn(self, plan: Any) -> None:
+    def learn(self, plan: Plan) -> None:
         plan.blanks, plan.settled = True, False
         plan.general_meetings, plan.unseen_meetings = set(), set()
 
@@ -66,8 +64,9 @@ class Attribution:
     def __init__(self, tracer: Tracer, plan: Plan, n: int, hidden: bool):
         self.tracer, self.plan, self.n, self.hidden = tracer, plan, n, hidden
         self.unsure: set[int] = set()
-        """Sites some of whose gradients were zero in every probe."""
+        """Sites with gradients that were zero in every probe."""
         self.unrooted: set[int] = set()
+        """Meetings whose data may be made of weights used unseen."""
 
     def find(self, logits: Tensor, pull: Pull, anew: bool) -> None:
         plan, n = self.plan, self.n
@@ -82,7 +81,7 @@ class Attribution:
             plan.apart.add(n)
 
     def refuse_unsure(self, site: Site, grads: tuple, doubts: list[Tensor] | None = None) -> None:
-        """Raise ``Unsure`` where a gradient that was zero in every probe so far no longer is, or note whether."""
+        """Raise ``Unsure`` where a gradient that was zero in every probe no longer is; ``doubts`` notes whether."""
         if site.index in self.unsure:
             options = self.plan.layouts[site.index]
             came = [g.any() for g, o in zip(grads, options, strict=True) if g is not None and len(o) != 1]
@@ -94,16 +93,16 @@ class Attribution:
     def _apply(self) -> bool:
         """Take the layouts that the plan knows, if they fit."""
         for site, options in zip(self.tracer.sites, self.plan.layouts, strict=True):
-            if not all(o and o[0].fits(torch.Size(s), self.n) for o, s in zip(options, site.shapes, strict=True) if o):
+            if not all(o[0].fits(torch.Size(s), self.n) for o, s in zip(options, site.shapes, strict=True) if o):
                 return False
-            site.layout = tuple(o[0] if o else Layout() for o in options)
+            site.layout = _commonest(options)
             if any(len(o) != 1 for o in options):
                 self.unsure.add(site.index)
         return True
 
     def _probe(self, logits: Tensor, pull: Pull) -> None:
-        """Two backward passes, the second with each sample's seed scaled by its code, show whose each entry is; a third
-        tells samples of one code apart, where their order may hang on the data."""
+        """Find the layouts that two backward passes allow, the second with each sample's seed scaled by its code; a
+        third tells apart samples with the same code, where their order may depend on the data."""
         generator = torch.Generator().manual_seed(0)
         seed = torch.randn(logits.shape, generator=generator, device="cpu").to(logits)
         before: dict[int, tuple] = {}
@@ -125,10 +124,10 @@ class Attribution:
         for digit in range(digits):
             factors = codes(self.n, seed, digit)
             pull(seed * factors[:, None], compare)
-        self._raise_deferred()
+        self._raise_unrooted()
         found = [options.get(site.index, ([],) * len(site.shapes)) for site in self.tracer.sites]
         for site, layouts in zip(self.tracer.sites, found, strict=True):
-            site.layout = tuple(o[0] if o else Layout() for o in layouts)
+            site.layout = _commonest(layouts)
         entries = sum(prod(shape) for site in self.tracer.sites for shape in site.shapes)
         self.plan.settle(found, logits.element_size() * entries / self.n)
 
@@ -144,13 +143,13 @@ class Attribution:
         return found
 
     def _noise(self, gradient: Tensor) -> tuple[float, float]:
-        """What two passes may differ by, in parts of a sample's largest entry, and besides."""
+        """How far two passes may differ, relative to a sample's largest entry, and in any case."""
         if any(site.half for site in self.tracer.sites):
             return _COARSE, _STEPS * 2.0**-24
         return _NOISE if queued(gradient.device) and gradient.dtype != torch.float64 else ROUNDING, 0.0
 
     def _refuse_meeting(self, logits: Tensor, pull: Pull) -> None:
-        """A backward pass from some of the samples: nothing may arrive at the others, not the smallest number."""
+        """A backward pass from half of the samples: nothing may arrive at the others, not the smallest number."""
         generator = torch.Generator().manual_seed(self.n)
         order = torch.randperm(self.n, generator=generator, device="cpu").to(logits.device)
         some, others = order[: self.n // 2], order[self.n // 2 :]
@@ -164,13 +163,13 @@ class Attribution:
                     self._refuse_or_defer(site)
 
         pull(seed, look)
-        self._raise_deferred()
+        self._raise_unrooted()
 
     def _refuse_or_defer(self, site: Site) -> None:
-        """Raise since samples meet at a site, or note it until the pass is through if it may have none."""
+        """Raise since samples meet at a site, or note it until the pass is through where it may have none."""
         if self.tracer.took_blanks and not self.plan.blanks:
             raise Blank
-        if not self.hidden or self.tracer.hangs_on_data(site):
+        if not self.hidden or self.tracer.reached_by_data(site):
             raise Meet(
                 f"the gradients of different samples meet at {site.label}, so no sample has a gradient of its own"
                 " there: the network mixes the samples of a batch, or its values overflow; if it only sorts or routes"
@@ -178,6 +177,11 @@ class Attribution:
             )
         self.unrooted.add(site.meeting)
 
-    def _raise_deferred(self) -> None:
+    def _raise_unrooted(self) -> None:
         if self.unrooted:
             raise Unrooted(self.unrooted)
+
+
+def _commonest(options: tuple[list[Layout], ...]) -> tuple[Layout, ...]:
+    """For each output the commonest of the layouts possible."""
+    return tuple(o[0] if o else Layout() for o in options)

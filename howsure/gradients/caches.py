@@ -1,8 +1,8 @@
 """Tensors that a network keeps between passes, put aside while gradients are taken.
 
-Some attention layers (LeViT, EfficientFormer, TinyViT in timm) keep a bias gathered from a parameter in a dictionary
-when they are in evaluation mode. What was gathered in one pass is not made of the parameter in the next one's graph.
-Others (the old ``weight_norm``, pruning) set their weight anew in every pass, or keep a tensor made in the first one.
+In evaluation mode some attention layers (LeViT, EfficientFormer, TinyViT in timm) keep a bias, gathered from a
+parameter, in a dictionary; in the graph of the next pass it would not be made of that parameter. Other layers (the old
+``weight_norm``, pruning) set their weight anew in every pass, or keep a tensor made in the first.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
-from .rule import Again, tensors
+from .plan import Again
+from .trees import tensors
 
 _OWN = frozenset(vars(nn.Module()))
-"""Attributes of every module: parameters, buffers, hooks."""
+"""Attributes that every module has: parameters, buffers, hooks."""
 _ABSENT = object()
 _left: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
-"""By module the names of caches that it does not fill by itself."""
-
+"""By module, the names of caches that are left full, since it does not fill them by itself."""
 
 _copies: weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]] = weakref.WeakKeyDictionary()
-"""By module what was left in attributes in place of a tensor on a graph, for the hook that may have put it there."""
+"""By module, detached copies left in attributes in place of tensors on a graph, for the hook that may have set them."""
 
 
 class Emptied(Again, KeyError):
-    """A cache that was emptied is needed; from now on it is left as it is."""
+    """A cache that was emptied is needed; from now on it is left full."""
 
 
 def hooked(modules: Iterable[nn.Module]) -> bool:
-    """Whether someone looks at what modules give."""
+    """Whether forward hooks see what modules take or give."""
     if registry._global_forward_hooks or registry._global_forward_pre_hooks:
         return True
     return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
@@ -42,13 +42,10 @@ def hooked(modules: Iterable[nn.Module]) -> bool:
 
 @contextmanager
 def caches_aside(modules: Collection[nn.Module]) -> Iterator[None]:
-    """Empty every dictionary attribute of tensors with "cache" in its name meanwhile, and put back afterwards what
-    attributes, and lists and dictionaries there, held. Forward hooks may keep tensors on modules: with any, only what
-    hangs on a graph is taken off, and a copy off the graph left until the next pass."""
-    for m in modules if _copies else ():
-        for name, copy in _copies.pop(m, {}).items():
-            if vars(m).get(name) is copy:
-                del vars(m)[name]
+    """Empty every dictionary of tensors with "cache" in its name, and afterwards put back what attributes held, and
+    lists and dictionaries there. Forward hooks may keep tensors on modules: with any, only tensors on a graph are taken
+    away, and detached copies left until the next pass."""
+    _remove_copies(modules)
     kept = [(m, own, {k: own[k] for k in own.keys() - _OWN}) for m in modules for own in (vars(m),)]
     held = {id(v): (v, _items(v)) for *_, before in kept for v in before.values() if isinstance(v, (dict, list))}
     caches = [
@@ -76,6 +73,13 @@ def caches_aside(modules: Collection[nn.Module]) -> Iterator[None]:
         for key, (value, items) in held.items():
             if key in emptied or (not _same(value, items) and (not spare or _on_graph(value))):
                 _fill(value, items)
+
+
+def _remove_copies(modules: Iterable[nn.Module]) -> None:
+    for m in modules if _copies else ():
+        for name, copy in _copies.pop(m, {}).items():
+            if vars(m).get(name) is copy:
+                del vars(m)[name]
 
 
 def _put_back(m: nn.Module, own: dict[str, Any], before: dict[str, Any], spare: bool) -> None:

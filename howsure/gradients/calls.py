@@ -1,4 +1,4 @@
-"""What a call of a torch function does, told by its name and arguments."""
+"""What a call of a torch function does, judged by its name and arguments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cache
 from typing import Any
 
 import torch
+
+from .trees import map_tensors
 
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__ifloordiv__"}
 STRIDED = {"as_strided", "as_strided_", "stride", "resize_", "resize_as_", "set_", "storage", "untyped_storage"}
@@ -18,7 +20,9 @@ CHOOSING = {
 INDEXING = {"__getitem__", "__setitem__", "index", "index_select", "index_put", "index_put_", "index_add",
              "index_add_", "gather", "take_along_dim", "take", "scatter", "scatter_", "scatter_add",
              "scatter_add_"}  # fmt: skip
-ORDERING = {"roll", "flip", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "rot90"}
+ORDERING = {"roll", "flip", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "rot90", "einsum",
+            "stack", "cat", "concat", "unsqueeze"}  # fmt: skip
+"""Calls that may move the samples to another dimension, which their arguments other than tensors tell."""
 SHAPE_ONLY = {
     *("type_as", "expand_as", "view_as", "reshape_as", "to"),
     *("zeros_like", "ones_like", "empty_like", "is_same_size"),
@@ -29,19 +33,19 @@ VALUES = {
     **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like"), slice(1, None)),
     **dict.fromkeys(("new", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"), slice(1, None)),
 }
-"""Of calls that make a tensor in the form of another, which arguments it takes its values from."""
+"""Calls that make a tensor in the form of another, and the arguments that its values come from."""
 
 _DATA: Any = torch.Tensor.data
 SET_DATA = _DATA.__set__
 REACHING = {_DATA.__get__, SET_DATA, torch.Tensor.detach, torch.detach}
-"""Calls by which a network may change a parameter without autograd's notice."""
+"""Calls through which a network may change a parameter unnoticed by autograd."""
 
 transform_level = torch._C._functorch.maybe_current_level
-"""Of ``torch.func`` (``vmap``, ``grad``, ``jvp``): within, data and parameters are wrapped, and used unseen."""
+"""Not None within ``torch.func`` (``vmap``, ``grad``, …), where data and parameters are wrapped, and so used unseen."""
 
 
 def name_of(func: Any) -> str:
-    """Its name, of an overload (``mul_.Tensor``) that of the operator."""
+    """A function's name; for an overload (``mul_.Tensor``) the operator's."""
     return getattr(func, "__name__", "").partition(".")[0]
 
 
@@ -55,9 +59,14 @@ def in_place(func: Any, args: tuple, kwargs: dict) -> bool:
     return bool(args[position] if len(args) > position else kwargs.get("inplace", False))
 
 
+def order_of(name: str, args: tuple, kwargs: dict) -> str:
+    """How a call reorders dimensions; empty if it does not."""
+    return str(map_tensors(lambda t: None, (args, kwargs))) if name in ORDERING else ""
+
+
 @cache
 def _says_in_place(code: types.CodeType) -> int | None:
-    """Which argument of a function says whether its call is made in place."""
+    """The position of the argument that says whether a function works in place."""
     names = code.co_varnames[: code.co_argcount]
     return names.index("inplace") if "inplace" in names else None
 

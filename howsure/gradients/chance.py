@@ -1,4 +1,4 @@
-"""Refuses networks whose logits hang on chance."""
+"""Refuses networks whose logits depend on chance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .rule import tensors
+from .trees import tensors
 
 _DROPOUTS = {
     *("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "alpha_dropout_"),
@@ -27,15 +27,15 @@ _CHANCE = {
 
 
 class Chance:
-    """Watches the calls of one pass over ``model``, which may draw random numbers, but not use them."""
+    """Watches the calls of one pass through ``model``, which may draw random numbers but not use them."""
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.drawn: dict[int, tuple[str, Tensor]] = {}
-        """Random numbers, by what they were drawn with."""
+        """Random numbers, and the call that drew them."""
 
     def check(self, name: str, args: tuple, kwargs: dict) -> None:
-        """Raise ``RuntimeError`` where a call gives something else each time, or reads what was drawn."""
+        """Raise ``RuntimeError`` where a call gives a different result each time, or reads what was drawn."""
         if name in _CHANCE and _by_chance(name, args, kwargs):
             raise RuntimeError(_refusal(self.model, name))
         for t in tensors((args, kwargs)) if self.drawn else ():
@@ -47,12 +47,12 @@ class Chance:
 
 
 def draws(name: str, kwargs: dict) -> bool:
-    """Whether a call draws numbers that no seeded generator gives."""
+    """Whether a call draws numbers without a generator of its own."""
     return name in _DRAWS and kwargs.get("generator") is None
 
 
 def _by_chance(name: str, args: tuple, kwargs: dict) -> bool:
-    """Whether a call of one of ``_CHANCE`` gives something else each time."""
+    """Whether a call of one of ``_CHANCE`` gives a different result each time."""
     if name in _DROPOUTS:
         p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
         on = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", "alpha" not in name))
@@ -75,5 +75,5 @@ def _refusal(model: nn.Module, name: str) -> str:
         frame = frame.f_back
     return (
         f"{layers[id(frame.f_locals['self'])] if frame else 'the network'} draws random numbers ({name}), so the"
-        " logits hang on chance and no sample has a gradient of its own; call model.eval(), or give a seeded generator"
+        " logits depend on chance and no sample has a gradient of its own; call model.eval(), or seed a generator"
     )

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
 from .attempts import Attempt
-from .attribution import Attribution, Serve, Unsure
+from .attribution import Attribution, Serve
 from .caches import caches_aside
 from .fold import Fold, find
-from .general import autocasting, pull_back
-from .graph import graph_of
+from .general import autocasting
+from .graph import graph_of, pull_back
 from .ledger import Ledger
 from .parameters import Contents, requires_grad
-from .plan import Plan
+from .plan import Again, Plan
 from .result import no_logits
 from .seed import Loss, seed_of
 from .site import Site
@@ -29,16 +29,25 @@ from .trace import Tracer
 
 _FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _CHECKPOINTS = (
-    "the network computes activations anew during the backward pass (checkpointing), where its calls are not seen;"
-    " switch that off (in timm: model.set_grad_checkpointing(False)); memory is kept in bounds by splitting the batch"
+    "the network recomputes activations during the backward pass (checkpointing), where its calls are not seen; switch"
+    " that off (in timm: model.set_grad_checkpointing(False)); memory is bounded by splitting the batch"
 )
-_UNGRADED = "the network's forward runs under torch.no_grad or inference_mode, so it has no gradients; take that off"
-_HOOKS_AROUND = "hooks on saved tensors are on around the call (save_on_cpu, say), which cannot be; leave them first"
+_UNGRADED = "the network's forward runs under torch.no_grad or inference_mode, so it has no gradients; remove that"
+_HOOKS_AROUND = (
+    "hooks on saved tensors are on around the call (save_on_cpu, say) and would change what it keeps; call it outside"
+)
+
+
+class ReadsMemory(Again):
+    """The network looks at how its maps lie in memory, which is to be the usual order."""
+
+    def learn(self, plan: Plan) -> None:
+        plan.channels_last = False
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of a network: the losses, the parameters wanted, and which gradients themselves."""
+    """What is asked of a network: the losses, the parameters wanted, and those whose gradients themselves are."""
 
     net: Contents
     losses: Sequence[Loss]
@@ -59,24 +68,24 @@ class Chunk:
     """
 
     def __init__(self, task: Task, x: Tensor, folds: dict[int, Fold], attempt: Attempt, keep: bool = False):
-        net, plan = task.net, task.plan
-        self.task, self.attempt, self.keep, self.learned = task, attempt, keep, False
-        self.x = x.detach().clone(memory_format=plan.format_of(x))
+        self.task, self.attempt, self.keep = task, attempt, keep
+        self.learned = False
+        """Whether batch norms to fold were found."""
+        self.x = x.detach().clone(memory_format=task.plan.format_of(x))
         self.n = len(x)
         self.serve: Serve = _pass_by
         self.hidden: list[Tensor] = []
-        """Parameters, or their aliases, that are used unseen."""
+        """Parameters, or their aliases, that reach the logits in a way that the tracer did not see."""
         self.inner: list[Tensor] = []
-        """Data that the network itself lets require grad."""
+        """Data that the network itself makes require grad."""
         self.rooted: set[int] = set()
         """Sites in the graph of the logits."""
         self.awaited: set[int] = set()
-        """Those of them that no gradient has come to in this backward pass."""
-        chosen = {id(p) for p in task.wanted.values()}
-        others = [p for p in net.parameters.values() if id(p) not in chosen]
+        """Those of them that no gradient has reached in this backward pass."""
+        self.releases = False
+        """Whether this backward pass is the last, so that sites may let go of their inputs."""
         sink = lambda site, grads: self.serve(site, grads)  # noqa: E731
-        known = None if plan.folds is None else folds, plan.blanks, plan.general_meetings, plan.unseen_meetings
-        self.tracer = Tracer(net.model, task.wanted, others, self.x, sink, *known)
+        self.tracer = Tracer(task.net, task.wanted, self.x, sink, folds, task.plan)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """``norms [K, n, P]``, ``logits [n, C]`` and the gradients of small parameters ``[K, n, Q]``."""
@@ -86,13 +95,14 @@ class Chunk:
             requires_grad(self.task.net, self.task.wanted.values()),
         ):
             logits = self._forward()
-            self.hidden = self._find_hidden(logits)
+            self._note_calls()
+            self._walk(logits)
             seeds = [seed_of(loss, logits, self.attempt.mixing) for loss in self.task.losses]
             with torch.no_grad(), autocasting(self.x.device.type, False):
                 return self._backward(logits, seeds)
 
     def close(self) -> None:
-        """Break the circle of hooks, tracer and saved tensors, which the collector cannot see inside the graph."""
+        """Break the cycle of hooks, tracer and saved tensors, which the collector cannot see inside the graph."""
         self.tracer.close()
 
     def _forward(self) -> Tensor:
@@ -101,8 +111,8 @@ class Chunk:
         with _eagerly(self.task.net.modules.values()), disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
             logits = self.task.net.model(self.x)
         self.tracer.check_folds()
-        if self.tracer.reads_memory and self.task.plan.give_up_format(self.x):
-            raise Unsure
+        if self.tracer.reads_memory and self.task.plan.format_of(self.x) == torch.channels_last:
+            raise ReadsMemory
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.n:
             raise ValueError(
                 f"the network must map {self.n} inputs to logits [{self.n}, C], not to {no_logits(logits)}"
@@ -113,30 +123,33 @@ class Chunk:
             raise RuntimeError(_UNGRADED)
         return logits
 
-    def _find_hidden(self, logits: Tensor) -> list[Tensor]:
-        """Parameters (or their aliases) that reach the logits by a way the tracer did not see."""
-        signature = (self.tracer.calls, *(_signature(site) for site in self.tracer.sites))
-        if self.task.plan.signature != signature:
-            self.task.plan.signature, self.task.plan.settled = signature, False
-        known = {id(p) for p in self.task.wanted.values()} | {id(a) for a in self.tracer.weights.aliases.values()}
+    def _note_calls(self) -> None:
+        """What the plan knows of the layouts holds for the calls that it was learned from."""
+        plan, signature = self.task.plan, (self.tracer.calls, *(_signature(site) for site in self.tracer.sites))
+        if plan.signature != signature:
+            plan.signature, plan.settled = signature, False
+
+    def _walk(self, logits: Tensor) -> None:
+        """Find what the graph of the logits consists of, and ends in."""
         ends, nodes = graph_of(logits)
-        self.inner = [t for t in ends if id(t) in self.tracer.data]
-        found = [t for t in ends if t is not self.tracer.anchor and id(t) not in self.tracer.data]
+        anchor, data = self.tracer.anchor, self.tracer.data
+        self.inner = [t for t in ends if id(t) in data]
+        self.hidden = [t for t in ends if t is not anchor and id(t) not in data]
         stray = {site.index for node, site in self.tracer.nodes.items() if node not in nodes}
         self.rooted = {site.index for site in self.tracer.sites} - stray
-        if any(id(t) not in known for t in found):
+        known = {id(p) for p in self.task.wanted.values()} | {id(a) for a in self.tracer.weights.aliases.values()}
+        if any(id(t) not in known for t in self.hidden):
             raise RuntimeError(
-                "the network's output hangs on a tensor that requires grad but is none of its parameters, perhaps one"
+                "the network's output depends on a tensor that requires grad but is none of its parameters, perhaps one"
                 " kept from an earlier pass; detach it, or clear the network's cache"
             )
-        return found
 
     def _backward(self, logits: Tensor, seeds: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        task = self.task
-        self.ledger = Ledger(task.wanted, task.small, self.tracer, self.hidden, self.n, logits, task.plan.ways)
+        task, plan = self.task, self.task.plan
+        self.ledger = Ledger(task.wanted, task.small, self.tracer, self.hidden, self.n, logits, plan.guesses)
         for site in self.tracer.sites:
             site.rule.doubts = self.attempt.doubts
-        self.attribution = Attribution(self.tracer, self.task.plan, self.n, bool(self.hidden))
+        self.attribution = Attribution(self.tracer, plan, self.n, bool(self.hidden))
         self.attribution.find(logits, partial(self._pull, logits), self.attempt.probe)
         self._find_folds(logits)
         for k, seed in enumerate(seeds):
@@ -151,7 +164,7 @@ class Chunk:
         return norms, logits.detach(), small
 
     def _find_folds(self, logits: Tensor) -> None:
-        """Once for a network; with folds its calls are others, so that they are probed again."""
+        """Once for a network; with folds its calls are different, so that they are probed again."""
         plan = self.task.plan
         if plan.folds is None and plan.settled:
             plan.folds = find(self.tracer.nodes, self.tracer.reads(), logits, self.ledger.direct)
@@ -159,7 +172,7 @@ class Chunk:
             plan.settled = not self.learned
 
     def _pull(self, logits: Tensor, seed: Tensor, serve: Serve, keep: bool = True) -> None:
-        """A backward pass through every site, also those that hang on nothing but a parameter that is used unseen."""
+        """A backward pass through every site, even one that depends only on a parameter used unseen."""
         if self.tracer.sites and logits.requires_grad:
             ends, self.serve = [self.tracer.anchor, *self.hidden, *self.inner], serve
             torch.autograd.grad(logits, ends, seed, retain_graph=keep, allow_unused=True)
@@ -179,7 +192,7 @@ class Chunk:
         if site.index not in self.awaited:
             raise RuntimeError(
                 f"{site.label}: a gradient arrives that is not of the loss alone, since the network takes one itself in"
-                " the backward pass (in a hook, as of equilibrium models)"
+                " the backward pass (in a hook, as equilibrium models do)"
             )
         self.awaited.remove(site.index)
         site.check_inputs()
@@ -202,8 +215,9 @@ _STANCE = threading.RLock()
 
 @contextmanager
 def _eagerly(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Compiled modules run as plain Python meanwhile, so that their calls are seen and the tracer's are not compiled.
-    What says so holds for the process: one at a time."""
+    """Run compiled modules as plain Python, so that their calls are seen and the tracer's are not compiled.
+
+    The setting is the whole process's, so one network at a time."""
     compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules)
     if not compiled:
         yield

@@ -5,11 +5,11 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
 
 - **Gram**: ``|G|^2 = sum_{p,q} (d_p . d_q) sum_o (a_{s p + o} . a_{s q + o})``. All inner sums are strided slices of
   one Gram matrix of the raw input, so nothing is unfolded. For small maps.
-- **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel) the layer is a linear
+- **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel), this is a linear
   layer on a sequence, and takes its rules.
-- **unfolded**: each position's whole window side by side, one product. For the few channels of an image.
-- **windows**: the positions along a row of the kernel side by side, one batched matrix product per row. For small maps.
-- **grouped**: all samples side by side as groups of one convolution, whose weight gradient is then each sample's own.
+- **unfolded**: each position's whole window in a row, and one product. For the few channels of an image.
+- **windows**: the input along each row of the kernel side by side, and one batched product per row. For small maps.
+- **grouped**: all samples as groups of one convolution, whose weight gradient is then each sample's own.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
 from .linear import linear_sq_norms
 from .norm import channel_sums
-from .rule import Rule, added, merged, per_sample, sq_norm
+from .rule import Rule
+from .sums import added, per_sample, sq_norm
 
-_SHIFT = 12  # one entry of a shifted Gram matrix read and added, in multiplications of a matrix product
-_READ = 4  # one entry of a gradient written and squared
-_FEW = 32  # entries of a whole window up to which it is unfolded, and of its row up to which rows are not copied
-_WIDE = 6  # positions an output channel from which copying rows of windows loses to grouped convolution
+_SHIFT = 12  # cost of reading and adding an entry of a shifted Gram matrix, in multiplications of a matrix product
+_READ = 4  # the same, of writing and squaring an entry of a gradient
+_FEW = 32  # entries of a whole window up to which it is unfolded, and of one row up to which rows are not copied
+_WIDE = 6  # positions per output channel from which copying rows of windows loses to grouped convolution
 
 
 class Conv(Rule):
@@ -57,8 +58,7 @@ class Conv(Rule):
         return out
 
     def _at_once(self) -> Tensor:
-        """A kernel that meets all of the input at each of few positions: a linear layer, for which nothing is padded
-        or reordered."""
+        """As a linear layer, without padding or reordering, where the kernel meets all the input at each position."""
         a, maps = self.arguments, self.geometry.maps
         x, weight, bias = a["input"], a["weight"], a.get("bias")
         last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -69,7 +69,7 @@ class Conv(Rule):
         flat = torch.nn.functional.linear(x, matrix, bias if bias is None else bias.repeat(prod(maps)))
         self.settle()
         out = torch.ops.aten._unsafe_view(flat, [len(flat), *maps, len(weight)]).movedim(-1, 1)
-        return out if last else out.contiguous()  # in memory as a convolution's, since the network may `view` it
+        return out if last else out.contiguous()  # in a convolution's order, since the network may `view` it
 
     # -- which rule ---------------------------------------------------------------------------------------------
 
@@ -92,9 +92,8 @@ class Conv(Rule):
     @property
     def makes_gradient(self) -> bool:
         """Whether the chosen rule makes the gradient itself."""
-        rule = self.way
-        if rule != "tiles":
-            return rule != "gram"
+        if self.way != "tiles":
+            return self.way != "gram"
         (o, i), length = self.arguments["weight"].shape[:2], prod(self.geometry.maps)
         return length > 1 and not gram_is_cheaper(length, i * prod(self.geometry.kernel), o)
 
@@ -103,28 +102,29 @@ class Conv(Rule):
     def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         if key == "bias" or d.shape[0] != n:
             return sq_norm(self.grads(key, d, layout, n))
-        a, rule = self.input("input"), self.way
-        if rule == "gram":
+        a = self.input("input")
+        if self.way == "gram":
             return self.by_gram(d, a)
-        if rule == "tiles":
+        if self.way == "tiles":
             return linear_sq_norms(self.geometry.tiles(a), d.flatten(2), self.doubts)
-        if rule == "windows":
+        if self.way == "windows":
             return added([sq_norm(part) for part in self.windows(d, a)])
         return sq_norm(self.explicit(d, a))
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
-        d = merged(d, layout, n)
+        d = layout.merged(d, n)
         if key == "bias":
             return per_sample(channel_sums(d), n)
-        a = merged(self.input("input"), layout, n)
+        a = layout.merged(self.input("input"), n)
         return self.geometry.whole(per_sample(self.explicit(d, a), n), self.arguments["weight"])
 
     def explicit(self, d: Tensor, a: Tensor) -> Tensor:
         """Per-sample gradients ``[rows, O, I, *kernel]`` of the rows of ``d`` and ``a``."""
-        rules = {"tiles": self.by_tiles, "unfolded": self.by_unfolding, "windows": self.by_windows}
-        return rules.get(self.way, self.grouped)(d, a)
+        ways = {"tiles": self.by_tiles, "unfolded": self.by_unfolding, "windows": self.by_windows}
+        return ways.get(self.way, self.grouped)(d, a)
 
     def by_gram(self, d: Tensor, a: Tensor) -> Tensor:
+        """Squared norms, not gradients."""
         n = len(d)
         flat = d.reshape(n * self.groups, -1, prod(self.geometry.maps))
         shifted = shifted_gram(a, self.groups, self.geometry)
@@ -144,10 +144,7 @@ class Conv(Rule):
         return products.mT.reshape(n, o, i, *self.geometry.kernel)
 
     def windows(self, d: Tensor, a: Tensor) -> Iterator[Tensor]:
-        """Gradients ``[n, O, kernel width * I]``, one for each of the kernel's other offsets; each overwrites the last.
-
-        Each row of the kernel is one batched product instead of one for each offset.
-        """
+        """Gradients ``[n, O, kernel width * I]``, one for each row of the kernel; each overwrites the last."""
         (o, i), n, kernel = self.arguments["weight"].shape[:2], len(d), self.geometry.kernel
         width = kernel[-1] * i
         lines = self.geometry.lines(a)
@@ -168,9 +165,9 @@ class Conv(Rule):
         if any(before != after for before, after in at.pads):
             a, padding = at.padded(a), [0] * len(at.pads)
         n, (o, i) = len(d), self.arguments["weight"].shape[:2]
-        last = i > 1 or (o == self.groups and at.kernel == (3, 3))  # other depthwise ones would be many times slower
+        last = i > 1 or (o == self.groups and at.kernel == (3, 3))  # other depthwise ones are many times slower so
         a, d = _beside(a, last), _beside(d, last)
-        # nothing reads it, but in another order it would be copied
+        # nothing reads this weight, but in another order it would be copied
         order = torch.channels_last if d.dim() == 4 and d.stride(1) == 1 else torch.contiguous_format
         weight = torch.empty((n * o, i, *at.kernel), dtype=d.dtype, device=d.device, memory_format=order)
         _, grad, _ = torch.ops.aten.convolution_backward(
@@ -182,15 +179,15 @@ class Conv(Rule):
     def describe(self, key: Any, n: int) -> str:
         if key == "bias":
             return "sum of d over positions"
-        rule = self.way
-        if rule == "tiles":
-            rule += ", |a|² |d|²" if prod(self.geometry.maps) == 1 else ", product" if self.makes_gradient else ", Gram"
-        return f"convolution: {rule} over {'×'.join(map(str, self.geometry.maps))} positions"
+        way = self.way
+        if way == "tiles":
+            way += ", |a|² |d|²" if prod(self.geometry.maps) == 1 else ", product" if self.makes_gradient else ", Gram"
+        return f"convolution: {way} over {'×'.join(map(str, self.geometry.maps))} positions"
 
 
 def _beside(t: Tensor, last: bool) -> Tensor:
-    """The channels of all samples side by side, ``[1, n * C, …]``; ``last``: in memory too, where each sample's are."""
+    """The channels of all samples side by side, ``[1, n * C, …]``, with ``last`` in memory too if each sample's are."""
     if last and t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
         return t.permute(2, 3, 0, 1).reshape(1, *t.shape[2:], -1).movedim(-1, 1)
-    # by way of one dimension: the stride of a dimension of one entry is free, and torch may take it for a format
+    # flattened first, since the stride of a dimension of size one is arbitrary, and torch may read a format into it
     return t.flatten().view(1, -1, *t.shape[2:])

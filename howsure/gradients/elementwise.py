@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from .general import one_sample_each
 from .layout import Layout
 from .rule import Rule
 
@@ -16,21 +15,7 @@ class Elementwise(Rule):
 
     @classmethod
     def accepts(cls, arguments: dict[Any, Any], weights: set[Any]) -> bool:
-        other = "input" if "other" in weights else "other"
-        return (
-            len(weights) == 1
-            and len(arguments) == 2
-            and other not in weights
-            and arguments[next(iter(weights))].is_floating_point()
-        )
-
-    def __init__(self, func: Any, arguments: dict[Any, Any], weights: set[Any]):
-        self.data_key = "other" if "input" in weights else "input"
-        self.data_needed = isinstance(self, Mul)
-        super().__init__(func, arguments, weights)
-        x = arguments[self.data_key]
-        if self.data_needed and isinstance(x, Tensor):
-            self.saved = {self.data_key: x}
+        return len(weights) == 1 and len(arguments) == 2 and all(arguments[w].is_floating_point() for w in weights)
 
     def forward(self) -> Tensor:
         out = self.func(self.arguments["input"], self.arguments["other"])
@@ -48,13 +33,8 @@ class Elementwise(Rule):
         shape = self.arguments[key].shape
         g = self.through(key, d)
         padded = (1,) * (g.dim() - len(shape)) + tuple(shape)
-        if padded[layout.dim] != 1:
-            g = one_sample_each(g, layout, n)
-            axes = [i + 1 for i, s in enumerate(padded) if s == 1 and g.shape[i + 1] != 1]
-            return (g.sum(axes) if axes else g).reshape(n, *shape)
-        g = layout.split(g, n)
-        sizes = (*padded[: layout.dim], 1, *padded[layout.dim + 1 :])
-        axes = [i + 1 for i, s in enumerate(sizes) if s == 1 and g.shape[i + 1] != 1]
+        g = layout.split(g, n) if padded[layout.dim] == 1 else layout.one_each(g, n)
+        axes = [i + 1 for i, s in enumerate(padded) if s == 1 and g.shape[i + 1] != 1]
         return (g.sum(axes) if axes else g).reshape(n, *shape)
 
 
@@ -71,6 +51,7 @@ class Sub(Elementwise):
 
 class Mul(Elementwise):
     name = "sum of d·x where the weight was multiplied"
+    needs = ("input", "other")  # of which the one that is no weight is saved
 
     def through(self, key: Any, d: Tensor) -> Tensor:
-        return d * self.input(self.data_key)
+        return d * self.input("other" if key == "input" else "input")

@@ -1,15 +1,15 @@
-"""A batch norm that alone reads a convolution is folded into it, and both take their gradients from one.
+"""Folds a batch norm into the convolution that it alone reads, and takes both gradients from one.
 
 With s = γ / σ the two are one convolution, y = s (W * a + c - μ) + β = (s W) * a + s (c - μ) + β. No map is made
 between them, neither forward nor backward. From the gradient d at y and ``G = sum_p d_p a_p^T``, in an output channel:
 
     grad W = s G        grad c = s sum d        grad γ = (G . W + (c - μ) sum d) / σ        grad β = sum d
 
-Which batch norms, the first pass over a network shows (``find``): where nothing else reads the convolution's output,
-its rule makes G anyway, and the kernel is smaller than the maps. Later passes hand an empty shell to the batch norm in
-place of the convolution's output. Should anything else look into the shell or keep it, or the batch norm be called
-otherwise or never, then ``Unfolded`` says so before a wrong number is made, and the engine starts again without this
-fold.
+The first pass through a network shows which batch norms (``find``): where nothing else reads the convolution's output,
+its rule makes G anyway, and the kernel is smaller than the maps. Later passes hand the batch norm an empty shell in
+place of the convolution's output. If anything else looks into the shell or keeps it, or the batch norm is called
+differently or not at all, ``Unfolded`` is raised before a wrong number is made, and the engine starts again without
+this fold.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from .conv import Conv
 from .graph import readers_of
 from .layout import Layout
 from .norm import CENTRED, BatchNorm, SumsOnce, affine_shift
-from .rule import Again, Rule, added, merged, per_sample
+from .plan import Again, Plan
+from .rule import Rule
 from .rules import EXPORTED, bind
 from .site import Site
+from .sums import added, per_sample
 
 _IMAGES = 8  # a kernel larger than the maps of so many images is not worth folding
 SHAPES = {
@@ -46,13 +48,13 @@ class Unfolded(Again):
         super().__init__("the output of a folded convolution is needed")
         self.fold = fold
 
-    def learn(self, plan: Any) -> None:
-        plan.give_up(self.fold)
+    def learn(self, plan: Plan) -> None:
+        plan.give_up_fold(self.fold)
 
 
 @dataclass(eq=False, repr=False)
 class Fold:
-    """The parameters of a convolution and the call of the batch norm behind it, ``norm`` without its input."""
+    """The parameters of a convolution, and the arguments ``norm`` of the batch norm behind it, without its input."""
 
     weight: Tensor
     bias: Tensor | None
@@ -70,7 +72,7 @@ class Fold:
 
     @torch.no_grad()
     def refresh(self) -> Tensor:
-        """Take the parameters as they are now; how many standard deviations from zero the maps lie, at most."""
+        """Take the parameters as they are now; return how many standard deviations from zero the maps lie at most."""
         scale, shift = self.norm.get("weight"), self.norm.get("bias")
         self.rstd = torch.rsqrt(self.norm["running_var"] + self.norm.get("eps", 1e-5))
         self.scale = self.rstd if scale is None else self.rstd * scale
@@ -80,6 +82,7 @@ class Fold:
         return torch.linalg.vector_norm(self.centre * self.rstd, torch.inf)
 
     def takes(self, rule: Rule, bias: Tensor | None) -> bool:
+        """Whether the convolution can be made folded this time."""
         if bias is not self.bias:
             raise Unfolded(self)
         if not isinstance(rule, Conv) or rule.saved["input"].dtype != self.weight.dtype:
@@ -87,7 +90,7 @@ class Fold:
         return not torch.is_autocast_enabled(self.weight.device.type)
 
     def is_call(self, func: Any, args: tuple, kwargs: dict) -> bool:
-        """Whether this is the batch norm's call again."""
+        """Whether this is the batch norm's call, as it was when it was found."""
         func = EXPORTED.get(func, func)
         call = bind(func, args, kwargs) if func is self.func else {}
         call.pop("input", None)
@@ -98,7 +101,7 @@ def _same(a: Any, b: Any) -> bool:
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
 
 
-def refreshed(folds: Mapping[int, Fold]) -> dict[int, Fold]:
+def refreshed(folds: Mapping[int, Fold] | None) -> dict[int, Fold]:
     """The folds with the parameters as they are now, without those where ``grad γ`` would cancel."""
     if not folds:
         return {}
@@ -108,7 +111,10 @@ def refreshed(folds: Mapping[int, Fold]) -> dict[int, Fold]:
 
 
 class Folded(SumsOnce, Conv):
-    """A convolution and its batch norm as one; the weights are asked for in the order of ``Site.weights``."""
+    """A convolution and its batch norm as one.
+
+    The convolution's weight comes first in ``Site.weights``, and leaves ``G . W`` for the batch norm's scale.
+    """
 
     def __init__(self, conv: Rule, fold: Fold):
         super().__init__(conv.func, conv.arguments, conv.weights | set(fold.weights()))
@@ -132,11 +138,11 @@ class Folded(SumsOnce, Conv):
         return added(squares) @ self.fold.scale.square()
 
     def _pieces(self, d: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The gradient in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
+        """The gradient G in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
         weight = self.geometry.touching(self.arguments["weight"])
         if self.way != "windows":
             gradient = self.explicit(d, a)
-            if gradient.movedim(2, -1).is_contiguous():  # so it lies in memory, and need not be copied
+            if gradient.movedim(2, -1).is_contiguous():  # in this order it need not be copied
                 gradient, weight = gradient.movedim(2, -1), weight.movedim(1, -1)
             yield gradient.flatten(2), weight.flatten(1)
             return
@@ -146,13 +152,15 @@ class Folded(SumsOnce, Conv):
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         if key == "weight":
-            g = per_sample(self.explicit(merged(d, layout, n), merged(self.input("input"), layout, n)), n)
+            g = per_sample(self.explicit(layout.merged(d, n), layout.merged(self.input("input"), n)), n)
             self.products = (g * self.geometry.touching(self.arguments["weight"])).flatten(2).sum(2)
             return self.geometry.whole(g, self.arguments["weight"]) * self.fold.scale.view(-1, *[1] * (g.dim() - 2))
-        sums = per_sample(self.sums(d) if layout.rows else self.sums(merged(d, layout, n)), n)
+        sums = per_sample(self.sums(layout.merged(d, n)), n)
         if key == "shift":
             return sums
-        return sums * self.fold.scale if key == "bias" else (self.products - self.fold.centre * sums) * self.fold.rstd
+        if key == "bias":
+            return sums * self.fold.scale
+        return (self.products - self.fold.centre * sums) * self.fold.rstd
 
     def describe(self, key: Any, n: int) -> str:
         if key == "scale":
@@ -163,20 +171,20 @@ class Folded(SumsOnce, Conv):
 def find(sites: Mapping[Any, Site], reads: Mapping[int, int], logits: Tensor, direct: set[int]) -> dict[int, Fold]:
     """The batch norms to fold, by the id of the convolution's weight.
 
-    ``sites`` by the node of their output in the graph of ``logits``; ``reads`` of their outputs, by index; ``direct``
-    are weights whose norms a rule gives by itself.
+    ``sites`` are keyed by the node of their output in the graph of ``logits``; ``reads`` says how often each output
+    was read, by index; ``direct`` are the weights whose norms a rule gives by itself.
     """
     readers, found = readers_of(logits), {}
     for node, conv in sites.items():
         norm = sites.get(readers[node][0]) if len(readers[node]) == 1 else None
-        if norm is not None and reads.get(conv.index) == 1 and _fit(conv, norm, direct):
+        if norm is not None and reads.get(conv.index) == 1 and _foldable(conv, norm, direct):
             assert isinstance(norm.rule, BatchNorm)
             weight, bias = conv.weights["weight"], conv.weights.get("bias")
             found[id(weight)] = Fold(weight, bias, norm.rule.func, {**norm.rule.call, **norm.weights})
     return found
 
 
-def _fit(conv: Site, norm: Site, direct: set[int]) -> bool:
+def _foldable(conv: Site, norm: Site, direct: set[int]) -> bool:
     first, second = conv.rule, norm.rule
     if type(first) is not Conv or not isinstance(second, BatchNorm) or not conv.layout == norm.layout == (Layout(),):
         return False

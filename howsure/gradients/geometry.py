@@ -19,14 +19,15 @@ _TWICE = 2  # how many times its size a kernel may be written out to, as a matri
 
 @dataclass(frozen=True)
 class Geometry:
-    """One number, or pair, a dimension. Of the kernel only the part that meets the input at some position.
+    """One number or pair per dimension. The kernel is reduced to the part that meets the input at some position.
 
     Attributes:
         sizes: the input's.
-        kernel, stride, dilation: as in the call; the kernel's size is that of the part.
+        kernel: the size of that part.
+        stride, dilation: as in the call.
         pads: entries before and after the input.
         maps: the output's size.
-        touched: the part of the kernel, as an index; None where it is all of it.
+        touched: that part as an index into the kernel; None for all of it.
     """
 
     sizes: Sizes
@@ -39,7 +40,7 @@ class Geometry:
 
     @classmethod
     def of(cls, sizes: Sizes, kernel: Sizes, call: dict[str, Any]) -> Geometry:
-        """Of an input of these sizes, and the arguments of the call."""
+        """For an input and a kernel of these sizes, and the arguments of the call."""
         dims, padding = len(kernel), call.get("padding", 0)
         stride, dilation = _each(call.get("stride", 1), dims), _each(call.get("dilation", 1), dims)
         return _geometry(sizes, kernel, stride, dilation, padding if isinstance(padding, str) else _each(padding, dims))
@@ -53,8 +54,8 @@ class Geometry:
 
     @cached_property
     def meets_all(self) -> bool:
-        """Whether the kernel meets all of the input at every position, which are few, so that this is a linear layer:
-        a kernel as large as its input, or a padded 3×3 one on a map of 2×2."""
+        """Whether the kernel meets all of the input at every position, of which there are few, so that this is a linear
+        layer: a kernel as large as its input, or a padded 3×3 one on a map of 2×2."""
         each = zip(self.sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, strict=True)
         for size, k, e, s, m, (before, _) in each:
             if (e > 1 and k > 1) or before - s * (m - 1) < 0 or before + size > k:
@@ -62,14 +63,14 @@ class Geometry:
         return prod(self.maps) * prod(self.sizes) <= _TWICE * prod(self.kernel)
 
     def at_each_position(self, weight: Tensor) -> Tensor:
-        """What of the kernel meets the input at each position, where it ``meets_all``: ``[L * O, sizes * I]``."""
+        """The part of the kernel that meets the input at each position, if it ``meets_all``: ``[L * O, sizes * I]``."""
         dims = list(zip(self.sizes, self.stride, self.maps, self.pads, strict=True))
         meets = [[slice(at - s * p, at - s * p + size) for p in range(m)] for size, s, m, (at, _) in dims]
         parts: list[tuple[Any, ...]] = [(..., *part) for part in product(*meets)]
         return torch.stack([weight[part].movedim(1, -1) for part in parts]).flatten(0, 1).flatten(1)
 
     def cut(self, reach: list[int]) -> Geometry:
-        """Without what meets nothing but padding at any position: all but the middle, on a map of one position."""
+        """The same without the parts of the kernel that only ever meet padding: all but its middle, on a 1×1 map."""
         dims = list(zip(self.sizes, self.kernel, self.dilation, self.stride, self.maps, self.pads, reach, strict=True))
         if all(s * (m - 1) >= before and r - before < size for size, _, _, s, m, (before, _), r in dims):
             return self
@@ -90,7 +91,7 @@ class Geometry:
         return weight if self.touched is None else weight[self.touched]
 
     def whole(self, grads: Tensor, weight: Tensor) -> Tensor:
-        """Gradients of the whole kernel ``[n, *weight.shape]`` from those of the part."""
+        """Gradients of the whole kernel ``[n, *weight.shape]`` from those of its part."""
         if self.touched is None:
             return grads
         whole = grads.new_zeros(*grads.shape[:2], *weight.shape[1:])
@@ -103,7 +104,7 @@ class Geometry:
         return F.pad(a, [p for pair in reversed(self.pads) for p in pair])
 
     def tiles(self, a: Tensor) -> Tensor:
-        """The input where positions are ``apart``, ``[n, I * offsets, L]``; a view if 1×1 at stride 1."""
+        """The input, if positions are ``apart``, as ``[n, I * offsets, L]``; a view if 1×1 at stride 1."""
         n, size = a.shape[:2]
         if all(k == 1 for k in self.kernel):
             steps = [slice(None), slice(None), *(slice(None, None, s) for s in self.stride)]
@@ -124,8 +125,8 @@ class Geometry:
         return windows.reshape(n, -1, prod(self.maps))
 
     def lines(self, a: Tensor) -> Tensor:
-        """The padded input with the windows' positions along the last dimension side by side, ``[n, …, L, k * I]``:
-        one copy, as many times as the kernel is wide."""
+        """The padded input with each window's entries along the last dimension side by side, ``[n, …, L, k * I]``: a
+        copy k times as large."""
         n, size = a.shape[:2]
         a = self.padded(a)
         images, channels, *along, step = a.stride()
@@ -134,7 +135,7 @@ class Geometry:
         return a.as_strided(shape, strides, a.storage_offset()).contiguous().flatten(-2)
 
     def positions(self, offset: Sizes) -> list[slice]:
-        """Where the padded input meets the kernel's ``offset``, along the dimensions that it names."""
+        """Where the padded input meets the kernel at ``offset``, which may name the first dimensions only."""
         each = zip(offset, self.dilation, self.maps, self.stride, strict=False)
         return [slice(k * e, k * e + (m - 1) * s + 1, s) for k, e, m, s in each]
 

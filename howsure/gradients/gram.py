@@ -1,4 +1,4 @@
-"""Squared norms from two Gram matrices, without the gradient itself, and with a guard against cancellation."""
+"""Squared norms from two Gram matrices, without making the gradient, and guarded against cancellation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .rule import added
+from .sums import added
 
 _BAND = 64
-"""Columns of a Gram matrix made at a time: it is symmetric, so what lies above a band's own square is left out."""
+"""Columns of a Gram matrix made at a time. It is symmetric, so the part above a band's own square is left out."""
 
 
 def gram_is_cheaper(length: int, i: int, o: int) -> bool:
-    """Whether half of ``L^2 (I + O)`` is less work than ``L I O``, each with the reading of its result.
+    """Whether half of ``L^2 (I + O)`` is less work than ``L I O``, each including the reading of its result.
 
     A multiplication of the narrow bands costs 1.13 times one of the whole product.
     """
@@ -40,7 +40,7 @@ def gram_sq_norms(
     Parameters
     ----------
     other
-        ``other(start, stop)`` gives of ``A`` the columns from ``start`` to ``stop``, and the rows from ``start`` on.
+        ``other(start, stop)`` gives the columns of ``A`` from ``start`` to ``stop``, with the rows from ``start`` on.
     d
         ``[n * groups, O, L]``.
     explicit
@@ -64,7 +64,7 @@ def _by_sample(parts: list[Tensor], n: int) -> Tensor:
 
 
 def _band(t: Tensor, start: int, stop: int) -> Tensor:
-    """Of the Gram matrix of ``t [n, I, L]`` the columns from ``start`` to ``stop``, and the rows from ``start`` on.
+    """The columns of the Gram matrix of ``t [n, I, L]`` from ``start`` to ``stop``, with the rows from ``start`` on.
 
     Columns, not rows: this way round the products take 0.8 of the time on the CPUs measured.
     """
@@ -72,11 +72,10 @@ def _band(t: Tensor, start: int, stop: int) -> Tensor:
 
 
 def guarded(total: Tensor, trace: Tensor, explicit: Callable[[Tensor], Tensor], doubts: list[Tensor] | None) -> Tensor:
-    """``total``, but from the gradients ``explicit(samples)`` themselves where its terms cancel.
+    """``total``, taken from the gradients ``explicit(samples)`` where its terms cancel; ``doubts`` only notes whether.
 
     The products of two Gram matrices may have either sign. The rounding error of their sum was at most 20 machine
-    epsilons times the trace on every layer measured, so it only matters where the sum is far below the trace. With a
-    list of ``doubts`` it is only noted there whether any do.
+    epsilons times the trace on every layer measured, so it only matters where the sum is far below the trace.
     """
     doubtful = total < (2e-2 if total.dtype == torch.float32 else 1e-4) * trace
     if doubts is not None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 ROUNDING = 1e-6
-"""What two backward passes may differ by where sums are made in a fixed order, in parts of the largest entry."""
+"""How far two backward passes may differ where sums are made in a fixed order, relative to the largest entry."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The batch lies along ``dim``, whose size is ``before * n * after``: index = (b * n + sample) * after + a.
+    """The batch lies along ``dim``, of size ``before * n * after``, with index = (b * n + sample) * after + a.
 
     ``after`` alone: windows cut out of each image; ``before`` alone: positions first; both: attention within windows,
     which goes over the positions first, then over the images and their windows.
@@ -35,6 +35,23 @@ class Layout:
         """``[n, …]`` in which dimension ``dim + 1`` has the size ``before * after``; a view where one of them is 1."""
         return self.apart(t, n).flatten(self.dim + 1, self.dim + 2)
 
+    def spread(self, parts: Tensor, shape: torch.Size) -> Tensor:
+        """``[n, *shape]``, zero in row i except for part i of ``parts [n, …]``, as ``split`` makes them."""
+        n = len(parts)
+        rows = parts.new_zeros(n, *shape)
+        apart = Layout(self.dim + 1, self.after, self.before).apart(rows, n)
+        at = torch.arange(n, device=parts.device)
+        apart[at, at] = parts.unflatten(self.dim + 1, (self.before, self.after))
+        return rows
+
+    def one_each(self, t: Tensor, n: int) -> Tensor:
+        """``[n, *t.shape]``, where row i keeps only the entries of sample i."""
+        return self.spread(self.split(t, n), t.shape)
+
+    def merged(self, t: Tensor, n: int) -> Tensor:
+        """``[n * inner, …]`` along the first dimension, with each sample's rows together."""
+        return t if self.rows else self.split(t, n).flatten(0, 1)
+
     @property
     def rows(self) -> bool:
         """Whether each sample owns a run of whole rows."""
@@ -54,7 +71,7 @@ def candidates(shape: torch.Size, n: int) -> list[Layout]:
 
 
 def codes(n: int, like: Tensor, digit: int = 0) -> Tensor:
-    """One power of two per sample, neighbours apart: scaling by them is exact in floating point.
+    """A power of two for each sample, neighbours different: scaling by them is exact in floating point.
 
     There are eight. The two ``digit``s together tell 64 samples apart.
     """
@@ -66,12 +83,12 @@ def codes(n: int, like: Tensor, digit: int = 0) -> Tensor:
 def explains(
     layout: Layout, plain: Tensor, coded: Tensor, factors: Tensor, noise: float = ROUNDING, least: float = 0.0
 ) -> Tensor:
-    """Whether ``coded`` is ``plain`` with each sample's entries, as ``layout`` has them, times that sample's factor.
+    """Whether ``coded`` is ``plain`` with the entries of each sample, as ``layout`` has them, times its factor.
 
-    ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's
-    seed times its factor. An entry that hangs on another sample, or on two, is scaled otherwise. A sample whose values
-    overflow says nothing, but not all may. ``noise`` and ``least``: what two passes may differ by, in parts of the
-    largest entry and, before the factors, besides: at least what a sum of subnormal numbers may come to.
+    ``plain`` and ``coded`` are the gradients at one place from two backward passes, the second with each sample's seed
+    times its factor. An entry that depends on another sample, or on two, is scaled differently. A sample whose values
+    overflow says nothing, but not all may. ``noise`` is how far two passes may differ, relative to the largest entry;
+    ``least``, before the factors, how far in any case: at least what a sum of subnormal numbers may come to.
     """
     n = len(factors)
     before, after = (layout.split(t, n).reshape(n, -1) for t in (plain, coded))

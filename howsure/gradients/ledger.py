@@ -1,4 +1,5 @@
-"""Books the squared norms of one pass: directly where a rule may, summed first where a parameter is used twice."""
+"""Adds up what the rules give in one pass, by parameter: norms where a rule may give them, otherwise gradients, which
+are summed first."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .general import General, pull_back
-from .graph import leaves
+from .general import General
+from .graph import leaves_of, pull_back
 from .layout import Layout
-from .rule import Again, sq_norm
+from .plan import Again, Plan
 from .site import Site
+from .sums import sq_norm
 from .trace import Tracer
 
 
@@ -24,7 +26,7 @@ class Misfit(Again):
         super().__init__(f"{site.label}: no rule for samples along dimension {site.layout[0].dim}")
         self.meeting = site.meeting
 
-    def learn(self, plan: Any) -> None:
+    def learn(self, plan: Plan) -> None:
         plan.general_meetings.add(self.meeting)
 
 
@@ -44,35 +46,40 @@ class Ledger:
         hidden: list[Tensor],
         n: int,
         like: Tensor,
-        ways: dict[tuple[int, int], dict[int, Layout] | None],
+        guesses: dict[tuple[int, int], dict[int, Layout] | None],
     ):
-        self.n, self.small, self.wanted, self.ways = n, small, wanted, ways
+        self.n, self.small, self.wanted, self.guesses = n, small, wanted, guesses
         self.dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         self.device = like.device
         self.columns = {id(p): k for k, p in enumerate(wanted.values())}
         self.alias_of = {id(alias): tracer.weights.wanted[key] for key, alias in tracer.weights.aliases.items()}
-        uses = Counter(id(w) for site in tracer.sites for w in site.weights.values())
+        """By leaf, the parameter that it stands for."""
         self.made_of: dict[int, list[Tensor]] = {}
+        """By derived weight, the leaves that it is made of."""
         for site in tracer.sites:
             for key, w in site.weights.items():
                 if id(w) not in self.columns:
                     site.check_weight(key)
                     if id(w) not in self.made_of:
                         self.made_of[id(w)] = self._made_of(w, site)
-        shared = {id(self.alias_of[id(leaf)]) for made_of in self.made_of.values() for leaf in made_of}
-        shared |= {id(self.alias_of.get(id(t), t)) for t in hidden}
-        shared |= {id(wanted[name]) for name in small}
-        self.direct = {key for key, count in uses.items() if count == 1 and key in self.columns and key not in shared}
+        self.direct = self._direct(tracer, hidden)
         self.done: list[tuple[Tensor, Tensor]] = []
 
     def _made_of(self, weight: Tensor, site: Site) -> list[Tensor]:
-        found = leaves(weight)
+        found = leaves_of(weight)
         if any(id(leaf) not in self.alias_of for leaf in found):
             raise RuntimeError(
                 f"{site.label} holds data, or a parameter that was used unseen, written into it in place; make a tensor"
                 " of its own for each"
             )
         return found
+
+    def _direct(self, tracer: Tracer, hidden: list[Tensor]) -> set[int]:
+        uses = Counter(id(w) for site in tracer.sites for w in site.weights.values())
+        shared = {id(self.alias_of[id(leaf)]) for made_of in self.made_of.values() for leaf in made_of}
+        shared |= {id(self.alias_of.get(id(t), t)) for t in hidden}
+        shared |= {id(self.wanted[name]) for name in self.small}
+        return {key for key, count in uses.items() if count == 1 and key in self.columns and key not in shared}
 
     def sources(self, weight: Tensor) -> list[Tensor]:
         """The parameters that a weight is, or is made of."""
@@ -86,7 +93,7 @@ class Ledger:
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def serve(self, site: Site, grads: tuple) -> None:
-        """Book what the output gradients of one site give."""
+        """Enter what the output gradients of one site give."""
         rule, layout = site.rule, site.layout[0]
         found = self._generally(site, rule, grads) if isinstance(rule, General) else {}
         if not found and not rule.fits(layout):
@@ -101,9 +108,9 @@ class Ledger:
 
     def _generally(self, site: Site, rule: General, grads: tuple) -> dict[Any, Tensor]:
         place = site.meeting, self.n
-        rule.way = self.ways.get(place)
+        rule.guess = self.guesses.get(place)
         found = rule.all_grads(grads, site.layout, self.n)
-        self.ways[place] = rule.way
+        self.guesses[place] = rule.guess
         return found
 
     def _add(self, weight: Tensor, grads: Tensor) -> None:
@@ -120,7 +127,7 @@ class Ledger:
                 derived, grads = self.sums.pop(key)
                 for leaf, pulled in zip(made_of, pull_back([derived], made_of, [grads]), strict=True):
                     if pulled is not None:
-                        self._add(self.alias_of[id(leaf)], pulled)
+                        self.add_leaf(leaf, pulled)
         for key, (_, grads) in self.sums.items():
             if key in self.columns:
                 self.norms[self.columns[key]] = sq_norm(grads)

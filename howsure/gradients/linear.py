@@ -4,8 +4,8 @@ With L positions per sample, input a [L, I] and output gradient d [L, O]:
 
     |grad W|^2 = |sum_l d_l a_l^T|^2 = sum_{l,m} (a_l . a_m)(d_l . d_m)        grad b = sum_l d_l
 
-The left form costs ``L I O`` multiplications, the right one ``L^2 (I + O) / 2`` by symmetry. Where the gradient is zero
-at most positions, as behind a class token, the others are left out, here and on the way to the input.
+The first form costs ``L I O`` multiplications, the second ``L^2 (I + O) / 2`` by symmetry. Positions without a gradient
+are left out if they are the majority, as behind a class token, here and on the way to the input.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .device import queued
 from .gram import gram_is_cheaper, sequence_gram_sq_norms
 from .layout import Layout
-from .rule import Rule, queued, sq_norm
+from .rule import Rule
+from .sums import sq_norm
 
 
 def linear_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) -> Tensor:
@@ -31,10 +33,10 @@ def linear_sq_norms(a: Tensor, d: Tensor, doubts: list[Tensor] | None = None) ->
 
 
 def reached(d: Tensor) -> Tensor | None:
-    """The positions of ``d [n, L, O]`` at which any sample has a gradient; None where those are not known to be few.
+    """The positions of ``d [n, L, O]`` at which any sample has a gradient; None unless those are known to be few.
 
-    A look at one feature of the first sample tells nearly always that they are many. A GPU is not asked, since the host
-    would wait for it.
+    If they are many, one feature of the first sample nearly always shows it. A GPU is not asked, since its host would
+    wait.
     """
     if queued(d.device) or not d.numel() or 2 * int(d[0, :, 0].count_nonzero()) > d.shape[1]:
         return None
@@ -43,7 +45,7 @@ def reached(d: Tensor) -> Tensor | None:
 
 
 class _Product(torch.autograd.Function):
-    """``x W^T + b`` for rows ``x [m, I]``; rows without a gradient are left out on the way back."""
+    """``x W^T + b`` for rows ``x [m, I]``; the backward pass leaves out rows without a gradient."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -54,7 +56,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx, d):
         try:
             at = reached(d[None])
-        except (RuntimeError, UserWarning):  # many gradients at once, for a parameter used unseen: none can be asked
+        except (RuntimeError, UserWarning):  # batched gradients, for a parameter used unseen, cannot be looked into
             at = None
         if at is None:
             return d @ ctx.weight, None, None
@@ -79,7 +81,7 @@ class Linear(Rule):
         x, weight = a["input"], a["weight"]
         if x.dim() == 2 or not x.is_contiguous() or torch.is_autocast_enabled(x.device.type):
             return super().forward()
-        # as `linear` does, but its output would be a view, and a view cannot carry the hook without a copy
+        # like `linear`, whose output would be a view, which would have to be copied to carry a hook
         constants = not any(isinstance(t, Tensor) and t.requires_grad for t in (weight, a.get("bias")))
         product = _Product.apply if constants and not queued(x.device) else torch.nn.functional.linear
         flat = product(x.flatten(0, -2), weight, a.get("bias"))

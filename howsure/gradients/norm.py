@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .device import queued, scratch
 from .layout import Layout
-from .rule import Rule, merged, per_sample, queued, scratch
+from .rule import Rule
+from .sums import per_sample
 
 _AFFINE = ("weight", "bias")
-CENTRED = 8  # standard deviations between a channel's mean and zero up to which its mean need not be subtracted first
+CENTRED = 8  # standard deviations from zero up to which a channel's mean need not be subtracted first
 
 
 def channel_sums(t: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def affine_shift(mean: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class SumsOnce:
-    """``channel_sums`` of a gradient, once for all parameters that want it."""
+    """``channel_sums`` of a gradient, computed once for all parameters that need it."""
 
     _summed: tuple[weakref.ref[Tensor], Tensor] | None = None
 
@@ -88,12 +90,12 @@ class BatchNorm(SumsOnce, _Norm):
         full = torch.promote_types(x.dtype, torch.float32)
         self.mean = a["running_mean"].to(full)
         self.rstd = torch.rsqrt(a["running_var"].to(full) + a.get("eps", 1e-5))
-        # sum d (x - mean) may be taken as sum d x - mean sum d, without a pass over the maps, unless that cancels;
-        # asking a GPU would make the host wait for it
+        # sum d (x - mean) may be taken as sum d x - mean sum d, which saves a pass over the maps, unless that cancels;
+        # a GPU is not asked, since its host would wait
         off = torch.linalg.vector_norm(self.mean * self.rstd, torch.inf)
         self.off_centre = queued(x.device) or not bool(off <= CENTRED)
         scale = self.rstd if weight is None else self.rstd * weight
-        # `batch_norm` gives one of two orders in memory, `addcmul` that of its input
+        # `batch_norm` gives one of two orders in memory, `addcmul` its input's
         usual = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
         plain = usual and x.dtype == full and all(a.get(k) is None or a[k].dtype == full for k in _AFFINE)
         if self.off_centre or not plain:
@@ -104,11 +106,11 @@ class BatchNorm(SumsOnce, _Norm):
         return torch.addcmul(shift.view(self.shape), x, scale.view(self.shape))
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
-        d = merged(d, layout, n)
+        d = layout.merged(d, n)
         sums = self.sums(d)
         if key == "bias":
             return per_sample(sums, n)
-        x = merged(self.input("input"), layout, n)
+        x = layout.merged(self.input("input"), n)
         if self.off_centre:
             x = torch.sub(x, self.mean.view(self.shape), out=scratch(x))
         total = channel_sums(torch.mul(x, d, out=scratch(x)))
@@ -124,7 +126,8 @@ class LayerNorm(_Norm):
         a = self.arguments
         shape, eps = a["normalized_shape"], a.get("eps", 1e-5)
         self.depth = len(shape)
-        out, self.mean, self.rstd = torch.native_layer_norm(a["input"], shape, a.get("weight"), a.get("bias"), eps)
+        out, mean, rstd = torch.native_layer_norm(a["input"], shape, a.get("weight"), a.get("bias"), eps)
+        self.mean, self.rstd = mean.detach(), rstd.detach()
         self.settle()
         return out
 
@@ -141,7 +144,7 @@ class LayerNorm(_Norm):
         if key == "bias":
             return self.sums(d, layout, n)
         x = self.input("input")
-        normed = torch.sub(x, self.mean.detach(), out=scratch(x)).mul_(self.rstd.detach()).mul_(d)
+        normed = torch.sub(x, self.mean, out=scratch(x)).mul_(self.rstd).mul_(d)
         return self.sums(normed, layout, n)
 
 
@@ -164,10 +167,10 @@ class GroupNorm(_Norm):
     name = "group norm"
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
-        d = merged(d, layout, n)
+        d = layout.merged(d, n)
         if key == "bias":
             return per_sample(channel_sums(d), n)
-        x = merged(self.input("input"), layout, n)
+        x = layout.merged(self.input("input"), n)
         groups, eps = self.arguments["num_groups"], self.arguments.get("eps", 1e-5)
         normed = torch.nn.functional.group_norm(x, groups, None, None, eps)
         return per_sample(channel_sums(normed.mul_(d)), n)

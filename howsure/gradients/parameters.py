@@ -1,4 +1,4 @@
-"""Which parameters are asked for, what a network must be like, and how it is left as it was."""
+"""What a network consists of, which of its parameters are wanted, and their state, which is left as it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Contents:
-    """A network's modules and parameters by name, gone through once a call."""
+    """A network's modules and parameters by name, listed once a call."""
 
     model: nn.Module
     modules: dict[str, nn.Module]
@@ -37,11 +37,14 @@ def refuse_mixing(net: Contents) -> None:
 
 
 def select(net: Contents, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
-    """The named parameters that can have a gradient, all without names, in the order of the network."""
+    """Those of the named parameters that can have a gradient, or all of these, in the order of the network."""
     available = {name: p for name, p in net.parameters.items() if p.is_floating_point() or p.is_complex()}
     hooked = [name for name, p in available.items() if p._backward_hooks]
     if hooked:
-        raise RuntimeError(f"{hooked[0]} has a hook that may change its gradient, which belongs to no single sample")
+        raise RuntimeError(
+            f"{hooked[0]} has a hook that may change its gradient, which is the whole batch's and no single sample's;"
+            " remove it"
+        )
     if names is None:
         return available
     first = _first_names(net.model)
@@ -53,7 +56,7 @@ def select(net: Contents, names: Iterable[str] | None) -> dict[str, nn.Parameter
 
 
 def select_small(net: Contents, wanted: dict[str, nn.Parameter], small: bool | Iterable[str]) -> list[str]:
-    """The names among those wanted of one-dimensional parameters whose gradients themselves are asked for."""
+    """The names of the one-dimensional parameters, among those wanted, whose gradients themselves are asked for."""
     flat = [name for name, p in wanted.items() if p.dim() == 1 and not p.is_complex()]
     if isinstance(small, bool):
         return flat if small else []
@@ -66,14 +69,14 @@ def select_small(net: Contents, wanted: dict[str, nn.Parameter], small: bool | I
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """Of each name of a parameter, also of one that is shared, the first."""
+    """For each name of a parameter, which may be shared, its first name."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 @contextmanager
 def requires_grad(net: Contents, watched: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Parameters that a call might use unseen require grad meanwhile, and no other does. None may get a ``.grad``."""
+    """Let the ``watched`` parameters, and no others, require grad for a while. None may receive a ``.grad``."""
     before = [(name, p, p.requires_grad, p.grad) for name, p in net.parameters.items()]
     on = {id(p) for p in watched}
     summed: list[str] = []
@@ -93,6 +96,6 @@ def requires_grad(net: Contents, watched: Iterable[nn.Parameter]) -> Iterator[No
                 p.grad = grad
     if summed:
         raise RuntimeError(
-            f"{summed[0]}: the network adds its gradient up by itself (an autograd function whose backward pass calls"
-            " backward, as in reversible blocks), so it is of no single sample; use the plain form of that function"
+            f"{summed[0]}: the network sums its gradient over the batch by itself (an autograd function whose backward"
+            " pass calls backward, as in reversible blocks); use the plain form of that function"
         )

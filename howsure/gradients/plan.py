@@ -6,40 +6,51 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .fold import Fold
 from .layout import Layout
 from .parameters import Contents
 
-_CACHE = 2.4e6  # bytes of activations in one layer at which larger chunks gain nothing on the CPUs measured
+if TYPE_CHECKING:
+    from .fold import Fold
+
+_CACHE = 2.4e6  # bytes of activations in one layer beyond which larger chunks gain nothing on the CPUs measured
+
+
+class Again(Exception):
+    """A pass has found out what it should have known: it starts again."""
+
+    def learn(self, plan: Plan) -> None:
+        """Note what was found out."""
 
 
 @dataclass
 class Plan:
-    """What a first pass learned about a network: valid while the same calls are made."""
+    """What passes learned about a network, valid while the same calls are made."""
 
     signature: tuple = ()
+    """Of the calls made."""
     layouts: list[tuple[list[Layout], ...]] = field(default_factory=list)
-    """Of each output of each site all that the gradients seen so far allow; more than one where they were zero."""
+    """For each output of each site all layouts that the gradients so far allow; several where they were zero."""
     settled: bool = False
+    """Whether the layouts are known."""
     apart: set[int] = field(default_factory=set)
     """Batch sizes at which the gradients of different samples were seen not to meet."""
     compared: bool = False
-    """Whether the logits were seen not to depend on the other samples."""
-    alone: bool = False
-    """Whether the network sorts or routes its samples, so that each goes by itself."""
+    """Whether the logits were seen not to depend on other samples."""
+    one_by_one: bool = False
+    """Whether samples go through alone, since the network sorts or routes them."""
     general_meetings: set[int] = field(default_factory=set)
-    """Calls in which weights meet data, by number, that take the general path: their samples lie as no rule knows."""
+    """Calls in which weights meet data, by number, that take the general path, since no rule knows their layout."""
     unseen_meetings: set[int] = field(default_factory=set)
-    """Those that took weights used unseen for data, and are left to the way of the latter."""
-    ways: dict[tuple[int, int], dict[int, Layout] | None] = field(default_factory=dict)
-    """Of a call on the general path, by number, and a batch size, which guess of how samples lie in its inputs held."""
+    """Calls made as if unseen, since their data turned out to be made of weights used unseen."""
+    guesses: dict[tuple[int, int], dict[int, Layout] | None] = field(default_factory=dict)
+    """For a call on the general path, by number, and a batch size, how samples were found to lie in its inputs."""
     blanks: bool = False
-    """Whether tensors in the form of data that hold nothing of them are no data: their samples were seen to meet."""
+    """Whether tensors in the form of data but without their values are constants: as data, they made samples meet."""
     folds: dict[int, Fold] | None = None
     """Batch norms to fold; None before the first pass."""
     weights: int = 0
@@ -50,7 +61,7 @@ class Plan:
     """Whether images go in with their channels side by side, which is faster on a CPU."""
 
     def settle(self, found: list[tuple[list[Layout], ...]], outputs: float) -> None:
-        """Take in what a probe found: of each output of each site the layouts it allows, and their bytes per sample."""
+        """Take in what a probe found: for each output of each site the layouts it allows; and their bytes a sample."""
         known = self.layouts if self.settled else found
         self.layouts = [
             tuple(_both(old, new) for old, new in zip(olds, news, strict=True))
@@ -61,11 +72,11 @@ class Plan:
         self.settled, self.outputs = True, outputs
 
     def give_up_format(self, x: Tensor) -> bool:
-        """Whether the network, which failed, can be spared maps whose channels are side by side; it is from now on."""
+        """Feed images in the plain format from now on; whether that changes anything for ``x``."""
         given, self.channels_last = self.format_of(x) == torch.channels_last, False
         return given
 
-    def give_up(self, fold: Fold) -> None:
+    def give_up_fold(self, fold: Fold) -> None:
         self.folds = {key: kept for key, kept in (self.folds or {}).items() if kept.weight is not fold.weight}
 
     def format_of(self, x: Tensor) -> torch.memory_format:
@@ -73,9 +84,7 @@ class Plan:
         return torch.channels_last if last else torch.preserve_format
 
     def chunk(self, n: int, device: torch.device) -> int:
-        """How many of ``n`` samples to take at a time: what keeps a layer in cache, or in half a GPU's free memory."""
-        if self.alone:
-            return 1
+        """How many of ``n`` samples to take at a time: what keeps a layer in cache, or all in a part of GPU memory."""
         if not self.settled or not self.outputs:
             return n
         if device.type == "cuda":
@@ -85,7 +94,7 @@ class Plan:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a GPU: free ones, and those that torch holds and does not use."""
+    """Bytes to be had on a GPU: those free, and those that torch holds but does not use."""
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
 
@@ -99,7 +108,7 @@ _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyD
 
 
 def lock_of(model: nn.Module) -> threading.RLock:
-    """Held during a call: what is known of a network, and what its parameters require, is one call's at a time."""
+    """Held during a call, which alone may use the network's plans and change what its parameters require."""
     return _locks.setdefault(model, threading.RLock())
 
 

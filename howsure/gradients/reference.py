@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .caches import Emptied, caches_aside
 from .engine import grad_sq_norms
+from .plan import lock_of
 from .result import no_logits
-
-Loss = Callable[[Tensor], Tensor]
+from .seed import Loss
 
 
 def one_by_one(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss) -> Tensor:
     """``[K, N, P]`` squared gradient norms, as ``grad_sq_norms`` returns, from K N forward and backward passes.
 
-    Each image goes in twice and the loss of the first is taken: torch 2.14's batch norm in eval mode gives a wrong
-    gradient for a single image where the map's gradient arrives from a flattened one (seen with timm's LeViT).
+    Each image goes in twice, and the loss of the first copy is taken: torch 2.14's batch norm in eval mode gives a
+    wrong gradient for a single image where the map's gradient arrives from a flattened one (as in timm's LeViT).
     """
     losses = [losses] if callable(losses) else losses
     parameters = [p for _, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
-    before = [p.requires_grad for p in parameters]
-    try:
-        for p in parameters:
-            p.requires_grad_(True)
-        rows = [[_norms(model, image, loss, parameters) for image in x] for loss in losses]
-    finally:
-        for p, was in zip(parameters, before, strict=True):
-            p.requires_grad_(was)
-    return torch.stack([torch.stack(row) for row in rows])
+    with torch.inference_mode(False), lock_of(model):
+        before = [p.requires_grad for p in parameters]
+        try:
+            for p in parameters:
+                p.requires_grad_(True)
+            rows = [[_norms(model, image, loss, parameters) for image in x] for loss in losses]
+        finally:
+            for p, was in zip(parameters, before, strict=True):
+                p.requires_grad_(was)
+        return torch.stack([torch.stack(row) for row in rows])
 
 
 def verify(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss, rtol: float | None = None) -> float:
@@ -49,7 +50,7 @@ def verify(model: nn.Module, x: Tensor, losses: Sequence[Loss] | Loss, rtol: flo
     return float(errors[worst])
 
 
-def _norms(model: nn.Module, image: Tensor, loss: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
+def _norms(model: nn.Module, image: Tensor, loss: Loss, parameters: list[nn.Parameter]) -> Tensor:
     try:
         with torch.enable_grad(), caches_aside(list(model.modules())):
             logits = model(torch.stack([image, image]).detach())

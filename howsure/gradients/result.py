@@ -1,4 +1,4 @@
-"""What the engine returns."""
+"""What the engine returns, and what a network returned instead of logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class GradResult(NamedTuple):
-    """What ``grad_sq_norms`` returns, for K losses, N samples, P parameters and C classes."""
+    """The result of ``grad_sq_norms`` for K losses, N samples, P parameters and C classes."""
 
     norms: Tensor
     """``[K, N, P]``: squared L2 norms, in squared units of loss per unit of parameter."""
@@ -22,11 +22,11 @@ class GradResult(NamedTuple):
     small_names: tuple[str, ...]
     """Their names, in order."""
     small_sizes: tuple[int, ...]
-    """How many of the Q columns each takes."""
+    """How many of the Q columns belong to each."""
 
 
 def no_logits(out: Any) -> str:
-    """What a network gave instead of logits, and what to do if they are in there."""
+    """What a network returned instead of logits, and what to do if they are inside."""
     if isinstance(out, Tensor):
         return str(list(out.shape))
     parts = list(out.items() if isinstance(out, Mapping) else enumerate(out) if isinstance(out, (tuple, list)) else ())

@@ -1,4 +1,4 @@
-"""Calls made in another form, in which the places where weights meet data are seen, or their gradients are cheap."""
+"""Calls made in another form: one that shows where weights meet data, or whose gradients are cheap or right."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-FLIPPED = {torch.Tensor.__radd__: torch.Tensor.add, torch.Tensor.__rmul__: torch.Tensor.mul}
-"""A weight on the left, in the order that the rules know."""
 
 
 def opened(func: types.FunctionType) -> Callable[..., Any]:
@@ -25,8 +22,11 @@ def opened(func: types.FunctionType) -> Callable[..., Any]:
 
 
 def _sound(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As torch's, whose gradient is wrong (in 2.14) for a single row of maps that lies in memory in one order and its
-    gradient in another: both are put in the same. Instance norm is a batch norm of one row."""
+    """``norm`` with map and gradient in the same order in memory.
+
+    Torch's gradient (2.14) is wrong for a single row of maps where they differ. Instance norm is a batch norm of one
+    row.
+    """
 
     @wraps(norm)
     def sound(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -42,11 +42,11 @@ def _sound(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 _F = torch.nn.functional
 SOUND = {norm: _sound(norm) for norm in (_F.batch_norm, torch.batch_norm, _F.instance_norm, torch.instance_norm)}
-"""What torch's own backward pass must not be trusted with, where no rule takes it."""
+"""Calls whose backward pass in torch cannot be trusted, and sound ones to make where no rule takes them."""
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """Scaled dot product attention in single steps, so that a mask made of parameters is a plain addition."""
+    """Scaled dot-product attention step by step, so that a mask made of parameters is a plain addition."""
     if dropout_p or is_causal or enable_gqa or attn_mask is None or attn_mask.dtype == torch.bool:
         raise NotImplementedError
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
@@ -54,7 +54,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 
 
 def repeat_as_expand(t: Tensor, *sizes: Any) -> Tensor:
-    """``t.repeat``; by way of a view where only dimensions of size one are repeated: its gradient is a cheap sum."""
+    """``t.repeat``, through a view where only dimensions of size one are repeated, whose gradient is a cheap sum."""
     flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     shape = (1,) * (len(flat) - t.dim()) + tuple(t.shape)
     if any(r > 1 and s != 1 for r, s in zip(flat, shape, strict=True)):

@@ -69,7 +69,7 @@ def bind(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 def rule_for(func: Any, args: tuple, kwargs: dict, among: Weights) -> tuple[Rule | None, dict[Any, Tensor]]:
-    """The rule of this call and its weights by argument name, or None where only the general path is exact."""
+    """The rule of this call, and its weights by argument name; None if there is none."""
     func = OUT_OF_PLACE.get(func, EXPORTED.get(func, func))
     if func not in RULES:
         return None, {}

@@ -12,7 +12,7 @@ from .rule import Rule
 
 
 class Site:
-    """One call in which weights met data."""
+    """One call in which weights met data: number ``meeting`` of such calls, number ``index`` of those with a site."""
 
     def __init__(
         self, index: int, meeting: int, rule: Rule, weights: dict[Any, Tensor], label: str, outputs: list[Tensor]
@@ -20,12 +20,13 @@ class Site:
         self.index, self.meeting, self.rule, self.weights, self.label = index, meeting, rule, weights, label
         self.shapes = tuple(tuple(t.shape) for t in outputs)
         self.half = any(t.dtype == torch.float16 for t in outputs)
-        self.made = {key: t._version for key, t in weights.items()}
-        self.versions = {key: t._version for key, t in rule.saved.items()}
         self.layout: tuple[Layout, ...] = ()
+        """Of each output."""
+        self._weight_versions = {key: t._version for key, t in weights.items()}
+        self._input_versions = {key: t._version for key, t in rule.saved.items()}
 
     def check_inputs(self) -> None:
-        for key, version in self.versions.items():
+        for key, version in self._input_versions.items():
             if self.rule.saved[key]._version != version:
                 raise RuntimeError(
                     f"the input of {self.label} was overwritten in place after it was used, so its gradient is lost"
@@ -33,23 +34,24 @@ class Site:
                 )
 
     def check_weight(self, key: Any) -> None:
-        if self.weights[key]._version != self.made[key]:
+        if self.weights[key]._version != self._weight_versions[key]:
             raise RuntimeError(
                 f"{self.label} was changed in place after it was used, so what it was made of at that time is lost;"
                 " make the change out of place"
             )
 
+    def keep_copy(self, key: Any) -> None:
+        """Copy an input that is about to be overwritten."""
+        self.rule.saved[key] = self.rule.saved[key].clone()
+        self._input_versions[key] = self.rule.saved[key]._version
+
     def release(self) -> None:
         """Let go of the inputs, which no later pass needs."""
-        self.rule.saved, self.versions = {}, {}
-
-    def release_for_overwrite(self, key: Any) -> None:
-        self.rule.saved[key] = self.rule.saved[key].clone()
-        self.versions[key] = self.rule.saved[key]._version
+        self.rule.saved, self._input_versions = {}, {}
 
 
 class Start(torch.autograd.Function):
-    """Makes the output of the first site require grad though neither its input nor its weights do."""
+    """Makes the output of a first site require grad though neither its input nor its weights do."""
 
     @staticmethod
     def forward(ctx, anchor, run):
@@ -61,7 +63,7 @@ class Start(torch.autograd.Function):
 
 
 class Tie(torch.autograd.Function):
-    """Holds several outputs of one call together, so that their gradients arrive at one time."""
+    """Ties the outputs of one call together, so that their gradients arrive at the same time."""
 
     @staticmethod
     def forward(ctx, sink, *outputs):

@@ -1,4 +1,4 @@
-"""The parameters of one pass, and the tensors made of nothing else."""
+"""The parameters of one pass, and the tensors made only of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .calls import SET_DATA, in_place, name_of
 from .rewrites import repeat_as_expand
-from .rule import map_tensors, tensors
+from .trees import map_tensors, tensors
 
 
 class Weights:
@@ -19,17 +19,17 @@ class Weights:
     ----------
     selected
         Parameters whose gradients are wanted, by name.
-    others
-        Those that are constants of this pass.
+    parameters
+        All of the network's. The others are constants in this pass.
     """
 
-    def __init__(self, selected: Mapping[str, Tensor], others: Iterable[Tensor]):
+    def __init__(self, selected: Mapping[str, Tensor], parameters: Iterable[Tensor]):
         self.names = {id(p): name for name, p in selected.items()}
         self.wanted: dict[int, Tensor] = {id(p): p for p in selected.values()}
-        """The selected parameters, and what was made of some of them."""
-        self.constants: dict[int, Tensor] = {id(p): p for p in others}
+        """The selected parameters, and the tensors made of them."""
+        self.constants: dict[int, Tensor] = {id(p): p for p in parameters if id(p) not in self.names}
         self.aliases: dict[int, Tensor] = {}
-        """Of each selected parameter that others were made of, the leaf that they hang on."""
+        """For each selected parameter that others were made of, the leaf in their graph."""
         self._plain: dict[int, Tensor] = {}
 
     def __contains__(self, t: Tensor) -> bool:
@@ -39,11 +39,11 @@ class Weights:
         return id(t) in self.wanted
 
     def strip(self, t: Tensor) -> Tensor:
-        """What a call with data sees: a weight off the graph."""
+        """``t`` as a call with data sees it: a weight without its graph."""
         return self._detached(t) if t in self else t
 
     def alias(self, t: Tensor) -> Tensor:
-        """What a weight-only call sees: a leaf for a parameter, itself for a derived weight."""
+        """``t`` as a call without data sees it: for a parameter its leaf, a derived weight itself."""
         if id(t) in self.constants:
             return self._detached(t)
         if id(t) not in self.names:
@@ -53,10 +53,10 @@ class Weights:
         return self.aliases[id(t)]
 
     def derive(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        """Make a call that takes no data; what it gives are weights too."""
+        """Make a call that takes no data; its results are weights too."""
         if name_of(func) == "repeat" and len(args) > 1:
             func = repeat_as_expand
-        if func == SET_DATA:  # the parameter's own too; another tensor off the graph stands for it from now on
+        if func == SET_DATA:  # change the parameter too, not only its leaf; what was detached before is out of date
             func(*args)
             self._plain.pop(id(args[0]), None)
         out = func(*map_tensors(self.alias, args), **map_tensors(self.alias, kwargs))
@@ -67,7 +67,8 @@ class Weights:
         return out
 
     def release(self, made: Tensor) -> bool:
-        """Take a tensor made of parameters for data from now on; those that it is made of are used unseen."""
+        """Treat a tensor made of parameters as data from now on, and those parameters as used unseen; False where it
+        is a parameter itself, or a view of one."""
         bases = [t for t in (made, made._base) if t is not None]
         if any(id(t) in self.names or id(t) in self.constants for t in bases):
             return False
