@@ -2,7 +2,10 @@
 
 import gzip
 import os
+import tarfile
 import types
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -146,7 +149,7 @@ def test_missing_and_empty_folders(tmp_path):
         dataset.split("test")
     assert not isinstance(error.value, MissingData)
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    with pytest.raises(UserError, match="no image in it"):
+    with pytest.raises(UserError, match="contains no image"):
         resolve("imagefolder:empty", tmp_path).split("test")
 
 
@@ -323,7 +326,7 @@ def test_a_huge_label_is_no_class(tmp_path):
     save(tmp_path / "huge.npz", x=X, y=Y + 10**9)
     source = resolve("npz:huge.npz", tmp_path)
     assert len(source.split("test")) == 2
-    with pytest.raises(UserError, match="label 1000000001 in y; labels number the classes"):
+    with pytest.raises(UserError, match="label 1000000001 in y; number the classes"):
         _ = source.classes
 
 
@@ -506,6 +509,18 @@ def test_a_failed_download_is_one_line(root, monkeypatch, name):
     monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fail)
     with pytest.raises(UserError, match=f"{name}: download failed \\(no route to host\\)"):
         resolve(name).fetch()
+
+
+@pytest.mark.parametrize("error", [tarfile.ReadError, zipfile.BadZipFile, zlib.error])
+def test_a_download_that_is_no_archive_is_one_line(root, monkeypatch, error):
+    """Such as a page that says that the file has moved; it stays in the folder, and would be taken for the archive."""
+
+    def fail(*args, **options):
+        raise error("not an archive")
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fail)
+    with pytest.raises(UserError, match=rf"lsun-crop: download failed \(not an archive\); remove .* in {root}"):
+        resolve("lsun-crop").fetch()
 
 
 def test_what_is_there_need_not_be_fetched(root):
