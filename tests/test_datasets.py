@@ -495,7 +495,7 @@ def test_a_corrupted_download_is_missing_data(root, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", broken)
     (root / "cifar-10-batches-py").mkdir()
-    with pytest.raises(MissingData, match="corrupted; howsure data fetch cifar10"):
+    with pytest.raises(MissingData, match="corrupted; run `howsure data fetch cifar10`"):
         resolve("cifar10").split("test")
 
 
@@ -584,16 +584,16 @@ def test_tiny_imagenet_from_either_layout(root):
 def test_half_a_tiny_imagenet_is_missing_data(root):
     val = root / "tiny-imagenet-200" / "val"
     folder_of(root / "tiny-imagenet-200", {"train/n1/images/a.JPEG": 1, "val/images/val_0.JPEG": 3})
-    with pytest.raises(MissingData, match=r"no .*val_annotations\.txt; howsure data fetch tiny-imagenet"):
+    with pytest.raises(MissingData, match=r"no .*val_annotations\.txt; run `howsure data fetch tiny-imagenet`"):
         resolve("tiny-imagenet").split("test")
     (val / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t1\t1\n")
-    with pytest.raises(MissingData, match=r"no class 'n2' in .*train; howsure data fetch tiny-imagenet"):
+    with pytest.raises(MissingData, match=r"no class 'n2' in .*train; run `howsure data fetch tiny-imagenet`"):
         resolve("tiny-imagenet").split("test")
 
 
 def test_cifar10_as_a_folder(root):
     dataset = resolve("cifar10-jpeg")
-    assert "put one folder of images a class there" in str(dataset.missing())
+    assert "put one folder of images per class there" in str(dataset.missing())
     folder_of(root / "cifar10-jpeg", {"train/cat/1.jpg": 1, "test/dog/1.jpg": 2, "test/airplane/1.jpg": 2})
     assert dataset.split("test").y.tolist() == [0, 5]
     folder_of(root / "cifar10-jpeg", {"test/unicorn/1.jpg": 2})
