@@ -140,7 +140,7 @@ class CifarResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions and a parameter-free shortcut (option A): every second pixel, zeros for new channels."""
+    """Two 3×3 convolutions and a shortcut without parameters (option A): every second pixel, zeros for new channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class ResidualBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """`[N, 3, 32, 32] -> [N, num_classes]`: three stages of (depth - 4) / 6 pre-activation blocks each."""
+    """`[N, 3, 32, 32] -> [N, num_classes]`: pre-activation blocks, (depth - 4) / 6 in each of three stages."""
 
     def __init__(self, depth: int, widen: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class WideResNet(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3×3 convolutions; a 1×1 convolution as the shortcut if shapes differ."""
+    """Batch norm and ReLU before each of two 3×3 convolutions; a 1×1 convolution as shortcut where shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class DenseNetBC(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """A 1×1 and a 3×3 convolution; the `growth` new channels are appended to those of the input."""
+    """A 1×1 then a 3×3 convolution; the `growth` new channels are added to the input's."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Batch norm, ReLU, a 1×1 convolution, and 2×2 average pooling."""
+    """Batch norm, ReLU, a 1×1 convolution, and the mean of each 2×2 pixels."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

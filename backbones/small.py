@@ -1,6 +1,6 @@
-"""Three small networks of different kinds for grey images, to be trained on the spot.
+"""Three small networks of different kinds for grey images, trained on the spot.
 
-They train in seconds on the 8×8 digits, and in minutes on the 28×28 images of Fashion-MNIST.
+For the 8×8 digits in seconds; for the 28×28 images of Fashion-MNIST, a little wider, in minutes.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class SmallResNet(Backbone):
 
 
 class SmallViT(Backbone):
-    """timm's vision transformer: 3 blocks of width 48 with 4 heads, one token per 2×2 pixels. 0.07 M parameters.
+    """timm's vision transformer: 3 blocks of width 48 with 4 heads, one token for 2×2 pixels. 0.07 M parameters.
 
-    Tokens come from two convolutions, so that it can learn from fewer than a thousand images (Xiao et al., 2021,
+    Tokens come from two convolutions, which lets it learn from under a thousand images (Xiao et al., 2021,
     arXiv:2106.14881).
     """
 
@@ -75,7 +75,7 @@ class FashionResNet(Backbone):
 
 
 class FashionViT(Backbone):
-    """`small-vit` for 28×28: 4 blocks of width 64, one token per 4×4 pixels. 0.2 M parameters."""
+    """`small-vit` for 28×28: 4 blocks of width 64, a token for 4×4 pixels. 0.2 M parameters."""
 
     name = "fashion-vit"
     input = FASHION
@@ -86,7 +86,7 @@ class FashionViT(Backbone):
 
 
 class ConvNet(nn.Module):
-    """`[N, channels, H, W] -> [N, num_classes]`; three stages, of which the second and third halve the resolution."""
+    """`[N, channels, H, W] -> [N, num_classes]`; three stages, each halving the resolution of the one before."""
 
     def __init__(self, num_classes: int, channels: int = 1, width: int = 32, dropout: float = 0.2) -> None:
         super().__init__()

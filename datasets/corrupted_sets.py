@@ -51,7 +51,7 @@ class _Corrupted(Dataset):
         Raises:
             MissingData: the data set is not on this machine. UserError: it has no such kind or severity.
         """
-        self._present()
+        self.require("test")
         if kind not in self.kinds():
             raise unknown("corruption", kind, self.kinds(), str(self.root))
         if severity not in SEVERITIES:
@@ -59,9 +59,7 @@ class _Corrupted(Dataset):
         return self.part(kind, severity)
 
     def split(self, name: str) -> Images:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
-        self._present()
+        self.require(name)
         if not self.kinds():
             raise MissingData(f"{self.name}: no corrupted images in {self.root}; unpack {self.where} there")
         return Joined([self.at(kind, severity) for kind in self.kinds() for severity in SEVERITIES])
@@ -74,11 +72,6 @@ class _Corrupted(Dataset):
     @property
     def root(self) -> Path:
         return data_root() / self.folder
-
-    def _present(self) -> None:
-        reason = self.missing()
-        if reason:
-            raise MissingData(reason)
 
 
 class CIFAR10C(_Corrupted):
@@ -161,9 +154,7 @@ class CureTSR(_Corrupted):
         return self._images("test", self.challenges.index(kind), severity)
 
     def split(self, name: str) -> Images:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
-        self._present()
+        self.require(name)
         return self._images(name, 0, 0)
 
     def _images(self, split: str, challenge: int, level: int) -> Images:

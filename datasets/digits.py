@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
-from howsure import ArrayImages, Dataset, UserError
+from howsure import ArrayImages, Dataset
 
 SIDE = 8
 KNOWN = tuple("01234567")
@@ -33,8 +33,7 @@ class Digits(Dataset):
     classes = KNOWN
 
     def split(self, name: str) -> ArrayImages:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
+        self.require(name)
         x, y = _digits()
         part = _parts()[name]
         return ArrayImages(x[part], y[part], where=self.name)

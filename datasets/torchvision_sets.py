@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torchvision
 
-from howsure import ArrayImages, Dataset, FolderImages, Images, MissingData, UserError
+from howsure import ArrayImages, Dataset, FolderImages, Images, MissingData
 from howsure.data import data_root, download
 from howsure.image_files import FileImages
 
@@ -26,11 +26,7 @@ class _Torchvision(Dataset):
         raise NotImplementedError
 
     def split(self, name: str) -> Images:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
-        why = self.missing()
-        if why:
-            raise MissingData(why)
+        self.require(name)
         try:
             return self.images(name)
         except RuntimeError as error:
@@ -228,11 +224,7 @@ class CIFAR10Jpeg(Dataset):
     classes = CIFAR10.classes
 
     def split(self, name: str) -> Images:
-        why = self.missing()
-        if why:
-            raise MissingData(why)
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
+        self.require(name)
         return FolderImages(data_root() / "cifar10-jpeg" / name, self.classes)
 
     def missing(self) -> str | None:

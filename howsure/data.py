@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .errors import UserError
+from .errors import MissingData, UserError
 
 
 def data_root() -> Path:
@@ -58,6 +58,14 @@ class Dataset:
             MissingData: it is not on this machine; the message says how to get it.
         """
         raise UserError(f"data set '{self.name}': its class {type(self).__name__} has no `split`; write one")
+
+    def require(self, split: str) -> None:
+        """Raise UserError if there is no such split, or MissingData if the data set is not on this machine."""
+        if split not in self.splits:
+            raise UserError(f"{self.name}: no split '{split}'; it has {', '.join(self.splits)}")
+        reason = self.missing()
+        if reason:
+            raise MissingData(reason)
 
     def missing(self) -> str | None:
         """One line saying what is missing and how to get it, or None if every split can be read."""

@@ -1,4 +1,4 @@
-"""Training a network, reproducibly from a seed."""
+"""Training a network on the spot, the same from the same seed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from .images import Images
 from .network import Network
 
 Progress = Callable[[int, int], object]
-"""Called after each epoch with its number, from 1, and how many there are."""
+"""Called with the number of the epoch that has just finished and how many there are."""
 
 
 def train(network: Network, images: Images, recipe: Recipe, seed: int = 0, progress: Progress | None = None) -> None:
-    """Train `network` in place on `images` as the recipe says, and leave it in eval mode.
+    """Train `network` in place on `images`: AdamW, one-cycle schedule, cross-entropy, random shifts.
 
-    The same seed, images and number of threads give the same weights.
+    The same seed, images and number of threads give the same weights. It is left in eval mode.
+
+    Args:
+        progress: called after each epoch with (its number from 1, how many there are).
     """
     pixels, labels = load_pixels(network, images)
     labels = labels.to(network.device)
@@ -47,21 +50,21 @@ def train(network: Network, images: Images, recipe: Recipe, seed: int = 0, progr
 
 @torch.no_grad()
 def accuracy(network: Network, images: Images, batch_size: int = 256) -> float:
-    """Top-1 accuracy on `images`, 0 to 1."""
+    """Share of `images` whose label is the class with the largest logit."""
     pixels, labels = load_pixels(network, images)
     guesses = [network.model(network.normalise(batch)).argmax(1).cpu() for batch in pixels.split(batch_size)]
     return (torch.cat(guesses) == labels).double().mean().item()
 
 
 def load_pixels(network: Network, images: Images) -> tuple[Tensor, Tensor]:
-    """All images at the network's input size, uint8 `[N, H, W, channels]`, and their labels `[N]`."""
+    """All images at the network's size, uint8 `[N, H, W, channels]`, and their labels `[N]`."""
     pairs = [images[index] for index in range(len(images))]
     pixels = np.stack([network.prepare(image) for image, _ in pairs])
     return torch.from_numpy(pixels), torch.tensor([label for _, label in pairs])
 
 
 def shift(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Images `[N, H, W, C]`, each translated at random by up to `most` pixels in each direction; zeros move in."""
+    """Each image of `[N, H, W, C]` moved by its own random offset of up to `most` pixels a side, zeros moving in."""
     if not most:
         return pixels
     n, height, width, _ = pixels.shape
@@ -72,7 +75,7 @@ def shift(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> Iterable[dict[str, object]]:
-    """Parameter groups: weight decay for matrices, kernels and tokens, none for one-dimensional parameters."""
+    """Weight decay for matrices and kernels; none for biases, norms and tokens."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

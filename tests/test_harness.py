@@ -475,7 +475,9 @@ def test_a_label_that_no_class_has_is_refused(split, file, label, material, monk
         return ArrayImages(images.x, np.r_[label, images.y[1:]]) if self.path.stem == file else images
 
     monkeypatch.setattr(Npz, "split", spoilt)
-    with pytest.raises(UserError, match=f"id: {split} has the label {label}, but training has 4 classes, counted from 0"):
+    with pytest.raises(
+        UserError, match=f"id: {split} has the label {label}, but training has 4 classes, counted from 0"
+    ):
         Material(load_suite(write_suite(material, "strange", ["msp"], ["none"])))
 
 
