@@ -263,7 +263,8 @@ def scored(method: Method, reps: Reps, state: Mapping[str, Tensor], where: str) 
     with contained():
         scores: object = method.score(_Unlabelled(reps, reps.owner), **state)
     if not isinstance(scores, Tensor):
-        raise CellError(f"score returned a {type(scores).__name__} for {where}; it must return a tensor of [images]")
+        got = type(scores).__name__
+        raise CellError(f"score returned a {got} for {where}; it must return a tensor with one number per image")
     values = scores.detach().cpu().double().numpy()
     if values.shape != (reps.images,):
         raise CellError(f"scores of {where} have shape {list(values.shape)}; they must have shape [{reps.images}]")

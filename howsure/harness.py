@@ -52,7 +52,7 @@ class Run:
         methods: by name, with their hyper-parameters.
         fresh: recompute cells that the folder already holds.
         quiet: show no progress bars.
-        store: where representations are kept; None keeps them in memory only.
+        store: where representations are kept; None stores none.
         record: what becomes `run.json`.
     """
 
@@ -254,7 +254,7 @@ class Run:
             if isinstance(error, UserError) and not isinstance(error, NoGradients):
                 raise
             plain = {name: m for name, m in methods.items() if not any(rep.losses() for rep in union([m.needs]))}
-            print(f"howsure: {bench.network.name}: {_reason(error)}; continuing without", file=sys.stderr)
+            print(f"howsure: {bench.network.name}: {_reason(error)}; methods that do not need it go on", file=sys.stderr)
             with suppress(*FAULTS):
                 self._extract(bench, plain)
 

@@ -933,7 +933,7 @@ def test_a_cache_that_cannot_be_written_stops_no_run(material, tmp_path, capsys,
     ("plugin", "why"),
     [
         (lambda z: z.amax(1) * torch.inf, "are NaN or infinite"),
-        (lambda z: z.amax(1)[:-1], "expected one number each"),
+        (lambda z: z.amax(1)[:-1], "they must have shape"),
         (lambda z: None, "score returned a NoneType"),
     ],
     indirect=["plugin"],
