@@ -254,7 +254,9 @@ class Run:
             if isinstance(error, UserError) and not isinstance(error, NoGradients):
                 raise
             plain = {name: m for name, m in methods.items() if not any(rep.losses() for rep in union([m.needs]))}
-            print(f"howsure: {bench.network.name}: {_reason(error)}; methods that do not need it go on", file=sys.stderr)
+            print(
+                f"howsure: {bench.network.name}: {_reason(error)}; methods that do not need it go on", file=sys.stderr
+            )
             with suppress(*FAULTS):
                 self._extract(bench, plain)
 

@@ -283,7 +283,7 @@ def test_a_network_without_gradients_of_single_images_is_scored_by_the_other_met
     lines = told(capsys)
     assert len(lines) == 4
     assert lines[0].endswith("no protocol here supplies outliers: confound_detector")
-    assert "gives an image other logits beside other images" in lines[1]
+    assert "gives an image different logits in different batches" in lines[1]
     assert "howsure: tiny: no gradients of single images from 'tiny'" in lines[2]
     assert "failed: confound on tiny" in lines[3]
     assert "mixes the samples" in lines[3]
@@ -947,7 +947,7 @@ def test_score_refuses_what_is_no_score(plugin, why, material, tmp_path, capsys)
     lines = told(capsys)
     assert why in lines[-1]
     assert len(lines) == 2
-    assert "gives an image other logits beside other images" in lines[0]
+    assert "gives an image different logits in different batches" in lines[0]
 
 
 def test_a_method_is_timed_again_when_it_is_another(material, tmp_path):
