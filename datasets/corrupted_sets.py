@@ -1,6 +1,7 @@
-"""Published corrupted images, read from their own folders below the data root: CIFAR-10-C, ImageNet-C, CURE-TSR.
+"""Published corrupted images, read from folders in the data root: CIFAR-10-C, CIFAR-100-C, ImageNet-C, CURE-TSR.
 
-Each has `at(kind, severity)`; suites name one part as `cifar10-c:KIND:SEVERITY`. Their `test` is all parts together.
+Each has `at(kind, severity)`; suites name such a part as `cifar10-c:KIND:SEVERITY`. Except in CURE-TSR, `test` is all
+parts together.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _Corrupted(Dataset):
         raise NotImplementedError
 
     def within(self) -> list[str]:
-        """The kinds of corruption that `test` is made of."""
+        """The kinds of corruption that `test` consists of."""
         return self.kinds()
 
     def part(self, kind: str, severity: int) -> Images:
@@ -50,17 +51,15 @@ class _Corrupted(Dataset):
         Raises:
             MissingData: the data set is not on this machine. UserError: it has no such kind or severity.
         """
-        self._present()
+        self.require("test")
         if kind not in self.kinds():
             raise unknown("corruption", kind, self.kinds(), str(self.root))
         if severity not in SEVERITIES:
-            raise UserError(f"{self.name}: severity {severity}; it goes from 1 to 5")
+            raise UserError(f"{self.name}: severity {severity} must be from 1 to 5")
         return self.part(kind, severity)
 
     def split(self, name: str) -> Images:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
-        self._present()
+        self.require(name)
         if not self.kinds():
             raise MissingData(f"{self.name}: no corrupted images in {self.root}; unpack {self.where} there")
         return Joined([self.at(kind, severity) for kind in self.kinds() for severity in SEVERITIES])
@@ -73,11 +72,6 @@ class _Corrupted(Dataset):
     @property
     def root(self) -> Path:
         return data_root() / self.folder
-
-    def _present(self) -> None:
-        lacking = self.missing()
-        if lacking:
-            raise MissingData(lacking)
 
 
 class CIFAR10C(_Corrupted):
@@ -108,7 +102,7 @@ class CIFAR100C(CIFAR10C):
 class ImageNetC(_Corrupted):
     """ImageNet-C: the 50,000 validation images under 19 corruptions. Hendrycks & Dietterich, 2019, arXiv:1903.12261.
 
-    `ImageNet-C/<kind>/<severity>/<wnid>/`, or with the archives' families above: `ImageNet-C/blur/<kind>/…`.
+    `ImageNet-C/<kind>/<severity>/<wnid>/`, or below the archives' families, as in `ImageNet-C/blur/<kind>/…`.
     """
 
     name = "imagenet-c"
@@ -131,9 +125,9 @@ class ImageNetC(_Corrupted):
 class CureTSR(_Corrupted):
     """CURE-TSR: traffic signs of 14 types under 12 challenging conditions. Temel et al., 2017, arXiv:1712.02463.
 
-    Any folders below `CURE-TSR`; a file name says all: `sequence_sign_challenge_level_index.bmp`, numbers with leading
-    zeros. Real scenes only (sequence 01). `train` and `test` are the challenge-free images (challenge 00) below folders
-    whose names hold `Train` and `Test`; the challenges are read from the latter.
+    Files may be in any folders below `CURE-TSR`; their names, `sequence_sign_challenge_level_index.bmp` with leading
+    zeros, describe them. Only real scenes are read (sequence 01). `train` and `test` are the challenge-free images
+    (challenge 00) below folders whose names contain `Train` and `Test`; the challenges are read from the latter.
     """
 
     name = "cure-tsr"
@@ -160,16 +154,17 @@ class CureTSR(_Corrupted):
         return self._images("test", self.challenges.index(kind), severity)
 
     def split(self, name: str) -> Images:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
-        self._present()
+        self.require(name)
         return self._images(name, 0, 0)
 
     def _images(self, split: str, challenge: int, level: int) -> Images:
         files = self._index.get((split, challenge, level), [])
         if not files:
             what = f"{self.challenges[challenge]} at level {level}" if challenge else "challenge-free images"
-            raise UserError(f"{self.root}: no {what} of real scenes below a folder named '…{split.title()}…'")
+            raise UserError(
+                f"{self.root}: no {what} of real scenes below a folder named '…{split.title()}…';"
+                f" unpack {self.where} there"
+            )
         return FileImages([file for file, _ in files], [sign - 1 for _, sign in files], self.root)
 
     @cached_property
@@ -187,7 +182,7 @@ class CureTSR(_Corrupted):
 
 
 class NpyPart(Images):
-    """One severity of a `.npy` of images, read from the disk as they are asked for."""
+    """One severity from a `.npy` of images; each is read from disk when it is asked for."""
 
     def __init__(self, file: Path, labels: Path, severity: int) -> None:
         x, y = _npy(file), _npy(labels)

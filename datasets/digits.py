@@ -1,6 +1,6 @@
-"""The offline data sets: handwritten digits and what is near to and far from them, all 8×8 grey.
+"""The offline data sets: handwritten digits, and images near to and far from them, all 8×8 grey.
 
-Made of what scikit-learn ships, and of a sheet of letters, so the suite `digits` runs without a network or a download.
+They come with scikit-learn, or from a sheet of letters kept here, so that the suite `digits` runs without downloads.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
-from howsure import ArrayImages, Dataset, UserError
+from howsure import ArrayImages, Dataset
 
 SIDE = 8
 KNOWN = tuple("01234567")
 UPPER, LOWER = "ABCDEFGHJKLMNPQRTUVWXY", "abdefghjmnqrty"
-"""Letters that can be told from digits (no I, O, S, Z, i, l) and, scaled to one height, from the other case."""
+"""Letters that differ from digits (no I, O, S, Z, i, l) and, scaled to one height, from those of the other case."""
 SHEET = Path(__file__).with_name("letters.png")
 
 
@@ -33,8 +33,7 @@ class Digits(Dataset):
     classes = KNOWN
 
     def split(self, name: str) -> ArrayImages:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
+        self.require(name)
         x, y = _digits()
         part = _parts()[name]
         return ArrayImages(x[part], y[part], where=self.name)
@@ -52,10 +51,10 @@ class DigitsUnseen(Dataset):
 
 
 class Letters(Dataset):
-    """Letters in 22 fonts (DejaVu, STIX, Computer Modern), processed as the digits were: 792 images.
+    """Letters in 22 fonts (DejaVu, STIX, Computer Modern), processed like the digits: 792 images.
 
-    A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel counts a block of 4×4. Cut from
-    a sheet, a row a font, that `benchmarks/letters/draw.py` drew.
+    Each letter is a bitmap of 32×32, white on black, scaled to its full height; a pixel counts the white ones in a
+    block of 4×4. They are cut from a sheet with one row per font, drawn by `benchmarks/letters/draw.py`.
     """
 
     name = "letters"
@@ -114,7 +113,7 @@ def _to_uint8(counts: np.ndarray) -> np.ndarray:
 
 
 def _cut(grey: np.ndarray, step: int) -> np.ndarray:
-    """A grid of patches, row by row, uint8 `[N, 8, 8]`; each pixel is the mean of step × step."""
+    """The patches in a grid, row by row, uint8 `[N, 8, 8]`; each pixel is the mean of step × step pixels."""
     rows, columns = (side // (SIDE * step) for side in grey.shape)
     grid = grey[: rows * SIDE * step, : columns * SIDE * step].reshape(rows, SIDE, step, columns, SIDE, step)
     return grid.mean(axis=(2, 5)).transpose(0, 2, 1, 3).reshape(-1, SIDE, SIDE).round().astype(np.uint8)

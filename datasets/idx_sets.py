@@ -1,4 +1,4 @@
-"""MNIST and its relatives, 28×28 grey, read from their IDX files: torchvision's folders, gzipped or not."""
+"""MNIST and similar data sets, 28×28 grey, read from IDX files in torchvision's folders, gzipped or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEMS = {"train": "train", "test": "t10k"}
 
 
 class _Idx(Dataset):
-    """IDX files `<stem>-images-idx3-ubyte` and `<stem>-labels-idx1-ubyte`, perhaps with `.gz`, one pair a split."""
+    """IDX files `<stem>-images-idx3-ubyte` and `<stem>-labels-idx1-ubyte`, perhaps with `.gz`, one pair per split."""
 
     source = "torchvision"
     splits = ("train", "test")
@@ -38,7 +38,7 @@ class _Idx(Dataset):
         return ArrayImages(self.turn(x), y.astype(np.int64) - self.first_label, where=str(files[0]))
 
     def turn(self, x: np.ndarray) -> np.ndarray:
-        """The images the right way up."""
+        """The images in the right orientation."""
         return x
 
     def missing(self) -> str | None:
@@ -51,10 +51,10 @@ class _Idx(Dataset):
         return getattr(torchvision.datasets, self.folder)(data_root(), train=train, download=True)
 
     def _why(self) -> str:
-        return f"{self.name}: no IDX files in {data_root() / self.folder / 'raw'}; howsure data fetch {self.name}"
+        return f"{self.name}: no IDX files in {data_root() / self.folder / 'raw'}; run `howsure data fetch {self.name}`"
 
     def _find(self, split: str) -> tuple[Path, Path] | None:
-        """The images' and the labels' file of a split."""
+        """The files of a split's images and of its labels, or None if one is missing."""
         stem = self.stems[split]
         for folder in (data_root() / self.folder / "raw", *map(Path, self.elsewhere)):
             for end in ("", ".gz"):
@@ -73,7 +73,7 @@ class MNIST(_Idx):
 
 
 class FashionMNIST(_Idx):
-    """Articles of clothing. Xiao et al., 2017, arXiv:1708.07747. Debian's `dataset-fashion-mnist` serves too."""
+    """Articles of clothing. Xiao et al., 2017, arXiv:1708.07747. Also found in Debian's `dataset-fashion-mnist`."""
 
     name = "fashion-mnist"
     folder = "FashionMNIST"
@@ -106,9 +106,10 @@ class EMNISTLetters(_Idx):
 
 
 def read_idx(file: Path) -> np.ndarray:
-    """An IDX file of bytes as a uint8 array. Raises UserError where it is truncated or no such file.
+    """An IDX file of bytes as a uint8 array. Raises UserError if it cannot be read, is truncated, or is another file.
 
-    Format: two zero bytes, 8 (unsigned byte), the number of sides, each side as a big-endian 32-bit integer, values.
+    Format: two zero bytes, 8 (for unsigned bytes), the number of dimensions, each dimension as a big-endian 32-bit
+    integer, then the values.
     """
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:

@@ -1,4 +1,4 @@
-"""Pure noise, 32×32 RGB, from a fixed seed: as in Liang et al., 2018, arXiv:1706.02690 (ODIN). 2,000 images each."""
+"""Pure noise, 2,000 images of 32×32 RGB each, from a fixed seed; as in Liang et al., 2018, arXiv:1706.02690 (ODIN)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHAPE = (2000, 32, 32, 3)
 
 
 class GaussianNoise(Dataset):
-    """Independent normal values of mean 0.5 and standard deviation 1 in units of full brightness, clipped to [0, 1]."""
+    """Independent Gaussian values, mean 0.5 and standard deviation 1 in units of full brightness, clipped to [0, 1]."""
 
     name = "gaussian-noise"
 
@@ -20,7 +20,7 @@ class GaussianNoise(Dataset):
 
 
 class UniformNoise(Dataset):
-    """Independent values, every one of the 256 levels as likely as the others."""
+    """Independent values, uniform over the 256 levels."""
 
     name = "uniform-noise"
 

@@ -1,4 +1,4 @@
-"""Colour data sets that torchvision downloads and reads, in its own folders below the data root."""
+"""Colour data sets that torchvision downloads and reads, in its own folders in the data root."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torchvision
 
-from howsure import ArrayImages, Dataset, FolderImages, Images, MissingData, UserError
+from howsure import ArrayImages, Dataset, FolderImages, Images, MissingData
 from howsure.data import data_root, download
 from howsure.image_files import FileImages
 
 
 class _Torchvision(Dataset):
-    """A data set in memory, opened by `open`; `files` (below the data root) tell whether it is there."""
+    """A data set that is read into memory by `open`; it is there if all `files` in the data root are."""
 
     source = "torchvision"
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
@@ -26,26 +26,24 @@ class _Torchvision(Dataset):
         raise NotImplementedError
 
     def split(self, name: str) -> Images:
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
-        why = self.missing()
-        if why:
-            raise MissingData(why)
+        self.require(name)
         try:
             return self.images(name)
         except RuntimeError as error:
-            raise MissingData(f"{self.name}: {str(error).partition('.')[0]}; howsure data fetch {self.name}") from error
+            reason = str(error).partition(".")[0]
+            raise MissingData(f"{self.name}: {reason}; run `howsure data fetch {self.name}`") from error
 
     def images(self, split: str) -> Images:
         opened = self.open(split)
         labels = opened.targets if hasattr(opened, "targets") else opened.labels
         x = np.asarray(opened.data)
-        first = x.ndim == 4 and x.shape[1] == 3 and x.shape[3] != 3
-        return ArrayImages(x.transpose(0, 2, 3, 1) if first else x, np.asarray(labels, dtype=np.int64), where=self.name)
+        channels_first = x.ndim == 4 and x.shape[1] == 3 and x.shape[3] != 3
+        x = x.transpose(0, 2, 3, 1) if channels_first else x
+        return ArrayImages(x, np.asarray(labels, dtype=np.int64), where=self.name)
 
     def missing(self) -> str | None:
-        lacking = [file for file in self.files if not (data_root() / file).exists()]
-        return f"{self.name}: no {data_root() / lacking[0]}; howsure data fetch {self.name}" if lacking else None
+        missing = [data_root() / file for file in self.files if not (data_root() / file).exists()]
+        return f"{self.name}: no {missing[0]}; run `howsure data fetch {self.name}`" if missing else None
 
     def fetch(self) -> None:
         download(self.name, lambda: [self.open(name, download=True) for name in self.splits])
@@ -132,7 +130,7 @@ class Places365(_Torchvision):
 
 
 class _Archive(_Torchvision):
-    """A folder of images that is downloaded as one archive."""
+    """A folder of images, downloaded as an archive."""
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
     url: ClassVar[str]
@@ -172,9 +170,9 @@ class ISUN(_Archive):
 
 
 class TinyImageNet(_Archive):
-    """64×64 photographs of 200 classes. Le & Yang, 2015. `test` is the official validation part, 10,000 images.
+    """64×64 photographs of 200 classes. Le & Yang, 2015. `test` is the official validation set, 10,000 images.
 
-    Read from the official `tiny-imagenet-200`, or, for `test` alone, from `tiny-imagenet-val` with a folder a class.
+    Read from the official `tiny-imagenet-200` or, for `test` alone, from `tiny-imagenet-val` with one folder per class.
     """
 
     name = "tiny-imagenet"
@@ -204,7 +202,9 @@ class TinyImageNet(_Archive):
             return FileImages(files, [order[wnid] for _, wnid in pairs], self._official)
         except KeyError as error:
             place = self._official / "train"
-            raise MissingData(f"{self.name}: no class {error} in {place}; howsure data fetch {self.name}") from error
+            raise MissingData(
+                f"{self.name}: no class {error} in {place}; run `howsure data fetch {self.name}`"
+            ) from error
 
     @property
     def _official(self) -> Path:
@@ -216,7 +216,7 @@ class TinyImageNet(_Archive):
 
 
 class CIFAR10Jpeg(Dataset):
-    """CIFAR-10 as a folder of JPEG files: `cifar10-jpeg/{train,test}/<class>/` below the data root."""
+    """CIFAR-10 as a folder of JPEG files: `cifar10-jpeg/{train,test}/<class>/` in the data root."""
 
     name = "cifar10-jpeg"
     source = "folder"
@@ -224,14 +224,10 @@ class CIFAR10Jpeg(Dataset):
     classes = CIFAR10.classes
 
     def split(self, name: str) -> Images:
-        why = self.missing()
-        if why:
-            raise MissingData(why)
-        if name not in self.splits:
-            raise UserError(f"{self.name}: no split '{name}'; it has {', '.join(self.splits)}")
+        self.require(name)
         return FolderImages(data_root() / "cifar10-jpeg" / name, self.classes)
 
     def missing(self) -> str | None:
         folders = [data_root() / "cifar10-jpeg" / name for name in self.splits]
-        lacking = [folder for folder in folders if not folder.is_dir()]
-        return f"{self.name}: no folder {lacking[0]}; put one folder of images a class there" if lacking else None
+        missing = [folder for folder in folders if not folder.is_dir()]
+        return f"{self.name}: no folder {missing[0]}; put one folder of images per class there" if missing else None

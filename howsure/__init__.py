@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# torch's profiler, which counts memory, otherwise reports its every step, and what was there before it
+# keep torch's profiler, which measures peak memory, from logging every step
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

@@ -1,4 +1,4 @@
-"""A practical answer: how unsure is this network about each image of a folder?"""
+"""`howsure score`: how uncertain is a network about each image in a folder?"""
 
 from __future__ import annotations
 
@@ -34,18 +34,24 @@ def score_folder(
     device: torch.device,
     inputs: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """One row an image, most uncertain first: `file`, `class` (predicted), `score`, and `percentile`, the share of
-    training images that score lower, in percent: of a fifth of them, drawn at random, that the method is not fitted on.
-    Methods whose `fit_split` is "val" are fitted on that split of `train` where it has one of other images.
-    `inputs`: mean, std and size, None where the network says them.
+    """Score all images in and below a folder.
+
+    Args:
+        train: the data set that the network was trained on. The method is fitted on four fifths of its training images;
+            if its `fit_split` is "val" and the data set has such a split with other images, on that split.
+        inputs: `mean`, `std` and `size` of the network's inputs, None for what the network says itself.
+
+    Returns:
+        One row per image, most uncertain first: `file`, predicted `class`, `score`, and `percentile`, the percentage of
+        the other fifth of the training images, drawn at random, that score lower.
 
     Raises:
-        UserError: a method that needs outliers, one that cannot score this network, or anything wrong with the inputs.
+        UserError: the method needs outliers or cannot score this network, or something is wrong with the inputs.
     """
     scorer = make_method(method, {})
     if scorer.supervision == "outliers":
         raise UserError(
-            f"{method} must be shown outliers, and a folder has none; choose a method that sees none or id-train"
+            f"{method} learns from outliers, and none are given here; choose a method with supervision none or id-train"
         )
     source = resolve(train, Path.cwd())
     known = as_images(source.split("train"), train)
@@ -67,23 +73,23 @@ def score_folder(
         raise UserError(f"{method} cannot score this network: {refused}")
     extractor = Extractor(network, Store(cache_root() / "representations"), split)
     needs = union([(Logits(), *scorer.needs)])
-    learnt = _learnt_from(scorer, source, known) or split
-    extractor(learnt, [rep for rep in needs if not rep.needs])
-    seen, usual, found = (extractor(some, needs) for some in (learnt, apart, folder))
-    classes = found[Logits()].argmax(1).tolist()
-    seen, usual, found = (reps.only(tuple(scorer.needs), method) for reps in (seen, usual, found))
-    state = seeded(0, lambda: scorer.fit(seen)) if scorer.supervision == "id-train" else {}
+    fit_split = _held_out(scorer, source, known) or split
+    extractor(fit_split, [rep for rep in needs if not rep.needs])
+    to_fit, to_compare, to_score = (extractor(some, needs) for some in (fit_split, apart, folder))
+    classes = to_score[Logits()].argmax(1).tolist()
+    to_fit, to_compare, to_score = (reps.only(tuple(scorer.needs), method) for reps in (to_fit, to_compare, to_score))
+    state = seeded(0, lambda: scorer.fit(to_fit)) if scorer.supervision == "id-train" else {}
     try:
         scores, others = (
             torch.from_numpy(scored(scorer, reps, state, where))
-            for reps, where in ((found, str(images)), (usual, train))
+            for reps, where in ((to_score, str(images)), (to_compare, train))
         )
     except CellError as error:
         raise UserError(f"{method}: {error}") from error
     below = torch.searchsorted(others.sort().values, scores) / len(others)
     names = list(getattr(source, "classes", ())) or [str(i) for i in range(network.num_classes)]
     table = pd.DataFrame({
-        "file": pd.Series([str(file) for file in files.files], dtype=object),  # names in whatever encoding
+        "file": pd.Series([str(file) for file in files.files], dtype=object),  # names may be in any encoding
         "class": [names[i] for i in classes],
         "score": scores.numpy(),
         "percentile": (100 * below).round(decimals=1).numpy(),
@@ -91,8 +97,8 @@ def score_folder(
     return table.sort_values("score", ascending=False, ignore_index=True)
 
 
-def _learnt_from(method: Method, source: Any, known: Images) -> Split | None:
-    """Held-out images, where the method asks for them and the data set has some that are not the training images."""
+def _held_out(method: Method, source: Any, known: Images) -> Split | None:
+    """The method's `fit_split`, if it is not `train` and the data set has such a split with other images, else None."""
     if method.fit_split == "train" or method.fit_split not in source.splits:
         return None
     images = as_images(source.split(method.fit_split), f"{source.name}: {method.fit_split}")
@@ -100,6 +106,6 @@ def _learnt_from(method: Method, source: Any, known: Images) -> Split | None:
 
 
 def _divided(images: Images) -> tuple[Images, Images]:
-    """Four fifths of them, and the others, at random; all and all of fewer than five."""
+    """Four fifths of the images at random, and the other fifth; of fewer than five images, all of them twice."""
     order, few = np.random.default_rng(0).permutation(len(images)), len(images) // 5
     return (Subset(images, order[few:]), Subset(images, order[:few])) if few else (images, images)

@@ -1,4 +1,4 @@
-"""What every family of networks gives: an untrained or pretrained classifier and how its inputs look."""
+"""The contract of a backbone: how to build a classifier, what its inputs look like, and how it may be trained."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a network wants its images: `size` (height, width) in pixels, `mean` and `std` a channel, of values in 0..1.
+    """How images are prepared for a network.
 
-    `crop` is the share of the resized image's shorter side that is kept; None resizes straight to `size`, whatever the
-    image's proportions. `interpolation` is Pillow's name in lower case.
+    Attributes:
+        size: (height, width) in pixels.
+        mean, std: one value per channel, 1 or 3, of pixel values in [0, 1].
+        crop: the share of the resized image's shorter side that is kept; None resizes straight to `size`, whatever the
+            image's aspect ratio.
+        interpolation: Pillow's name of the filter, in lower case.
     """
 
     size: tuple[int, int]
@@ -29,9 +33,9 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network without a checkpoint is trained on the spot: AdamW, one-cycle schedule, cross-entropy.
+    """How a network without a checkpoint is trained: AdamW, one-cycle schedule with peak `lr`, cross-entropy.
 
-    `shift` pixels of random translation; `smoothing` of the labels.
+    Training images are randomly translated by up to `shift` pixels; `smoothing`, 0 to 1, is that of the labels.
     """
 
     epochs: int
@@ -43,7 +47,7 @@ class Recipe:
 
 
 class Backbone:
-    """A network architecture by name. Subclasses give `build` and `input`; see `backbones/` for examples."""
+    """A network architecture by name. Subclasses define `name`, `input` and `build`; see `backbones/` for examples."""
 
     name: ClassVar[str]
     input: ClassVar[InputSpec]

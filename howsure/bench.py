@@ -1,4 +1,4 @@
-"""A network before all splits of a suite, and which of their images belong to which part."""
+"""A network with all splits of a suite, and the parts that protocols divide them into."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .representations import ImageIds, Labels
 from .split import Split
 
 _MOST_TO_TUNE_ON = {FIT: 1000, VAL: 500}
-Some = Sequence[tuple[str, Tensor | None]]
+Selection = Sequence[tuple[str, Tensor | None]]
+"""Names of splits, each with the indices of images, or None for all."""
 
 
 @dataclass
 class Bench:
-    """A network with all splits of a suite laid out before it.
+    """A network with all splits of a suite.
 
     Attributes:
-        splits: by name: `train`, `test`, perhaps `val` and `synthetic`, and one a shift.
-        shifts: what is told apart from `test`.
-        seed: of the protocol's parts and of whatever a method draws at random.
+        splits: by name: `train`, `test`, perhaps `val` and `synthetic`, and one per shift.
+        shifts: the shifted sets to detect; each is also a split.
+        seed: for the division into parts and for whatever a method draws at random.
     """
 
     network: Network
@@ -40,46 +41,50 @@ class Bench:
     def reps(
         self, split: str, needs: Sequence[Any], method: str, index: Tensor | None = None, fit_on: Tensor | None = None
     ) -> Reps:
-        """What a method needs of a split, or of its images at `index`, and nothing else.
+        """The representations that a method needs, and no others, of a split or of its images at `index`.
 
-        Representations that are fitted see the training images at `fit_on`; left out, all.
+        Fitted representations see the training images at `fit_on`, by default all.
         """
-        return self.look([(split, index)], needs, method, fit_on)[0]
+        return self.read([(split, index)], needs, method, fit_on)[0]
 
-    def look(self, some: Some, needs: Sequence[Any], method: str, fit_on: Tensor | None = None) -> list[Reps]:
-        """The same of several splits, looking at the images of all together."""
+    def read(self, images: Selection, needs: Sequence[Any], method: str, fit_on: Tensor | None = None) -> list[Reps]:
+        """The same for several splits, whose images go through the network together."""
         extractor = self.extractor if fit_on is None else self.extractor.fitted_on(fit_on)
-        found = extractor.together([(self.splits[split], index) for split, index in some], needs)
+        found = extractor.together([(self.splits[split], index) for split, index in images], needs)
         return [reps.only(tuple(needs), method) for reps in found]
 
     @cached_property
     def ids(self) -> dict[str, Reps]:
+        """Image hashes and labels of each split."""
         return {name: self.extractor(split, (ImageIds(), Labels())) for name, split in self.splits.items()}
 
-    def met_before(self) -> Iterator[tuple[str, int, str]]:
-        """Sets to score with images that are in a set to fit on, or out-of-distribution ones in `test`, pixel by pixel
-        at the network's size: the set, how many, and where else they are."""
-        strange = [s.name for s in self.shifts if not (self.splits[s.name].corruption or self.splits[s.name].clean)]
+    def overlaps(self) -> Iterator[tuple[str, int, str]]:
+        """Splits that share images but should not: `test` with a split to fit on, or a shift with any of the three.
+
+        Yields the split, the number of its images, and the other split. Images are the same if their pixels are, at the
+        network's input size. Corrupted copies of test images are left out, since they overlap by design.
+        """
+        ood = [s.name for s in self.shifts if not (self.splits[s.name].corruption or self.splits[s.name].clean)]
         for known in [name for name in ("train", "val", "test") if name in self.splits]:
-            for split in [name for name in ("test", *strange) if name != known]:
+            for split in [name for name in ("test", *ood) if name != known]:
                 ids = [self.ids[name][ImageIds()] for name in (split, known)]
                 if n := int(torch.isin(*ids).sum()):
                     yield split, n, known
 
     def part(self, split: str, part: int) -> Tensor:
-        """Indices of the images of a split that belong to a part."""
+        """Indices of a split's images that belong to a part."""
         return members(self.ids[split], part, self.seed)
 
     @cached_property
     def divisible(self) -> list[Shift]:
-        """The shifts with an image in every part; the others are too small for protocols that split."""
+        """The shifts with an image in every part; the others are too small for protocols that divide them."""
         return [s for s in self.shifts if all(len(self.part(s.name, part)) for part in (FIT, VAL, TEST))]
 
     def indices(self, split: str, part: int, tuning: bool = False) -> Tensor:
-        """Those to fit or tune on: the part's, or for tuning a few of them.
+        """Indices of the images of a part to fit or tune on.
 
-        Altered training images are in the parts of their originals. A grid looks at no more than 1,000 images of the
-        fit part and 500 of the validation part of each kind of shift, at random, an equal share of each severity.
+        While tuning, at most 1,000 random images of the fit part and 500 of the validation part are used for each kind
+        of shift, the same share for each severity. Synthetic outliers belong to the parts of their originals.
         """
         index = self.part("train" if split == "synthetic" else split, part)
         kinds = {shift.name: shift.kind for shift in self.shifts}

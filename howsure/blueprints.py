@@ -1,4 +1,4 @@
-"""From the name of a network to what builds it: a registered backbone, timm, torchvision, or a file of the user's."""
+"""From the name of a network to what builds it: a registered backbone, timm, torchvision, or a user's file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from typing import Any
 from torch import nn
 
 from .backbone import Backbone, InputSpec
-from .errors import UserError, told, unknown
+from .errors import FAULTS, UserError, described, unknown
 from .plugins import BACKBONES
 from .registry import import_file
 
 
 @dataclass
 class Blueprint:
-    """How to come by a network: what builds its module, what its inputs look like, and where weights may come from."""
+    """How to obtain a network.
+
+    Attributes:
+        build: makes the module, with weights to be replaced unless it comes from a user's file.
+        input: how images are prepared for it.
+        pretrained: makes the module with pretrained weights, if there are any to download.
+        backbone: the registered backbone, if it is one.
+    """
 
     build: Callable[[], nn.Module]
     input: InputSpec
@@ -36,6 +43,11 @@ def blueprint_of(
     std: Sequence[float] | None,
     size: Sequence[int] | None,
 ) -> Blueprint:
+    """How to obtain the network named `use`, with `mean`, `std` and `size` instead of its own where they are given.
+
+    Raises:
+        UserError: there is no such network, its file fails, or its inputs are not fully or wrongly described.
+    """
     asked = {"mean": mean, "std": std, "size": size}
     if use.startswith("timm/"):
         return _timm(use.removeprefix("timm/"), num_classes, asked)
@@ -56,13 +68,13 @@ def built(use: str, backbone: Backbone, num_classes: int) -> nn.Module:
 
 
 def _made(where: str, make: Callable[[], Any]) -> nn.Module:
-    """What a user's code makes; UserError where it raises or makes no network."""
+    """The module that a user's code makes. Raises UserError if the code raises or returns something else."""
     try:
         model = make()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
-        raise UserError(told(error, where)) from error
+    except FAULTS as error:
+        raise UserError(described(error, where)) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{where} returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
@@ -98,7 +110,7 @@ def _timm(name: str, num_classes: int, asked: dict[str, Any]) -> Blueprint:
     def create(**options: Any) -> nn.Module:
         try:
             return timm.create_model(name, **options, **arguments)
-        except TypeError:  # img_size is known to networks of a fixed size only
+        except TypeError:  # only networks of a fixed input size accept img_size
             return timm.create_model(name, **options, in_chans=given.channels)
 
     def build() -> nn.Module:
@@ -122,7 +134,7 @@ def _timm_input(config: Any) -> InputSpec:
 
 
 def _resizing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How timm's configuration has images resized."""
+    """`crop` and `interpolation` of an InputSpec, from timm's configuration."""
     squashed, how = config.get("crop_mode") == "squash", config.get("interpolation")
     return {
         "crop": None if squashed else config.get("crop_pct") or 1.0,
@@ -154,7 +166,7 @@ def _torchvision(name: str, num_classes: int, asked: dict[str, Any]) -> Blueprin
 
 
 def _fetched(use: str, fetch: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """A function that fetches the pretrained network; a failure is a UserError."""
+    """`fetch` without warnings, and with a UserError if it fails."""
 
     def build() -> nn.Module:
         try:
@@ -163,7 +175,9 @@ def _fetched(use: str, fetch: Callable[[], nn.Module]) -> Callable[[], nn.Module
                 return fetch()
         except Exception as error:
             reason = str(error).partition("\n")[0][:200] or type(error).__name__
-            raise UserError(f"{use}: no pretrained weights to be had ({reason}); give checkpoint = a file") from error
+            raise UserError(
+                f"{use}: pretrained weights are unavailable ({reason}); give checkpoint = a file"
+            ) from error
 
     return build
 
@@ -171,15 +185,15 @@ def _fetched(use: str, fetch: Callable[[], nn.Module]) -> Callable[[], nn.Module
 def _from_file(file: Path, function: str, num_classes: int, asked: dict[str, Any]) -> Blueprint:
     make = getattr(import_file(file), function, None)
     if not callable(make):
-        raise UserError(f"{file}: no function '{function}' in it")
+        raise UserError(f"{file}: contains no function '{function}'; name the one that builds the network")
     arguments = {"num_classes": num_classes} if "num_classes" in inspect.signature(make).parameters else {}
     model = _made(f"{file}: {function}()", lambda: make(**arguments))
     own = getattr(model, "input", None)
     if not isinstance(own, InputSpec):
         config = getattr(model, "pretrained_cfg", None) or {}
         if not {"input_size", "mean", "std"} <= set(config) and None in asked.values():
-            lacking = ", ".join(key for key, value in asked.items() if value is None)
-            raise UserError(f"{file}:{function}: the network does not say what its inputs look like; give {lacking}")
+            missing = ", ".join(key for key, value in asked.items() if value is None)
+            raise UserError(f"{file}:{function}: the network does not say what its inputs look like; give {missing}")
         height, width = config.get("input_size", (3, 1, 1))[-2:]
         resizing = _resizing(config) if "crop_pct" in config else {}
         own = InputSpec((height, width), tuple(config.get("mean", ())), tuple(config.get("std", ())), **resizing)
@@ -187,7 +201,7 @@ def _from_file(file: Path, function: str, num_classes: int, asked: dict[str, Any
 
 
 def _override(own: InputSpec, asked: dict[str, Any], use: str) -> InputSpec:
-    """The network's own inputs, with what the user asked for instead; a size asked for is not cropped to."""
+    """The network's own inputs, with what the user asked for instead; a given size also turns cropping off."""
     changes: dict[str, Any] = {key: tuple(value) for key, value in asked.items() if value is not None}
     if "size" in changes:
         if len(changes["size"]) != 2 or min(changes["size"]) < 1:
@@ -196,7 +210,7 @@ def _override(own: InputSpec, asked: dict[str, Any], use: str) -> InputSpec:
     spec = replace(own, **changes)
     if len(spec.mean) != len(spec.std) or len(spec.mean) not in (1, 3):
         lengths = f"{len(spec.mean)} and {len(spec.std)}"
-        raise UserError(f"{use}: mean and std need one value a channel, 1 or 3; got {lengths}")
+        raise UserError(f"{use}: mean and std need one value per channel, 1 or 3; got {lengths}")
     if not all(0 < value < inf for value in spec.std):
         raise UserError(f"{use}: std must be above 0; got {list(spec.std)}")
     return spec

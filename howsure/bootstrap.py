@@ -1,8 +1,8 @@
 """The bootstrap, for all resamples at once.
 
-Images are drawn with replacement. Metrics work on how often each image was drawn: `[images, resamples]` counts,
-put in order of score, and their cumulative sums answer every metric of every resample at once. Equal sizes and seed
-mean the same draws, so intervals of two methods on the same images are paired.
+Images are drawn with replacement. Metrics work on how often each image was drawn, counts `[images, resamples]`: sorted
+by score, their cumulative sums give every metric of every resample at once. Equal sizes and seeds give equal draws, so
+the intervals of two methods on the same images are paired.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDING = 1e-6  # tables of resamples are in single precision
-_WORKING_SET = 2**19  # numbers in a table: what stays in a processor's cache is several times faster
+_WORKING_SET = 2**19  # numbers in a table, so that it fits in a processor's cache: several times faster
 
 Floats = NDArray[Any]
 Ints = NDArray[np.intp]
@@ -27,7 +27,8 @@ Ints = NDArray[np.intp]
 class Interval(NamedTuple):
     """A value and its 95 % percentile bootstrap interval; NaN where undefined.
 
-    There is no interval where no resample differs, as of two sets that do not overlap: the next images may.
+    The ends are also NaN if all resamples give the same value, as for two sets of scores that do not overlap: an
+    interval of no width would be misleading.
     """
 
     value: float
@@ -36,19 +37,19 @@ class Interval(NamedTuple):
 
 
 class _Memory(threading.local):
-    """Memory for tables, used again for every part of the resamples: fresh pages cost more than the arithmetic."""
+    """Memory for tables, reused for every part of the resamples: allocating it costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self.pool, self.used = np.empty(0, np.uint8), 0
 
     def reset(self) -> None:
-        """Gives back all tables, and grows to what was asked for since the last time."""
+        """Release all tables, and grow to what was asked for since the last reset."""
         if self.used > len(self.pool):
             self.pool = np.empty(self.used, np.uint8)
         self.used = 0
 
     def table(self, shape: tuple[int, ...], dtype: Any) -> Floats:
-        """An array of any content, valid until `reset`."""
+        """An uninitialised array, valid until `reset`."""
         size = prod(shape) * np.dtype(dtype).itemsize
         start, self.used = self.used, self.used + -(-size // 64) * 64
         if self.used > len(self.pool):
@@ -61,7 +62,7 @@ memory = _Memory()
 
 @lru_cache(maxsize=32)
 def counts_of(n: int, resamples: int, width: int, seed: int, stream: int) -> tuple[NDArray[np.uint8], ...]:
-    """How often each of n images is drawn in each resample: parts `[n, width]`, the same draws for any width."""
+    """How often each of n images is drawn in each resample, in parts `[n, width]`; the draws do not depend on width."""
     random = np.random.default_rng([seed, stream])
     parts = []
     for start in range(0, resamples, width):
@@ -71,17 +72,19 @@ def counts_of(n: int, resamples: int, width: int, seed: int, stream: int) -> tup
 
 
 def width_for(rows: int) -> int:
-    """Resamples to work on at once, such that a table of so many rows stays small."""
+    """How many resamples to work on at once, so that a table with this many rows stays small."""
     return max(64, _WORKING_SET // rows)
 
 
 def once(n: int) -> NDArray[np.uint8]:
+    """The counts `[n, 1]` of the sample itself: every image once."""
     return np.ones((n, 1), np.uint8)
 
 
 def intervals(
     names: tuple[str, ...], value: Floats, resampled: Callable[[], Iterator[Floats]], resamples: int
 ) -> dict[str, Interval]:
+    """Intervals by name, from values `[k, 1]` and the parts `[k, width]` of their resamples; NaN without resamples."""
     low = high = np.full(len(names), np.nan)
     if resamples:
         low, high = _percentiles(np.concatenate(list(resampled()), axis=1))
@@ -90,13 +93,13 @@ def intervals(
 
 
 def _ends(value: float, low: float, high: float) -> tuple[float, float]:
-    """Ends that differ from the value by rounding alone become the value; where both do, there is no interval."""
+    """The ends, where those that differ from the value only by rounding become the value; NaN if both do."""
     low, high = (value if abs(end - value) < _ROUNDING else end for end in (low, high))
     return (low, high) if low < high else (np.nan, np.nan)
 
 
 def _percentiles(samples: Floats) -> Floats:
-    """The 2.5th and 97.5th percentile `[2, k]` of `samples` `[k, B]`, NaN left out."""
+    """The 2.5th and 97.5th percentiles `[2, k]` of `samples` `[k, B]`, ignoring NaN."""
     defined = ~np.isnan(samples[0])
     if defined.all():
         return np.quantile(samples, [0.025, 0.975], axis=1)
@@ -109,7 +112,7 @@ def _percentiles(samples: Floats) -> Floats:
 
 
 def cumulative(rows: Floats) -> Floats:
-    """Sums `[n + 1, B]` of the rows before each: within blocks, then of blocks; far fewer calls than row by row."""
+    """Sums `[n + 1, B]` of the rows before each; first within blocks, then across them, which takes few calls."""
     n, size = len(rows), isqrt(len(rows)) + 1
     total = memory.table((1 + size * -(-n // size), rows.shape[1]), rows.dtype)
     total[0], total[1 : n + 1], total[n + 1 :] = 0, rows, 0
@@ -122,7 +125,7 @@ def cumulative(rows: Floats) -> Floats:
 
 
 def rows_at(table: Floats, index: Ints, copy: bool = False) -> Floats:
-    """`table[index]` for an ascending index, without a copy where it counts by ones."""
+    """`table[index]` for an ascending index; if the index is consecutive, a view rather than a copy."""
     if not copy and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
         return table[index[0] : index[-1] + 1]
     return np.take(table, index, 0, memory.table((len(index), table.shape[1]), table.dtype), "clip")
@@ -136,7 +139,7 @@ def in_order(counts: NDArray[np.uint8], order: Ints, dtype: type) -> Floats:
 
 
 def products(weights: Floats, values: Floats) -> Floats:
-    """Sums `[B]` of the products in each column: in double precision, or tens of thousands of rows lose 1e-4."""
+    """Sums `[B]` of the products in each column; in double precision, since errors over many rows would reach 1e-4."""
     return np.einsum("ib,ib->b", weights, values, dtype=np.float64)
 
 

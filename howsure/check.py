@@ -1,7 +1,7 @@
-"""The contracts that every method keeps, run over whatever is registered, third parties' plugins included.
+"""The contracts that every registered method must keep, third parties' plugins included.
 
-Each contract is a small named function that raises AssertionError with one line. They run on made-up images and on two
-tiny networks (a convolutional one with batch norm and dropout, a transformer); a method must be able to score one.
+Each contract is a small named function that raises AssertionError with one line. They run on synthetic images and two
+tiny networks: a convolutional one with batch norm and dropout, and a transformer. A method must score at least one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .backbone import InputSpec
 from .cells import refusal
-from .errors import UserError, one_line, told
+from .errors import FAULTS, UserError, described, one_line
 from .extract import Extractor, seeded
 from .forward import run_pass
 from .images import ArrayImages
@@ -39,7 +39,7 @@ CLASSES = 4
 
 @dataclass
 class Trial:
-    """A method on a network, fitted on made-up images, with what it needs of some more."""
+    """A method fitted for a network on synthetic images, with the representations of further images to score."""
 
     method: Method
     network: Network
@@ -51,7 +51,7 @@ class Trial:
     def rescore(
         self, network: Network | None = None, batch_size: int = 16, order: np.ndarray | None = None, labels: int = 0
     ) -> Tensor:
-        """Scores of the images read anew: batched or in an order as told, and `labels` classes further on."""
+        """Scores `[N]` of the images from a new pass, with this batch size and order; labels are moved by `labels`."""
         images = self.split.images
         assert isinstance(images, ArrayImages)
         order = np.arange(len(images.y)) if order is None else order
@@ -64,7 +64,7 @@ class Trial:
 
 
 def keeps_its_declaration(method: Method) -> None:
-    """A frozen dataclass with a one-line summary, valid supervision, and needs that are representations."""
+    """The method is a frozen dataclass with a docstring, valid supervision, and needs that are representations."""
     cls = type(method)
     assert is_dataclass(cls), "is not a frozen dataclass"
     assert cls.__dataclass_params__.frozen, "is not a frozen dataclass"
@@ -74,9 +74,9 @@ def keeps_its_declaration(method: Method) -> None:
 
 
 def scores_every_image_once(trial: Trial) -> None:
-    """Scores are `[N]`, floating and finite, and so is all that they are made of."""
-    lost = trial.reps.lost()
-    assert lost is None, lost
+    """Scores are `[N]`, floating-point and finite; so are the representations."""
+    problem = trial.reps.not_finite()
+    assert problem is None, problem
     scores: object = trial.method.score(trial.reps, **trial.state)
     assert isinstance(scores, Tensor), f"score returned a {type(scores).__name__}, not a tensor"
     assert tuple(scores.shape) == (len(trial.split),), (
@@ -89,14 +89,14 @@ def scores_every_image_once(trial: Trial) -> None:
 def is_deterministic(trial: Trial) -> None:
     """The same seed gives the same state and scores."""
     again = fit(trial.method, trial.extractor)
-    assert again.keys() == trial.state.keys(), "fit gives other entries the second time"
+    assert again.keys() == trial.state.keys(), "fit returns different entries the second time"
     for key, value in again.items():
-        assert torch.equal(value, trial.state[key]), f"fit gives another '{key}' the second time"
+        assert torch.equal(value, trial.state[key]), f"fit returns a different '{key}' the second time"
     _same(trial.rescore(), trial.rescore(), "a second time", exact=True)
 
 
 def ignores_labels(trial: Trial) -> None:
-    """Scores do not depend on the labels of the images scored: those are what a score is to tell."""
+    """Scores do not depend on the labels of the images scored, which are unknown in practice."""
     _same(trial.rescore(), trial.rescore(labels=1), "with other labels")
 
 
@@ -126,7 +126,7 @@ def leaves_no_trace(trial: Trial) -> None:
 
 
 def has_portable_state(trial: Trial) -> None:
-    """State is a flat dict of tensors that survives safetensors."""
+    """State is a flat dict of tensors that survives a round trip through safetensors."""
     for key, value in trial.state.items():
         assert isinstance(value, Tensor), f"state '{key}' is a {type(value).__name__}, not a tensor"
     if not trial.state:
@@ -144,7 +144,7 @@ def has_portable_state(trial: Trial) -> None:
 
 
 def changes_no_input(trial: Trial) -> None:
-    """`fit` and `score` leave representations and state as they are."""
+    """`fit` and `score` do not modify representations or state."""
     method, reps = trial.method, trial.extractor(trial.split, trial.method.needs)
     seen = to_fit_on(method, trial.extractor)
     for what, given, state, work in (
@@ -155,11 +155,11 @@ def changes_no_input(trial: Trial) -> None:
         before = [(key, value, value.clone()) for key, value in (*arrays, *state.items())]
         work()
         for key, value, was in before:
-            assert torch.equal(value, was), f"{what} writes into {key}"
+            assert torch.equal(value, was), f"{what} modifies {key}"
 
 
 def scores_images_apart(trial: Trial) -> None:
-    """Scores of images do not depend on which others are scored with them."""
+    """The score of an image does not depend on which others are scored with it."""
     whole = trial.method.score(trial.reps, **trial.state)
     some = trial.method.score(trial.reps.take(torch.arange(5)), **trial.state)
     _same(whole[:5], some, "without the other images")
@@ -188,11 +188,11 @@ CONTRACTS: tuple[Callable[[Trial], None], ...] = (
 
 
 def check_method(name: str, cls: type[Method]) -> Iterator[tuple[str, str | None]]:
-    """Run every contract on every tiny network that the method can score: (contract, problem or None)."""
+    """Run every contract on every tiny network that the method can score; yields (contract, problem or None)."""
     try:
         method = cls(**cls.test_params)
-    except Exception as error:
-        yield "can be made", _explain(error)
+    except FAULTS as error:
+        yield "can be created", _explain(error)
         return
     problem = _outcome(keeps_its_declaration, method)
     yield keeps_its_declaration.__name__, problem
@@ -200,7 +200,7 @@ def check_method(name: str, cls: type[Method]) -> Iterator[tuple[str, str | None
         return
     try:
         reasons = {network.name: refusal(method, network) for network in networks()}
-    except Exception as error:
+    except FAULTS as error:
         yield "scores some network", _explain(error)
         return
     if all(reasons.values()):
@@ -211,18 +211,18 @@ def check_method(name: str, cls: type[Method]) -> Iterator[tuple[str, str | None
             continue
         try:
             trial = make_trial(method, network)
-        except Exception as error:
+        except FAULTS as error:
             yield f"fits on the {network.name}", _explain(error)
             continue
         for contract in CONTRACTS:
             problem = _outcome(contract, trial)
             yield f"{contract.__name__} ({network.name})", problem
             if problem and contract in (scores_every_image_once, has_portable_state):
-                break  # the others would say the same again, in words of their own
+                break  # the other contracts would fail for the same reason
 
 
 def make_trial(method: Method, network: Network) -> Trial:
-    """A method fitted on made-up training images of a tiny network."""
+    """A method fitted on synthetic training images for a tiny network."""
     extractor = Extractor(network, None, split("train"))
     state = fit(method, extractor)
     return Trial(method, network, extractor, split("test"), extractor(split("test"), method.needs), state)
@@ -235,14 +235,14 @@ def fit(method: Method, extractor: Extractor) -> dict[str, Tensor]:
 
 
 def to_fit_on(method: Method, extractor: Extractor) -> list[Reps]:
-    """What a method's `fit` is given, by its supervision: nothing, training images, or known ones and outliers."""
+    """The arguments of a method's `fit`, by its supervision: none, training images, or known images and outliers."""
     names = {"none": (), "id-train": ("train",), "outliers": ("known", "outliers")}[method.supervision]
     return [extractor(split(name), method.needs).only(method.needs, "fit") for name in names]
 
 
 @cache
 def split(name: str) -> Split:
-    """Made-up images: four classes of noisy gratings; outliers are plain noise."""
+    """Synthetic images: four classes of noisy gratings; outliers are plain noise."""
     sizes = {"train": 64, "known": 40, "outliers": 40, "test": 24}
     rng = np.random.default_rng(list(sizes).index(name))
     y = np.arange(sizes[name]) % CLASSES
@@ -260,7 +260,7 @@ def split(name: str) -> Split:
 
 @cache
 def networks() -> tuple[Network, ...]:
-    """The tiny networks: random weights, random batch-norm statistics, two ensemble members."""
+    """The tiny networks, with random weights; in the convolutional one, batch-norm statistics are random too."""
     spec = InputSpec((16, 16), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -270,7 +270,7 @@ def networks() -> tuple[Network, ...]:
 
 
 class _ConvNet(nn.Sequential):
-    """Three stages of convolution, batch norm and ReLU; dropout before the last layer; a temperature's variance."""
+    """Three stages of convolution, batch norm and ReLU, dropout before the last layer, and a `temperature_variance`."""
 
     def temperature_variance(self, images: Tensor) -> Tensor:
         return self[:-3](images).flatten(1).square().mean(1)
@@ -295,7 +295,7 @@ def _transformer() -> nn.Module:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model that a score could leave changed."""
+    """Everything about a model that scoring might change by mistake."""
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return {
         "weights": {name: value.sum().item() for name, value in weights.items()},
@@ -323,14 +323,14 @@ def _same(a: Tensor, b: Tensor, when: str, exact: bool = False) -> None:
 def _outcome(contract: Callable[[Any], None], given: Trial | Method) -> str | None:
     try:
         contract(given)
-    except Exception as error:
+    except FAULTS as error:
         return _explain(error)
     return None
 
 
-def _explain(error: Exception) -> str:
-    return one_line(error) if isinstance(error, AssertionError | UserError) else told(error)
+def _explain(error: BaseException) -> str:
+    return one_line(error) if isinstance(error, AssertionError | UserError) else described(error)
 
 
 if sys.flags.optimize:
-    raise ImportError("howsure.check relies on assert; run Python without -O")
+    raise ImportError("howsure.check relies on assert statements; run Python without -O")

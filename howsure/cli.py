@@ -1,6 +1,7 @@
-"""The command line. Exit status: 0 on success, 2 on a user's mistake (one line says which), 1 when cells failed.
+"""The command line.
 
-A fault of howsure or of a plugin is one line and 1; with HOWSURE_DEBUG=1 it is a traceback.
+Exit status: 0 on success, 1 if cells failed, 2 after a user's mistake, which one line explains. A fault in howsure or
+in a plugin prints one line and exits with 1; with HOWSURE_DEBUG=1 it prints a traceback.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from typing import Any
 
 import click
 
-from .errors import UserError, one_line, told, unknown, why
+from .errors import FAULTS, UserError, described, one_line, unknown, why
 from .plugins import DATASETS, METHODS, REGISTRIES
 from .suite import PROTOCOLS, load_suite, short, suite_names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    if "_HOWSURE_COMPLETE" in os.environ:  # asked by a shell, for completion
+    if "_HOWSURE_COMPLETE" in os.environ:  # set by a shell that asks for completions
         howsure.main(prog_name="howsure")
     try:
         with howsure.make_context("howsure", list(sys.argv[1:] if arguments is None else arguments)) as context:
-            howsure.invoke(context)  # click's own main takes a closed pipe for a failure
+            howsure.invoke(context)  # click's own main treats a closed pipe as a failure
         sys.exit(0)
     except UserError as error:
         _stop(str(error), 2)
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _stop(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        _stop("interrupted; what was finished is kept, run the same command again to go on", 130)
+        _stop("interrupted; what is finished is kept, run the same command again to continue", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if isinstance(error, OSError):
             _stop(f"{error.filename}: {why(error)}" if error.filename else why(error), 2)
-        _stop(f"{told(error)}; a fault of howsure or of a plugin, whose traceback HOWSURE_DEBUG=1 shows", 1)
+        _stop(f"{described(error)}; a fault in howsure or in a plugin: set HOWSURE_DEBUG=1 for the traceback", 1)
 
 
 def _stop(message: str, status: int) -> None:
@@ -66,12 +67,12 @@ def _load_plugins(_context: click.Context, _option: click.Parameter, files: tupl
 
 
 def _load_plugin(file: str) -> list[str]:
-    """Register whatever kind of plugin a file holds; returns the names."""
+    """Register the plugins in a file, of whatever kind; returns their names."""
     from .registry import import_file
 
     found = [name for registry in REGISTRIES.values() for name in registry.add_module(import_file(file))]
     if not found:
-        raise UserError(f"{file}: no plugin in it; derive a class from howsure.Method, Dataset or Backbone")
+        raise UserError(f"{file}: contains no plugin; derive a class from howsure.Method, Dataset or Backbone")
     return found
 
 
@@ -81,7 +82,7 @@ plugin = click.option(
     metavar="FILE",
     callback=_load_plugins,
     is_eager=True,
-    help="A Python file with plugins; may be given again.",
+    help="A Python file with plugins; may be repeated.",
 )  # fmt: skip
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 
@@ -89,7 +90,7 @@ device_option = click.option("--device", default="auto", show_default=True, help
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="howsure")
 def howsure() -> None:
-    """How sure is your network? Compares uncertainty scores for trained image classifiers."""
+    """How sure is your network? Compare uncertainty scores for trained image classifiers."""
 
 
 @howsure.command()
@@ -97,10 +98,10 @@ def howsure() -> None:
 @click.option("--methods", metavar="A,B", help="Only these methods (names or globs).")
 @click.option("--backbones", metavar="X,Y", help="Only these backbones of the suite.")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of results. [default: results/SUITE]"
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.  [default: results/SUITE]"
 )
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="One seed instead of the suite's.")
-@click.option("--fresh", is_flag=True, help="Compute cells anew even where the folder holds them.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="This seed instead of the suite's.")
+@click.option("--fresh", is_flag=True, help="Recompute cells that are already in the folder.")
 @device_option
 @plugin
 def run(
@@ -113,8 +114,11 @@ def run(
     device: str,
     plugin: Any,
 ) -> None:
-    """Run SUITE (a name or a TOML file): every method on every shift and backbone."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's time is over: as after Ctrl-C
+    """Run a suite: every method on every shift and backbone.
+
+    SUITE is a name shown by `howsure list suites`, or a TOML file.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent when a batch job's time is up: stop as on Ctrl-C
     from .harness import Run
     from .plots import write_plots
     from .record import failures, skips
@@ -156,7 +160,7 @@ def _summary(results: Any, folder: Path) -> None:
 def _names(text: str, option: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise UserError(f"{option} names nothing; give names with commas between them")
+        raise UserError(f"{option} names nothing; give names separated by commas")
     return names
 
 
@@ -169,7 +173,7 @@ def _pick(specs: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def pick_device(name: str) -> Any:
-    """A torch device by name; `auto` is the GPU where there is one. UserError when it is not to be had."""
+    """A torch device by name; `auto` is the GPU if there is one. Raises UserError if the device is not available."""
     import torch
 
     try:
@@ -179,9 +183,9 @@ def pick_device(name: str) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no GPU that torch can use; take --device cpu")
+        raise UserError("torch finds no GPU; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"no device '{name}'; torch sees {torch.cuda.device_count()} GPUs, counted from cuda:0")
+        raise UserError(f"no device '{name}'; torch finds {torch.cuda.device_count()} GPUs, counted from cuda:0")
     return device
 
 
@@ -189,13 +193,14 @@ def pick_device(name: str) -> Any:
 @click.argument("kind", type=click.Choice(["methods", "datasets", "backbones", "suites"]))
 @plugin
 def list_(kind: str, plugin: Any) -> None:
-    """List what there is, one line each."""
+    """List methods, data sets, backbones or suites, one per line."""
     if kind == "suites":
         width = max(map(len, suite_names())) + 2
         for name in suite_names():
             suite = load_suite(name)
             shifts = [s.name for s in suite.shift]
-            shifts += [f"{len(suite.corruptions.types)} corruptions"] if suite.corruptions else []
+            made = len(suite.corruptions.types) if suite.corruptions else 0
+            shifts += [f"{made} corruption{'s' * (made != 1)}"] if made else []
             click.echo(f"{name:<{width}}{short(suite.id.test)} against {', '.join(shifts)}")
         return
     registry = REGISTRIES[kind]
@@ -204,8 +209,8 @@ def list_(kind: str, plugin: Any) -> None:
     for name in registry:
         try:
             line = _describe(kind, registry[name])
-        except Exception as error:
-            broken.append(f"{kind[:-1]} '{name}': {told(error)}")
+        except FAULTS as error:
+            broken.append(f"{kind[:-1]} '{name}': {described(error)}")
             continue
         click.echo(f"{name:<{width}}{line}")
     for problem in broken:
@@ -227,7 +232,7 @@ def _describe(kind: str, cls: Any) -> str:
 @howsure.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def table(folder: Path) -> None:
-    """Redraw the tables of a run's FOLDER from its results."""
+    """Redraw the tables of a run from the results in its FOLDER."""
     from .tables import write_tables
 
     for path in write_tables(folder):
@@ -237,7 +242,7 @@ def table(folder: Path) -> None:
 @howsure.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def plot(folder: Path) -> None:
-    """Redraw the plots of a run's FOLDER from its results."""
+    """Redraw the plots of a run from the results in its FOLDER."""
     from .plots import write_plots
 
     for path in write_plots(folder):
@@ -248,13 +253,16 @@ def plot(folder: Path) -> None:
 @click.argument("names", nargs=-1)
 @plugin
 def check(names: tuple[str, ...], plugin: tuple[str, ...]) -> None:
-    """Run the contract tests of methods: NAMES, those of the plugin files, or all."""
+    """Run the contract tests of methods.
+
+    Checks the methods NAMES; without any, those in the plugin files; without either, all methods.
+    """
     from .check import check_method
 
     if plugin and not names:
         names = tuple(name for file in plugin for name in _load_plugin(file) if name in METHODS)
         if not names:
-            raise UserError(f"{', '.join(plugin)}: no method in it to check; derive a class from howsure.Method")
+            raise UserError(f"{', '.join(plugin)}: contains no method to check; derive a class from howsure.Method")
     failed = 0
     for name in names or tuple(METHODS):
         for contract, problem in check_method(name, METHODS[name]):
@@ -271,33 +279,39 @@ def check(names: tuple[str, ...], plugin: tuple[str, ...]) -> None:
 
 @howsure.group()
 def new() -> None:
-    """Start a plugin."""
+    """Create a plugin to start from."""
 
 
 @new.command("method")
 @click.argument("name")
 @click.option(
-    "--into", type=click.Path(file_okay=False, path_type=Path), default=Path("."), help="Folder. [default: here]"
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("."),
+    help="Folder for the two files.  [default: the current folder]",
 )
 def new_method(name: str, into: Path) -> None:
-    """Write a working method file NAME.py and its test, to edit."""
+    """Write NAME.py, a working method to edit, and its test."""
     from .scaffold import write_method
 
     if not (into / f"{name}.py").exists() and name.isidentifier() and importlib.util.find_spec(name):
-        raise UserError(f"'{name}' is a module that Python can import, and the file would hide it; choose another name")
+        raise UserError(f"'{name}' is a Python module, which the new file would hide; choose another name")
     for path in write_method(name, into):
         click.echo(path)
 
 
 @howsure.group()
 def data() -> None:
-    """Where data sets live, what is missing, and how to get it."""
+    """Show where data sets are kept and which are missing, and download them."""
 
 
 @data.command()
 @click.argument("names", nargs=-1)
 def status(names: tuple[str, ...]) -> None:
-    """Say of each data set whether it can be read."""
+    """Say which data sets are ready, and how to get the others.
+
+    Reports on the data sets NAMES; without any, on all.
+    """
     from .data import data_root
 
     click.echo(f"data root: {data_root()} (set HOWSURE_DATA to change it)")
@@ -308,13 +322,13 @@ def status(names: tuple[str, ...]) -> None:
             missing = dataset.missing()
         except OSError as error:
             missing = f"{error.filename}: {why(error)}"
-        click.echo(f"{name:<{width}}{'missing: ' + missing if missing else 'ready'}")
+        click.echo(f"{name:<{width}}{'missing: ' + missing.removeprefix(f'{name}: ') if missing else 'ready'}")
 
 
 @data.command()
 @click.argument("name")
 def fetch(name: str) -> None:
-    """Download a data set into the data root."""
+    """Download the data set NAME into the data root."""
     DATASETS[name]().fetch()
     click.echo(f"{name}: ready")
 
@@ -323,18 +337,18 @@ def fetch(name: str) -> None:
 @click.option(
     "--backbone", required=True, help="A registered backbone, timm/NAME, torchvision/NAME or FILE.py:FUNCTION."
 )
-@click.option("--method", required=True, help="A method that needs no outlier.")
+@click.option("--method", required=True, help="A method that needs no outliers.")
 @click.option(
     "--train",
     required=True,
     metavar="DATA",
     help="The network's training images: a data set, imagefolder:PATH, npz:PATH or imglist:PATH.",
 )
-@click.option("--checkpoint", help="Weights: a state dict or .safetensors.")
-@click.option("--mean", metavar="R,G,B", help="Of inputs in [0, 1], where the network does not say.")
-@click.option("--std", metavar="R,G,B", help="Their deviation, where the network does not say.")
-@click.option("--size", metavar="H,W", help="Of inputs in pixels, where the network does not say.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV file. [default: standard output]")
+@click.option("--checkpoint", help="The network's weights: a state dict or a .safetensors file.")
+@click.option("--mean", metavar="R,G,B", help="Mean of pixel values in [0, 1], if the network does not say.")
+@click.option("--std", metavar="R,G,B", help="Their standard deviation, if the network does not say.")
+@click.option("--size", metavar="H,W", help="Input height and width in pixels, if the network does not say.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV file.  [default: standard output]")
 @click.argument("images", type=click.Path(file_okay=False, path_type=Path))
 @device_option
 @plugin
@@ -351,16 +365,18 @@ def score(
     device: str,
     plugin: Any,
 ) -> None:
-    """Score each image of the folder IMAGES: a CSV with its class and how unsure the network is.
+    """Score the images in a folder, most uncertain first.
 
-    The percentile is the share of training images that score lower, of a fifth that the method is not fitted on.
+    Writes a CSV with one row for each image in or below the folder IMAGES: its predicted class, its score (higher means
+    more uncertain), and the percentage of training images that score lower, among a random fifth of them that the
+    method is not fitted on.
     """
     from .answer import score_folder
 
     if out is not None and not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}; make it first")
+        raise UserError(f"{out}: there is no folder {out.parent}; create it first")
     if out is not None and not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise UserError(f"{out}: cannot write there (see its permissions); name another file with --out")
+        raise UserError(f"{out}: cannot write there (no permission); name another file with --out")
     inputs = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "size": _numbers(size, "--size", int)}
     table = score_folder(backbone, method, train, images, checkpoint, pick_device(device), inputs)
     if out is None:
@@ -374,4 +390,4 @@ def _numbers(text: str | None, option: str, kind: type = float) -> list[Any] | N
     try:
         return None if text is None else [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{option} {text}: give numbers with commas between them") from error
+        raise UserError(f"{option} {text}: give numbers separated by commas") from error

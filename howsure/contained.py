@@ -1,4 +1,4 @@
-"""Plugins' code, run so that whatever it does to the process stays its own affair."""
+"""Run plugins' code so that its changes to global settings do not outlast it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import torch
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Undo what is set in here for all of torch and numpy, of warnings and of the folder, so that no other method runs
-    otherwise after it; what is printed goes to standard error, out of the way of results."""
+    """Afterwards, restore torch's and numpy's global settings, the warning filters and the current folder.
+
+    What is printed inside goes to standard error, so that it does not mix with results.
+    """
     before = [(read(), put) for read, put in _SETTINGS]
     try:
         with redirect_stdout(sys.stderr):
@@ -27,17 +29,17 @@ def contained() -> Iterator[None]:
                 put(value)
 
 
-def _exactness() -> tuple[bool, bool]:
+def _determinism() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def _place() -> str | None:
-    with suppress(OSError):  # the folder is gone
+def _current_folder() -> str | None:
+    with suppress(OSError):  # it has been deleted
         return os.getcwd()
     return None
 
 
-def _filter(filters: Any) -> None:
+def _set_warning_filters(filters: Any) -> None:
     warnings.filters[:] = filters  # type: ignore[index]
 
 
@@ -47,8 +49,8 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    (_place, lambda place: os.chdir(place or ".")),
-    (lambda: [*warnings.filters], _filter),
+    (_current_folder, lambda folder: os.chdir(folder or ".")),
+    (lambda: [*warnings.filters], _set_warning_filters),
     (np.geterr, lambda value: np.seterr(**value)),
-    (_exactness, lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1])),
+    (_determinism, lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1])),
 )

@@ -1,17 +1,17 @@
-"""The 15 common corruptions of CIFAR-10-C and ImageNet-C and their 4 extra, made on the fly for any image size.
+"""The 15 common corruptions of CIFAR-10-C and ImageNet-C and their 4 extra ones, made on the fly for any image size.
 
-Hendrycks & Dietterich, 2019, arXiv:1903.12261. Images of up to 64 pixels take the severities of CIFAR-10-C, larger ones
-those of ImageNet-C. Where this differs from the published files:
+Hendrycks & Dietterich, 2019, arXiv:1903.12261. Images whose shorter side is at most 64 pixels use the severities of
+CIFAR-10-C, larger ones those of ImageNet-C. Differences from the published files:
 
-- frost is laid on as a made-up texture of ice crystals instead of the authors' photographs, and told less easily (MSP,
-  AUROC of a ResNet-20 on CIFAR-10 at severity 3: 0.609 instead of 0.646);
-- the drops of `spatter` are outlined by their own border instead of an edge detector: severities 1, 2 and 3 change
-  (root mean square) images of 32 pixels 1.11, 1.13 and 1.14 times as much, those of 224 pixels 1.21, 0.93 and 0.96
-  times (0.690 instead of 0.653);
-- images of 64 pixels, for which Tiny ImageNet-C has severities of its own, take those of CIFAR-10-C;
+- `frost` uses a synthetic texture of ice crystals instead of the authors' photographs, and is harder to detect (AUROC
+  of MSP with a ResNet-20 on CIFAR-10 at severity 3: 0.609 instead of 0.646);
+- `spatter` outlines drops by their own border instead of an edge detector: at severities 1, 2 and 3 its root mean
+  square change is 1.11, 1.13 and 1.14 times as large for images of 32 pixels, and 1.21, 0.93 and 0.96 times for 224
+  pixels (the same AUROC: 0.690 instead of 0.653);
+- images of 64 pixels use the severities of CIFAR-10-C, not those of Tiny ImageNet-C;
 - `defocus_blur` keeps the brightness, which the authors' disks of radius 8 and 10 raise by 1.3 and 1.1 %;
-- values are rounded, not cut off, to whole numbers;
-- grey images are one channel throughout; `saturate` has no meaning for them.
+- values are rounded, not truncated, to integers;
+- grey images have one channel throughout; `saturate` is undefined for them.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ CORRUPTIONS: dict[str, str] = {
     "spatter": "weather",
     "saturate": "digital",
 }
-"""Family of each corruption; the first 15 are the benchmark proper, the last 4 its extra ones."""
+"""The family of each corruption; the first 15 are the benchmark proper, the last 4 are extra."""
 
 COLOUR_ONLY = ("saturate",)
 SMALL = 64
-"""Side in pixels up to which the severities of CIFAR-10-C hold."""
+"""The shorter side, in pixels, up to which the severities of CIFAR-10-C are used."""
 
 Rng = np.random.Generator
 
 
 def kinds(channels: int) -> list[str]:
-    """The corruptions that apply to images of so many channels."""
+    """The corruptions that are defined for images with this number of channels."""
     return [kind for kind in CORRUPTIONS if channels > 1 or kind not in COLOUR_ONLY]
 
 
@@ -70,20 +70,20 @@ def corrupt(image: np.ndarray, kind: str, severity: int, seed: int) -> np.ndarra
         image: uint8 `[H, W, C]` with C 1 or 3, or `[H, W]`.
         kind: one of `CORRUPTIONS`.
         severity: 1 to 5.
-        seed: with `kind` and `severity` it fixes every random choice; give each image its own.
+        seed: determines, with `kind` and `severity`, every random choice; give each image its own.
 
     Raises:
-        UserError: an unknown kind or severity, an image of another kind, or `saturate` on a grey one.
+        UserError: the kind or severity is unknown, the image has another type or shape, or `saturate` meets a grey one.
     """
     if kind not in CORRUPTIONS:
         raise unknown("corruption", kind, CORRUPTIONS)
     if severity not in range(1, 6):
-        raise UserError(f"{kind}: severity {severity}; it goes from 1 to 5")
+        raise UserError(f"{kind}: severity {severity} must be from 1 to 5")
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise UserError(f"{kind}: needs uint8 [H, W, C] with C 1 or 3; got {image.dtype} {list(image.shape)}")
     x = image.reshape(*image.shape[:2], -1).astype(np.float32) / 255
     if x.shape[2] == 1 and kind in COLOUR_ONLY:
-        raise UserError(f"{kind} has no meaning for grey images; leave it out")
+        raise UserError(f"{kind} is undefined for grey images; leave it out")
     small = min(image.shape[:2]) <= SMALL
     rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), severity])
     out = MAKERS[kind](x, LEVELS[kind][0 if small else 1][severity - 1], rng)
@@ -112,15 +112,15 @@ def gaussian_blur(x: np.ndarray, sigma: float, rng: Rng) -> np.ndarray:
 
 
 def defocus_blur(x: np.ndarray, lens: tuple[float, float], rng: Rng) -> np.ndarray:
-    """Blur by a disk of some radius, its rim softened by a Gaussian."""
+    """Blur by a disk, given by its radius and the sigma of the Gaussian that softens its rim."""
     return _filter(x, _disk(*lens))
 
 
 def glass_blur(x: np.ndarray, glass: tuple[float, int, int], rng: Rng) -> np.ndarray:
-    """Blur, let each inner pixel take the value of one nearby, some times over, and blur again.
+    """Blur, let each inner pixel take the value of one nearby, repeatedly, and blur again.
 
-    (The published files were made by a swap that in effect copies, pixel by pixel from the last to the first; so this
-    copies, and what is copied from a later pixel is what that one has taken.)
+    The published files were made by a swap that in effect copies, pixel by pixel from the last to the first. So this
+    copies too, and a copy of a later pixel is of the value that it has already taken.
     """
     sigma, reach, times = glass
     x = _smooth(x, sigma)
@@ -143,7 +143,7 @@ def motion_blur(x: np.ndarray, motion: tuple[int, float], rng: Rng) -> np.ndarra
 
 
 def zoom_blur(x: np.ndarray, zooms: tuple[float, float], rng: Rng) -> np.ndarray:
-    """Mean of the image and of it zoomed by all factors from 1 to `zooms[0]` in steps of `zooms[1]`."""
+    """Mean of the image and its zoomed versions, by all factors from 1 to `zooms[0]` in steps of `zooms[1]`."""
     factors = np.arange(1, *zooms)
     down, across = (_zooms(side, *zooms) for side in x.shape[:2])
     zoomed = np.einsum("zhi,zwj,ijc->hwc", down, across, x, optimize=["einsum_path", (0, 2), (0, 1)])
@@ -163,7 +163,8 @@ def snow(x: np.ndarray, flakes: tuple[float, float, float, float, int, float, fl
 def frost(x: np.ndarray, mix: tuple[float, float], rng: Rng) -> np.ndarray:
     """A piece of the ice texture, of random brightness, added to the dimmed image.
 
-    For small images the texture is shrunk fivefold, as the authors did; their photographs differ as much.
+    The random brightness varies as much as the authors' photographs do. For small images the texture is shrunk
+    fivefold, as theirs were.
     """
     height, width = x.shape[:2]
     shrink = 5 if max(height, width) <= SMALL else 1
@@ -182,7 +183,7 @@ def fog(x: np.ndarray, mist: tuple[float, float], rng: Rng) -> np.ndarray:
 
 
 def brightness(x: np.ndarray, more: float, rng: Rng) -> np.ndarray:
-    """Value in HSV raised; hue and saturation stay."""
+    """Raises the value in HSV; hue and saturation stay the same."""
     value = x.max(axis=2, keepdims=True)
     raised = (value + more).clip(0, 1)
     return np.where(value > 0, x * (raised / np.maximum(value, 1e-6)), raised)
@@ -194,7 +195,7 @@ def contrast(x: np.ndarray, share: float, rng: Rng) -> np.ndarray:
 
 
 def saturate(x: np.ndarray, change: tuple[float, float], rng: Rng) -> np.ndarray:
-    """Saturation in HSV times and plus a number; pure greys, which have hue 0, turn red where it is added to."""
+    """Multiplies the saturation in HSV and adds to it; pure greys, which have hue 0, turn red if it is raised."""
     value = x.max(axis=2, keepdims=True)
     spread = value - x.min(axis=2, keepdims=True)
     saturation = spread / np.maximum(value, 1e-6)
@@ -216,7 +217,10 @@ def pixelate(x: np.ndarray, share: float, rng: Rng) -> np.ndarray:
 
 
 def elastic_transform(x: np.ndarray, elastic: tuple[float, float, float], rng: Rng) -> np.ndarray:
-    """A random affine map of a triangle's corners and a smooth random displacement; lengths in shares of the side."""
+    """A random affine map, given by a triangle's corners, and a smooth random displacement.
+
+    Lengths are shares of the shorter side.
+    """
     height, width = x.shape[:2]
     strength, sigma, jitter = np.array(elastic) * min(height, width)
     centre, third = np.array([height // 2, width // 2]), min(height, width) // 3 or 1
@@ -246,12 +250,12 @@ def spatter(x: np.ndarray, liquid: tuple[float, float, float, float, float, bool
 
 
 def _relief(wet: np.ndarray) -> np.ndarray:
-    """How light falls on drops: distance to their border, equalised, seen through an embossing filter."""
+    """How light falls on drops: the distance to their border, equalised, through an embossing filter."""
     border = wet & ~ndimage.binary_erosion(wet)
     if not border.any():
         return np.zeros(wet.shape)
     distance = ndimage.uniform_filter(ndimage.distance_transform_edt(~border).clip(0, 20), 3, mode="mirror")
-    distance = np.floor(distance + 1e-6)  # whole, as the authors' image of bytes; what sums to 1 may be 0.9999999
+    distance = np.floor(distance + 1e-6)  # integers, as in the authors' uint8 image, despite rounding in sums
     _, inverse, counts = np.unique(distance, return_inverse=True, return_counts=True)
     below = counts.cumsum() - counts[0]
     equalised = (255 * below / max(below[-1], 1))[inverse.reshape(wet.shape)]
@@ -281,7 +285,7 @@ def _smooth(x: np.ndarray, sigma: float) -> np.ndarray:
 
 @cache
 def _disk(radius: float, sigma: float) -> np.ndarray:
-    """A disk `[K, K]` of sum 1, its rim softened by a Gaussian of 3×3 (5×5 from radius 8 on) pixels."""
+    """A disk `[K, K]` of sum 1, its rim softened by a Gaussian of 3×3 pixels (5×5 above radius 8)."""
     soft = 1 if radius <= 8 else 2
     reach = int(radius) + soft
     grid = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -302,7 +306,7 @@ def _filter(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def _streak(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """Motion blur: a one-sided Gaussian along a line, as ImageMagick's; the border's pixels go on outside."""
+    """Motion blur: a one-sided Gaussian along a line, as in ImageMagick; outside, the border's pixels are repeated."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -325,7 +329,7 @@ def _zooms(side: int, stop: float, step: float) -> np.ndarray:
 
 @cache
 def _zoom_matrix(side: int, factor: float) -> np.ndarray:
-    """`[side, side]`: what zooms into the middle of a line of pixels by linear interpolation."""
+    """A matrix `[side, side]` that zooms into the middle of a line of pixels, with linear interpolation."""
     kept = int(np.ceil(side / factor))
     zoomed = max(side, round(kept * factor))
     top, trim = (side - kept) // 2, (zoomed - side) // 2
@@ -339,7 +343,7 @@ def _zoom_matrix(side: int, factor: float) -> np.ndarray:
 
 
 def _plasma(side: int, decay: float, rng: Rng) -> np.ndarray:
-    """Cloud heights by the diamond-square algorithm, 0 to 1; a square of the next power of two, which wraps round."""
+    """Cloud heights, 0 to 1, by the diamond-square algorithm: a square whose side is a power of two and wraps round."""
     size = max(2, 1 << (side - 1).bit_length())
     cloud = np.zeros((size, size))
     step, wobble = size, 100.0
@@ -353,7 +357,7 @@ def _plasma(side: int, decay: float, rng: Rng) -> np.ndarray:
 
 
 def _diamond_square(cloud: np.ndarray, step: int, half: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The three sets of points to set at one step, each with the sum of its four neighbours."""
+    """The three sets of points to set in one step, each with the sum of its four neighbours."""
     corner, middle = cloud[::step, ::step], cloud[half::step, half::step]
     right = corner + np.roll(corner, -1, axis=0)
     yield middle, right + np.roll(right, -1, axis=1)
@@ -363,10 +367,10 @@ def _diamond_square(cloud: np.ndarray, step: int, half: int) -> Iterator[tuple[n
 
 @cache
 def _ice(shrink: int, side: int) -> np.ndarray:
-    """A texture of ice crystals, `[side, side, 3]` in 0 to 1, always the same; made `shrink` times larger, then shrunk.
+    """A texture of ice crystals, `[side, side, 3]`, 0 to 1, always the same; made `shrink` times as large, then shrunk.
 
-    Cells around random seeds; in each, needles run in a direction of its own and brighten towards the cell's edge. Two
-    sizes of cells are added on soft clouds, bluish white, of about the brightness and spread of photographs of frost.
+    Cells form around random seeds; in each, needles run in their own direction and brighten towards the cell's edge.
+    Cells of two sizes are added to soft clouds, in bluish white with about the mean and spread of frost photographs.
     """
     rng = np.random.default_rng(20190327)
     side *= shrink

@@ -1,17 +1,20 @@
-"""What every data set gives, and where data live."""
+"""The contract of a data set, and the folders that data are kept in."""
 
 from __future__ import annotations
 
 import os
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .errors import UserError
+from .errors import MissingData, UserError
 
 
 def data_root() -> Path:
-    """The folder that data sets live under: `$HOWSURE_DATA`, else `~/.cache/howsure/data`."""
+    """The folder that holds the data sets: `$HOWSURE_DATA`, else `data` in `cache_root()`."""
     return Path(os.environ.get("HOWSURE_DATA") or cache_root() / "data").expanduser()
 
 
@@ -27,25 +30,26 @@ def located(path: str | Path, base: Path) -> Path:
 
 
 def download(name: str, fetch: Callable[[], object]) -> None:
-    """Run `fetch`, which downloads the data set `name` into `data_root()`; a failure is a UserError."""
+    """Run `fetch`, which downloads the data set `name` into `data_root()`. Raises UserError if it fails."""
     try:
         data_root().mkdir(parents=True, exist_ok=True)
         fetch()
-    except (OSError, RuntimeError, EOFError) as error:
-        why = str(error).partition("\n")[0] or type(error).__name__
+    except (OSError, RuntimeError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{name}: download failed ({why}); try again, or put the files where `howsure data status {name}` says"
+            f"{name}: download failed ({reason}); remove what is left of it in {data_root()} and try again, or put the"
+            f" files where `howsure data status {name}` says"
         ) from error
 
 
 class Dataset:
-    """A source of images. Subclasses give `split`; those that live on disk also `status` and `fetch`.
+    """A source of images. Subclasses define `split`; those that read files also `missing` and, if possible, `fetch`.
 
     Attributes:
-        name: how suites name it.
+        name: its name in suites and on the command line.
         source: `"embedded"`, `"torchvision"`, `"folder"` or `"npz"`.
-        splits: those of `train`, `val`, `test` that it has. A shift is always read from `test`.
-        classes: names of the classes in label order; empty where only the images matter.
+        splits: which of `train`, `val` and `test` it has. A shift is always read from `test`.
+        classes: names of the classes in label order; empty if only the images matter.
     """
 
     name: ClassVar[str]
@@ -54,19 +58,27 @@ class Dataset:
     classes: Sequence[str] = ()
 
     def split(self, name: str) -> Any:
-        """A split as a torch data set of (PIL image, class index), best an `Images`.
+        """A split as a torch data set of (PIL image, class index) pairs, preferably an `Images`.
 
         Raises:
             MissingData: it is not on this machine; the message says how to get it.
         """
         raise UserError(f"data set '{self.name}': its class {type(self).__name__} has no `split`; write one")
 
+    def require(self, split: str) -> None:
+        """Raise UserError if there is no such split, or MissingData if the data set is not on this machine."""
+        if split not in self.splits:
+            raise UserError(f"{self.name}: no split '{split}'; it has {', '.join(self.splits)}")
+        reason = self.missing()
+        if reason:
+            raise MissingData(reason)
+
     def missing(self) -> str | None:
-        """None when every split can be read; else one line saying what is missing and how to get it."""
+        """One line saying what is missing and how to get it, or None if every split can be read."""
         return None
 
     def fetch(self) -> None:
-        """Download into `data_root()` what is missing. Raises UserError where that cannot be done by a program."""
+        """Download what is missing into `data_root()`. Raises UserError if it can only be obtained by hand."""
         reason = self.missing()
         if reason:
             raise UserError(reason)

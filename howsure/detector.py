@@ -1,7 +1,7 @@
 """Detectors trained on inliers and outliers: the paper's two fully connected layers, and logistic regression.
 
-Both take standardised vectors and give the log-odds of "outlier", never the saturated probability, so that ranks are
-kept far from the boundary. What is fitted is a flat dict of tensors.
+Both standardise their inputs and return the log-odds of "outlier": unlike the probability, these do not saturate, so
+that scores far from the boundary keep their order. The fitted state is a flat dict of tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPSILON = 1e-20
 
 
 def log_norms(sq_norms: Tensor) -> Tensor:
-    """Logs of squared norms, with a floor for those that vanish."""
+    """Logs of squared norms, float64, with a floor for those that vanish."""
     return sq_norms.double().clamp_min(EPSILON).log()
 
 
@@ -42,13 +42,20 @@ def fit_detector(
     steps: int = 60,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Train on inliers `[N, D]` and outliers `[M, D]`; both classes weigh the same, however many there are.
+    """Train on inliers `[N, D]` and outliers `[M, D]`; both classes have equal weight, whatever their sizes.
 
-    Returns `mean [D]` and `gain [D]` (one over the standard deviation, 0 for columns that never vary) and the layers
-    `weight0 [H, D]`, `bias0 [H]`, `weight1 [1, H]`, `bias1 [1]`; of logistic regression `weight0 [1, D]`, `bias0 [1]`.
+    `hidden`, `weight_decay`, `members`, `steps` and `seed` are of the two-layer detector, `kind` "mlp".
+
+    Returns:
+        `mean [D]`, `gain [D]` (one over the standard deviation, 0 for columns that do not vary) and the layers:
+        `weight0 [H, D]`, `bias0 [H]`, `weight1 [1, H]`, `bias1 [1]`, with H = `members * hidden`; for `kind` "logistic"
+        `weight0 [1, D]`, `bias0 [1]`.
+
+    Raises:
+        UserError: there are no inliers or no outliers.
     """
     if not len(inliers) or not len(outliers):
-        raise UserError(f"a detector needs inliers and outliers; it got {len(inliers)} and {len(outliers)}")
+        raise UserError(f"a detector needs inliers and outliers; it was given {len(inliers)} and {len(outliers)}")
     x = torch.cat([inliers, outliers]).double()
     y = torch.cat([torch.zeros(len(inliers)), torch.ones(len(outliers))])
     mean, gain = standardiser(x)
@@ -58,7 +65,7 @@ def fit_detector(
 
 
 def score_detector(x: Tensor, mean: Tensor, gain: Tensor, **layers: Tensor) -> Tensor:
-    """Log-odds of "outlier" `[N]`, float64, of rows `[N, D]`."""
+    """Log-odds of "outlier", `[N]`, float64, for rows `[N, D]`."""
     x = (x.double() - mean) * gain
     for i in range(len(layers) // 2):
         x = F.linear(F.relu(x) if i else x, layers[f"weight{i}"].double(), layers[f"bias{i}"].double())
@@ -66,7 +73,7 @@ def score_detector(x: Tensor, mean: Tensor, gain: Tensor, **layers: Tensor) -> T
 
 
 def standardiser(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and one over the standard deviation of each column, 0 for those that vary by rounding only."""
+    """Mean of each column, and one over its standard deviation, which is 0 if the column varies only by rounding."""
     x = x.double()
     mean, std = x.mean(0), x.std(0, correction=0)
     varies = std > 1e-6 * x.square().mean(0).sqrt()
@@ -84,11 +91,11 @@ def _logistic(x: Tensor, y: Tensor) -> dict[str, Tensor]:
 def _mlp(
     x: Tensor, y: Tensor, hidden: int, weight_decay: float, members: int, steps: int, seed: int
 ) -> dict[str, Tensor]:
-    """Mean of several networks of one hidden layer, which is one such network, `members * hidden` wide.
+    """Mean of several networks with one hidden layer, merged into one such network that is `members * hidden` wide.
 
-    Each minimises the balanced cross-entropy plus `weight_decay / 2` times the squared norm of its weights, from
-    weights of its own, by at most `steps` steps of L-BFGS on all rows, which a few thousand rows make faster than
-    random mini-batches.
+    Each starts from its own random weights and minimises the balanced cross-entropy plus `weight_decay / 2` times the
+    squared norm of its weights, with at most `steps` steps of L-BFGS on all rows; for a few thousand rows this is
+    faster than random mini-batches.
     """
     generator = np.random.default_rng(seed)
     rows, sign = x.numpy(), np.where(y.numpy() == 1, 1, -1).astype(np.float32)
@@ -121,7 +128,7 @@ def _loss(
     decay: float,
     shapes: Sequence[tuple[int, ...]],
 ) -> tuple[float, np.ndarray]:
-    """Weighted cross-entropy of a network of one hidden layer, with its gradient."""
+    """The regularised, weighted cross-entropy of a network with one hidden layer, and its gradient."""
     weight0, bias0, weight1, bias1 = _parts(flat.astype(np.float32), shapes)
     h = np.maximum(x @ weight0.T + bias0, 0)
     margin = sign * (h @ weight1[0] + bias1)

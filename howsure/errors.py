@@ -1,4 +1,4 @@
-"""The errors that users meet: each is one line saying what happened, where, and what to do."""
+"""Errors meant for users: each is one line that says what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
 
 FAULTS = (Exception, SystemExit)
-"""What a plugin's code may raise, where it must not stop what goes on without it."""
+"""What to catch around a plugin's code, so that its failure does not stop everything else."""
 
 WORKER = "in DataLoader worker process"
 
 
 class UserError(Exception):
-    """A mistake of the user's; the command line prints its one line and exits with status 2."""
+    """A user's mistake; the command line prints its one line and exits with status 2."""
 
 
 class MissingData(UserError):
@@ -26,11 +26,11 @@ class MissingData(UserError):
 
 
 class NoGradients(UserError):
-    """A network has no gradients of single images; methods without this need can still score it."""
+    """Gradients of single images cannot be computed for a network; methods that do not need them can still score it."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """The error for a name that is not known, with the nearest ones that are."""
+    """The error for an unknown name, which suggests the nearest known ones."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
@@ -38,7 +38,7 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> User
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks; of an error in a process that loads data what it said, without its traceback."""
+    """A text without line breaks; for an error from a DataLoader worker, its message without the worker's traceback."""
     said = str(text)
     if WORKER in said.partition("\n")[0]:
         said = re.sub(r"^[\w.]+: ", "", said.strip().splitlines()[-1])
@@ -46,12 +46,15 @@ def one_line(text: object) -> str:
 
 
 def why(error: BaseException) -> str:
-    """What an exception says, in one line of at most 200 characters; its type where it says nothing."""
+    """An exception's message, in one line of at most 200 characters; its type if it has no message."""
     return one_line(getattr(error, "strerror", None) or error)[:200] or type(error).__name__
 
 
-def told(error: BaseException, where: str = "") -> str:
-    """Place, type and text of an exception that nobody foresaw: a line of a plugin's, else `where`, else the last."""
+def described(error: BaseException, where: str = "") -> str:
+    """Place, type and message of an unforeseen exception, in one line.
+
+    The place is the last line of a plugin in the traceback; if there is none, `where`, else the line that raised.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith((*LIBRARIES, "<frozen"))]
     places = [f"{f.filename}:{f.lineno}" for f in own[-1:]] or [where] * bool(where)

@@ -1,4 +1,4 @@
-"""Representations of splits, computed once an image: what is stored is not redone."""
+"""Representations of splits, computed once per image and stored."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from .forward import Progress, run_pass
 from .keys import make_key, room, sources_of, values_of
 from .network import Network
 from .representation import Representation, Reps
-from .representations import Logits
 from .rows import Rows, passes
 from .split import Pixels, Split, load
 from .store import Memory, Store
 
 
 def union(needs: Iterable[Sequence[Representation[Any]]]) -> list[Representation[Any]]:
-    """All that is needed, each once, with what fitted representations need themselves before them."""
+    """All representations needed, each once; those that a fitted representation needs itself come before it."""
     found: dict[Representation[Any], None] = {}
     for rep in (rep for group in needs for rep in group):
         for inner in (*rep.needs, rep):
@@ -34,16 +33,18 @@ def union(needs: Iterable[Sequence[Representation[Any]]]) -> list[Representation
     return list(found)
 
 
-Wanted = tuple[Split, Tensor | None]
+Selection = tuple[Split, Tensor | None]
 Found = dict[tuple[str, Representation[Any]], Rows]
 
 
 class Extractor:
-    """Representations of images for one network, read from the store or computed and stored.
+    """Representations of images for one network, read from the store, or computed and stored.
 
-    An image's rows are computed once: of a split that is asked for again, only the images that are not there yet.
-    `fit_split` is the in-distribution training split, which fitted representations are fitted on; `fit_index` are those
-    of its images that they see, None for all.
+    No row is computed twice: when a split is read again, only its images without stored rows are processed.
+
+    Attributes:
+        fit_split: the in-distribution training split, which fitted representations are fitted on.
+        fit_index: indices of the images in it that they see; None for all.
     """
 
     fit_index: Tensor | None = None
@@ -59,7 +60,7 @@ class Extractor:
         self._apart: dict[str, Extractor] = {}
 
     def fitted_on(self, index: Tensor) -> Extractor:
-        """The same, whose fitted representations see the training images at `index` alone."""
+        """The same extractor, except that fitted representations see only the training images at `index`."""
         key = make_key(index.tolist())
         if key not in self._apart:
             self._apart[key] = apart = copy.copy(self)
@@ -78,69 +79,71 @@ class Extractor:
 
     def together(
         self,
-        wanted: Sequence[Wanted],
+        selections: Sequence[Selection],
         representations: Sequence[Representation[Any]],
         progress: Progress = lambda n: None,
     ) -> list[Reps]:
-        """The representations of several splits; images that lack the same go through the network in one pass.
+        """The representations of several splits; images that miss the same ones go through the network in one pass.
 
         Args:
-            wanted: splits, each with the indices `[n]` of images, in any order, or None for all images in order.
-            progress: called with the number of images found or done.
+            selections: splits, each with the indices `[n]` of images, in any order, or None for all images in order.
+            progress: called with the number of images read from the store or processed.
 
         Raises:
             IndexError: a split has no such image.
         """
-        reps, asked = list(dict.fromkeys(representations)), _asked(wanted)
-        found = self._found(asked, reps, progress) if reps else {}
+        reps, requests = list(dict.fromkeys(representations)), _merged(selections)
+        found = self._found(requests, reps, progress) if reps else {}
         given = []
-        for split, index in wanted:
+        for split, index in selections:
             given.append(Reps({rep: rep.unpack(found[split.fingerprint, rep].take(index)) for rep in reps}))
             if index is self.fit_index and split == self.fit_split:
                 self._train = Reps({**self._train, **given[-1]})
         return given
 
     def _found(
-        self, asked: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
+        self, requests: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
     ) -> Found:
-        """All rows that are asked for, and others that there are; what is computed is stored."""
-        there = {(split.fingerprint, rep): self._stored(split, rep, images) for split, images in asked for rep in reps}
-        found = dict(there)
-        lack = [
-            torch.stack([_lack(rep, there[split.fingerprint, rep], images) for rep in reps], 1)
-            for split, images in asked
+        """All rows that are requested, perhaps among others; those that were not stored are computed and stored."""
+        stored = {
+            (split.fingerprint, rep): self._stored(split, rep, images) for split, images in requests for rep in reps
+        }
+        found = dict(stored)
+        missing = [
+            torch.stack([_missing(rep, stored[split.fingerprint, rep], images) for rep in reps], 1)
+            for split, images in requests
         ]
-        progress(sum(int((~some.any(1)).sum()) for some in lack))
-        for mask, some in passes(torch.cat(lack), reps):
-            masks = mask.split([len(images) for _, images in asked])
-            seen = [(split, images[mine]) for (split, images), mine in zip(asked, masks, strict=True) if mine.any()]
-            for key, rows in self._look(seen, some, progress).items():
+        progress(sum(int((~some.any(1)).sum()) for some in missing))
+        for mask, some in passes(torch.cat(missing), reps):
+            masks = mask.split([len(images) for _, images in requests])
+            todo = [(split, images[mine]) for (split, images), mine in zip(requests, masks, strict=True) if mine.any()]
+            for key, rows in self._compute(todo, some, progress).items():
                 found[key] = found[key].join(rows)
-        # gradients last: what an interruption leaves out is computed beside them then too, to the same last bits
-        for split, rep in product((split for split, _ in asked), sorted(reps, key=lambda rep: bool(rep.losses()))):
-            if found[split.fingerprint, rep] is not there[split.fingerprint, rep]:
+        # gradients are stored last: after an interruption, the rest is then recomputed with them, to the same last bit
+        for split, rep in product((split for split, _ in requests), sorted(reps, key=lambda rep: bool(rep.losses()))):
+            if found[split.fingerprint, rep] is not stored[split.fingerprint, rep]:
                 self._keep(split, rep, found[split.fingerprint, rep])
         return found
 
-    def _look(
-        self, seen: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
+    def _compute(
+        self, todo: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
     ) -> Found:
-        """One pass over some images of several splits."""
-        loaded = load([self._pixels(split, self.network, images.tolist()) for split, images in seen], self.network)
+        """The rows of some images of several splits, from one pass over all of them."""
+        loaded = load([self._pixels(split, self.network, images.tolist()) for split, images in todo], self.network)
         states = {rep: self.state(rep) for rep in reps if rep.needs}
-        fresh = run_pass(self.network, loaded, reps, states, progress)
-        sizes, found = [len(images) for _, images in seen], {}
-        for rep, (i, (split, images)) in product(reps, enumerate(seen)):
-            arrays = rep.pack(fresh[rep])
+        computed = run_pass(self.network, loaded, reps, states, progress)
+        sizes, found = [len(images) for _, images in todo], {}
+        for rep, (i, (split, images)) in product(reps, enumerate(todo)):
+            arrays = rep.pack(computed[rep])
             mine = {key: value.split(sizes)[i] for key, value in arrays.items()} if rep.per_image else arrays
             found[split.fingerprint, rep] = Rows(mine, images if rep.per_image else None)
         return found
 
     def _stored(self, split: Split, rep: Representation[Any], images: Tensor) -> Rows:
-        """The rows that there are; the file is read again where those in memory lack some of the images."""
+        """The rows already computed; the file is read again if those in memory do not cover all of the images."""
         key = self._key(split, rep)
         rows = self._read.get(key, Rows())
-        if self.store and rows.lack(images).any():
+        if self.store and rows.missing(images).any():
             arrays = self.store.get(key)
             if arrays is not None:
                 rows = self._read[key] = Rows.from_file(arrays)
@@ -159,7 +162,7 @@ class Extractor:
         self._read.pop(key, None)
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
-        """The state of a fitted representation."""
+        """The state of a fitted representation, fitted if need be."""
         if rep not in self._states:
             if not all(need in self._train for need in rep.needs):
                 self(self.fit_split, rep.needs, self.fit_index)
@@ -172,10 +175,13 @@ class Extractor:
         return make_key(self.network.digest, data, fitted, *values_of(rep), *sources_of(rep), room())
 
 
-def _asked(wanted: Sequence[Wanted]) -> list[tuple[Split, Tensor]]:
-    """Each split once, with all images that are asked for, ascending; the first where none is, for its rows' shape."""
+def _merged(selections: Sequence[Selection]) -> list[tuple[Split, Tensor]]:
+    """Each split once, with the ascending indices of all images requested.
+
+    If none is, it has that of the first image, since rows are needed for their shape.
+    """
     masks: dict[str, tuple[Split, Tensor]] = {}
-    for split, index in wanted:
+    for split, index in selections:
         _, mask = masks.setdefault(split.fingerprint, (split, torch.zeros(len(split), dtype=torch.bool)))
         if index is None:
             mask[:] = True
@@ -188,17 +194,17 @@ def _asked(wanted: Sequence[Wanted]) -> list[tuple[Split, Tensor]]:
     return [(split, mask.nonzero().squeeze(1)) for split, mask in masks.values()]
 
 
-def _lack(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
-    """Which images to look at, bool `[n]`: one is enough for what belongs to the network."""
-    lack = rows.lack(images)
-    return lack if rep.per_image else lack & (torch.arange(len(images)) == 0)
+def _missing(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
+    """Which images to process, bool `[n]`: for a representation that belongs to the network, one is enough."""
+    missing = rows.missing(images)
+    return missing if rep.per_image else missing & (torch.arange(len(images)) == 0)
 
 
 def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The state that `work` gives when torch's and numpy's random numbers start from a seed; the caller's are left as
-    they were.
+    """The state that `work` returns when torch's and numpy's random numbers start from `seed`.
 
-    Its tensors are contiguous, as they come back from a file: memory layout changes the last bits of a product.
+    The caller's random numbers continue as if nothing had happened. Tensors are made contiguous, as they would come
+    back from a file, since the memory layout affects the last bits of a product.
     """
     drawn = np.random.get_state()
     try:
@@ -211,8 +217,3 @@ def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     if not isinstance(state, dict):
         raise UserError(f"fit returned a {type(state).__name__}; it must return a dict of tensors")
     return {key: v.contiguous() if isinstance(v, Tensor) else v for key, v in state.items()}
-
-
-def accuracy(reps: Reps, labels: Tensor) -> float:
-    """Top-1 accuracy, 0 to 1."""
-    return float((reps[Logits()].argmax(1) == labels).double().mean())

@@ -1,4 +1,4 @@
-"""A method fitted for a network in hand, which scores tensors."""
+"""From Python: a method fitted for a network, which then scores tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Inputs = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass
 class Fitted:
-    """A method and all that it has learnt of one network. `fit` makes it; call it for scores."""
+    """A method fitted for one network, as returned by `fit`; call it for scores."""
 
     method: Method
     network: Network
@@ -38,7 +38,7 @@ class Fitted:
         """Scores `[n]`, float64 on the CPU, of inputs `[n, channels, H, W]`; higher means more uncertain.
 
         Raises:
-            UserError: inputs of another kind, or scores that are not finite.
+            UserError: the inputs have another type or shape, or a score is not finite.
         """
         if not len(_checked(images)):
             return torch.zeros(0, dtype=torch.float64)
@@ -50,7 +50,7 @@ class Fitted:
             raise UserError(f"{type(self.method).__name__}: {error}") from error
 
     def read(self, inputs: Inputs, needs: tuple[Any, ...] | None = None) -> Reps:
-        """What the method needs, or `needs`, of batches of inputs and labels."""
+        """The representations `needs`, by default those that the method needs, of batches of inputs and labels."""
         self.network.model.eval()
         needs = self.method.needs if needs is None else needs
         numbered = _numbered(inputs, self.network.dtype)
@@ -66,25 +66,26 @@ def fit(
     std: Sequence[float] | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """A method, ready to score what a network is given.
+    """Fit a method for a network.
 
     Args:
-        method: its name, or one made by hand.
-        model: a classifier, `[n, channels, H, W] -> logits [n, C]`; it is put in eval mode at each use, on its device.
-        images: in-distribution inputs of the network and their labels, in batches, as a list or a `DataLoader` gives
-            them (the same at each turn, in whatever order): training images; images that the network was not trained
-            on for methods that are shown outliers or whose `fit_split` is "val". A method that is not fitted looks at
-            the first batch only.
-        outliers: the same of outliers, for methods that must be shown some; their labels do not matter.
-        std: deviation a channel that pixel values in [0, 1] were divided by, for methods that take a step in pixel
-            values; left out, the step is one of the inputs.
-        values: hyper-parameters of a method given by name.
+        method: its name or an instance.
+        model: a classifier, `[n, channels, H, W] -> logits [n, C]`; it stays on its device and is put in eval mode
+            whenever it is used.
+        images: batches of in-distribution inputs of the network and their labels, such as a list or a `DataLoader`,
+            which must give the same images each time, in any order. Give training images; for methods that learn from
+            outliers, or whose `fit_split` is "val", images that the network was not trained on. A method without `fit`
+            reads only the first batch.
+        outliers: the same of outliers, for methods that learn from them; labels are ignored.
+        std: standard deviation per channel by which pixel values in [0, 1] were divided, for methods that take a step
+            in pixel values; by default the step is taken in the inputs themselves.
+        values: hyper-parameters, if the method is given by name.
 
     Raises:
-        UserError: one line that says what is wrong and what to do.
+        UserError: something does not fit together; one line says what is wrong and what to do.
 
     Warns:
-        UserWarning: the network's logits hang on chance or on other images, or are probabilities.
+        UserWarning: the network's logits are random, depend on the other images of a batch, or are probabilities.
     """
     scorer = make_method(method, values or {}) if isinstance(method, str) else method
     network = _network(model, _first(images), std)
@@ -98,7 +99,7 @@ def fit(
 
 
 def _fit_representation(fitted: Fitted, rep: Representation[Any], images: Inputs) -> None:
-    """Those that it needs itself first."""
+    """Fit a representation that has needs, after those that it needs itself."""
     if not rep.needs or rep in fitted.states:
         return
     for inner in rep.needs:
@@ -112,32 +113,32 @@ def _learnt(learner: Any, *seen: Reps) -> dict[str, Tensor]:
 
 def _first(images: Inputs) -> Tensor:
     if isinstance(images, Iterator):
-        raise UserError("images can be gone through only once; give a list of batches or a DataLoader")
+        raise UserError("images can be iterated only once; give a list of batches or a DataLoader")
     for inputs, _ in map(_pair, images):
         return _checked(inputs)
-    raise UserError("there is no batch of images to fit on")
+    raise UserError("there are no images to fit on; give at least one batch")
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        got = f"{len(batch)} things" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise UserError(f"a batch holds {got}; give inputs and labels")
+        got = f"of length {len(batch)}" if isinstance(batch, (tuple, list)) else f"that is a {type(batch).__name__}"
+        raise UserError(f"got a batch {got}; give pairs of inputs and labels")
     return batch[0], batch[1]
 
 
 def _checked(images: Tensor) -> Tensor:
     if not (isinstance(images, Tensor) and images.dim() == 4 and images.is_floating_point()):
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise UserError(f"got {got}; give inputs of the network, floating numbers [n, channels, height, width]")
+        raise UserError(f"got {got}; give the network's inputs, a floating-point tensor [n, channels, height, width]")
     return images
 
 
 def _network(model: nn.Module, images: Tensor, std: Sequence[float] | None) -> Network:
-    """The model, as far as a method sees it; said if its output is doubtful."""
+    """The model as a `Network`, with a warning if its output is doubtful."""
     some = next((p for p in model.parameters() if p.is_floating_point()), images)
     channels, height, width = images.shape[1:]
     if std is not None and len(std) != channels:
-        raise UserError(f"std has {len(std)} numbers for images of {channels} channels; give one a channel")
+        raise UserError(f"std has {len(std)} numbers for images of {channels} channels; give one per channel")
     spec = InputSpec((height, width), (0.0,) * channels, tuple(std or (1.0,) * channels))
     with torch.no_grad():
         logits = model.eval()(images[:2].to(some.device, some.dtype))
@@ -152,9 +153,9 @@ def _network(model: nn.Module, images: Tensor, std: Sequence[float] | None) -> N
 def _refuse(method: Method, network: Network, outliers: Inputs | None) -> None:
     name, shown = type(method).__name__, method.supervision == "outliers"
     if shown and outliers is None:
-        raise UserError(f"{name} must be shown outliers; give some, or choose a method that sees none")
+        raise UserError(f"{name} learns from outliers; give some, or choose a method that needs none")
     if not shown and outliers is not None:
-        raise UserError(f"{name} sees no outliers; leave them out")
+        raise UserError(f"{name} does not learn from outliers; leave them out")
     refused = refusal(method, network)
     if refused:
         raise UserError(f"{name} cannot score this network: {refused}")

@@ -1,4 +1,4 @@
-"""One pass over batches of images: every representation that is wanted, from one forward pass of each."""
+"""One pass over batches of images, which computes all representations asked for."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def run_pass(
     states: States | None = None,
     progress: Progress = lambda n: None,
 ) -> Reps:
-    """The representations of all batches, computed with one forward pass of the network over each.
+    """The representations of all batches, with one shared forward pass of the network over each.
 
     Args:
-        loaded: batches as `batches` gives them, each `(inputs of the network [n, …], labels [n], ids [n])`.
-        representations: what to compute; those that are fitted need their state in `states`.
-        progress: called with the number of images done after each batch.
+        loaded: batches as from `batches`, each `(inputs of the network [n, …], labels [n], ids [n])`.
+        representations: what to compute.
+        states: the states of the fitted ones among them.
+        progress: called after each batch with the number of images in it.
     """
     states = states or {}
     rows: dict[Representation[Any], list[dict[str, Tensor]]] = {rep: [] for rep in representations}
     for images, labels, ids in loaded:
-        batch = _look(network, images.to(network.device), labels, ids, representations)
+        batch = _forward(network, images.to(network.device), labels, ids, representations)
         for rep in representations:
             if rep.per_image or not rows[rep]:
                 with contained():
@@ -52,10 +53,10 @@ def run_pass(
     )
 
 
-def _look(
+def _forward(
     network: Network, images: Tensor, labels: Tensor, ids: Tensor, representations: Sequence[Representation[Any]]
 ) -> Batch:
-    """The shared forward pass, with one backward pass for each loss that is wanted."""
+    """The shared forward pass, with one backward pass for each loss that a representation declares."""
     taps = list(dict.fromkeys(tap for rep in representations for tap in rep.taps(network)))
     losses = list(dict.fromkeys(loss for rep in representations for loss in rep.losses()))
     grads: dict[Loss, Grads] = {}
@@ -76,7 +77,7 @@ def _look(
 def _gradients(
     network: Network, images: Tensor, losses: list[Loss], small: bool, on_restart: Callable[[], None]
 ) -> GradResult:
-    """The engine's result; NoGradients where a network has no gradients of single images."""
+    """The gradient engine's result. Raises NoGradients if gradients of single images cannot be computed."""
     try:
         return grad_sq_norms(network.model, images, losses, small=small, on_restart=on_restart)
     except torch.OutOfMemoryError:
@@ -87,7 +88,7 @@ def _gradients(
 
 @dataclass
 class _Readings:
-    """What hooks have read, by tap: one list a forward pass of the model, one entry a call of the layer."""
+    """What the hooks have read: for each forward pass of the model, a dict by tap."""
 
     passes: list[dict[Tap, Tensor]] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""Class-conditional Gaussians with a tied covariance, and their distances: right for singular covariances too."""
+"""Class-conditional Gaussians with a tied covariance, and Mahalanobis distances, also for singular covariances."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def class_means(x: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean of each class, `[num_classes, D]`, float64; that of all rows for a class without any."""
+    """Mean of each class, `[num_classes, D]`, float64; a class without rows gets the mean of all rows."""
     x = x.double()
     counts = torch.bincount(labels, minlength=num_classes).unsqueeze(1)
     sums = torch.zeros(num_classes, x.shape[1], dtype=x.dtype).index_add_(0, labels, x)

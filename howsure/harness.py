@@ -1,4 +1,4 @@
-"""Running a suite: networks, splits, one pass over each, then every cell, each kept as soon as it is finished."""
+"""Running a suite: for each network one pass over each split, then every cell, kept as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,20 @@ import torch
 from tqdm import tqdm
 
 from .bench import Bench
+from .cell_keys import CellKeys
 from .cells import CellError, Scorer, candidates, certain, refusal, runs_under
 from .corruptions import kinds
-from .data import cache_root, located
-from .errors import FAULTS, NoGradients, UserError, one_line, told
-from .extract import Extractor, accuracy, seeded, union
+from .data import cache_root
+from .errors import FAULTS, NoGradients, UserError, described, one_line
+from .extract import Extractor, seeded, union
 from .images import Subset
-from .keys import hash_file, make_key, room, sources_of, values_of
+from .keys import room, sources_of
 from .material import Material
 from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import Shift, lacking, without_severity
+from .protocol import Shift, unmet_need, without_severity
 from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
@@ -41,6 +41,7 @@ from .timing import time_method
 
 IMAGES_TO_TIME = 256
 Refusal = tuple[State, str] | None
+"""The state of the cells of a method that does not run on a network, and why."""
 
 
 @dataclass
@@ -48,8 +49,11 @@ class Run:
     """A run of a suite into a folder.
 
     Attributes:
-        fresh: compute cells anew even where the folder holds them.
-        quiet: no progress bars.
+        methods: by name, with their hyper-parameters.
+        fresh: recompute cells that the folder already holds.
+        quiet: show no progress bars.
+        store: where representations are kept; None stores none.
+        record: what becomes `run.json`.
     """
 
     suite: Suite
@@ -61,61 +65,65 @@ class Run:
     store: Store | None = field(default_factory=lambda: Store(cache_root() / "representations"))
     record: dict[str, Any] = field(default_factory=dict)
     _pixels: Pixels = field(default_factory=Pixels)
-    _told: set[str] = field(default_factory=set)
+    _said: set[str] = field(default_factory=set)
 
     def __call__(self) -> pd.DataFrame:
-        """Run every cell; returns the results. What is finished is kept whatever happens."""
+        """Run every cell; returns the rows of `results.csv`. What is finished is kept, whatever happens.
+
+        Raises:
+            UserError: there is nothing to run, results of something else would be overwritten, the data cannot be read,
+                or the suite's only backbone cannot be loaded.
+        """
         self.record = new_record(now(), self.suite, self.folder.folder, self.methods, self.device, self.material)
-        self._read_code()
+        self._hash_code()
         try:
-            self._refuse_nothing_to_do()
+            self._refuse_nothing_to_run()
             self._refuse_to_overwrite()
             for spec in self.suite.backbone:
                 for seed in self.suite.seeds:
                     self._run_network(spec, seed, alone=len(self.suite.backbone) == 1)
         except BaseException:
             if self.record["cells"]:
-                self._note_earlier()
+                self._add_earlier_cells()
                 self._assemble()
             raise
         return self._assemble()
 
-    def _read_code(self) -> None:
-        """For the keys, before an edit while the run goes on: it is the code of now that runs."""
+    def _hash_code(self) -> None:
+        """Hash all code now, when it has just been loaded: it may be edited while the run goes on."""
         room()
         for method in self.methods.values():
-            with suppress(*FAULTS):  # what it needs cannot be told: its cells fail, alone
+            with suppress(*FAULTS):  # its `needs` raises: its cells will fail, and no others
                 list(sources_of(*candidates(method)))
 
     def _pairs(self) -> list[tuple[str, Protocol]]:
-        """The methods with the protocols that they run under, each on every network."""
+        """The methods with the protocols that each runs under."""
         protocols = self._protocols(self.material.shifts(self.material.splits))
         return [(name, p) for name, p in product(self.methods, protocols) if runs_under(self.methods[name], p)]
 
     def _protocols(self, shifts: Sequence[Shift]) -> list[Protocol]:
-        """Those of the suite that these shifts allow; of the others it is said once that they are left out."""
+        """The suite's protocols that can be run with these shifts; says once of each other that it is left out."""
         classes = len(np.unique(self.material.splits["train"].images.y))
-        lacks = {p: lacking(p, shifts, classes) for p in self.suite.chosen_protocols()}
-        for protocol, needed in lacks.items():
-            if needed:
-                self._tell_once(f"protocol '{protocol}' left out: it needs {needed}")
-        return [protocol for protocol, needed in lacks.items() if not needed]
+        unmet = {p: unmet_need(p, shifts, classes) for p in self.suite.chosen_protocols()}
+        for protocol, need in unmet.items():
+            if need:
+                self._say_once(f"protocol '{protocol}' left out: it needs {need}")
+        return [protocol for protocol, need in unmet.items() if not need]
 
-    def _refuse_nothing_to_do(self) -> None:
+    def _refuse_nothing_to_run(self) -> None:
         pairs = self._pairs()
         idle = [name for name in self.methods if name not in {method for method, _ in pairs}]
         if pairs and idle:
-            print(f"howsure: left out, since no protocol here shows them outliers: {', '.join(idle)}", file=sys.stderr)
+            print(f"howsure: left out, since no protocol here supplies outliers: {', '.join(idle)}", file=sys.stderr)
         if not pairs:
             methods, protocols = ", ".join(list(self.methods)[:5]), ", ".join(self.suite.chosen_protocols())
             raise UserError(
-                f"nothing to run: with the shifts that are here none of {methods} runs under {protocols};"
-                " detectors need a protocol that shows them outliers, protocols but `none` a shift"
+                f"nothing to run: with the shifts that are available none of {methods} runs under {protocols};"
+                " detectors need a protocol that supplies outliers, and protocols other than `none` need a shift"
             )
 
     def _refuse_to_overwrite(self) -> None:
-        """Another suite's results would give way to these; a shift that an earlier run in this folder had, and that is
-        gone, would take its finished cells along."""
+        """Refuse to replace the results of another suite, or those on a shift that is no longer available."""
         here = self.record["suite_from"]
         name, places = self.folder.suite() or (self.suite.name, here)
         apart = places not in (None, here) and set(places or ()).isdisjoint(here)
@@ -123,35 +131,31 @@ class Run:
             of = f"the suite '{name}'" if name != self.suite.name else f"another file's suite '{name}'"
             raise UserError(
                 f"{self.folder.folder}: has results of {of}, which those of '{self.suite.name}' would"
-                " replace; name another --out, or give them up with --fresh"
+                " replace; name another --out, or discard them with --fresh"
             )
         gone = sorted(set(self.record["missing"]) & self.folder.shifts())
         if gone and not self.fresh:
             raise UserError(
-                f"{self.folder.folder}: has results on '{gone[0]}', which is not to be had now"
-                f" ({self.record['missing'][gone[0]]}); bring it back, name another --out, or give them up with --fresh"
+                f"{self.folder.folder}: has results on '{gone[0]}', which is no longer available"
+                f" ({self.record['missing'][gone[0]]}); restore it, name another --out, or discard them with --fresh"
             )
 
-    def _note_earlier(self) -> None:
-        """Cells that an interruption kept this run from, and an earlier one has finished in the same way."""
+    def _add_earlier_cells(self) -> None:
+        """Add to the record the cells that this run was kept from, but that an earlier one finished identically."""
         noted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]}
         for cell in self.folder.cells():
             if cell.state == "done" and astuple(cell.name) not in noted and self._would_be_the_same(cell):
                 self._note(cell)
 
     def _would_be_the_same(self, cell: Cell) -> bool:
-        """Whether this run would make a cell as it is; before its network is there, as far as the suite says."""
+        """Whether this run would compute an identical cell; if its network is not loaded, as far as the suite says."""
         name = cell.name
-        mine = name.backbone in self._specs and name.seed in self.suite.seeds
+        mine = name.backbone in {spec.name for spec in self.suite.backbone} and name.seed in self.suite.seeds
         if not mine or name.protocol not in self.suite.chosen_protocols() or name.method not in self.methods:
             return False
         digests = {(n["name"], n["seed"]): n["digest"] for n in self.record["networks"]}
         digest = digests.get((name.backbone, name.seed))
-        return cell.key == self._key(digest, name) if digest else cell.setting == self._setting(name)
-
-    @property
-    def _specs(self) -> dict[str, BackboneSpec]:
-        return {spec.name: spec for spec in self.suite.backbone}
+        return cell.key == self.keys.key(digest, name) if digest else cell.setting == self.keys.setting(name)
 
     def _assemble(self) -> pd.DataFrame:
         self.record["finished"] = now()
@@ -161,12 +165,16 @@ class Run:
     def material(self) -> Material:
         return Material(self.suite)
 
+    @cached_property
+    def keys(self) -> CellKeys:
+        return CellKeys(self.suite, self.methods, self.material)
+
     def bench(self, spec: BackboneSpec, seed: int) -> Bench:
-        """A network, loaded or trained, before the suite's splits."""
+        """A network, loaded or trained, with the suite's splits."""
         network, splits = self._network(spec, seed), self.material.splits
         possible = kinds(network.input.channels)
         for kind in sorted({s.corruption[0] for s in splits.values() if s.corruption} - set(possible)):
-            self.material.leave_out(kind, f"it needs colour, and {spec.name} sees grey images")
+            self.material.leave_out(kind, f"it needs colour images, and {spec.name} takes grey ones")
         splits = {name: s for name, s in splits.items() if not s.corruption or s.corruption[0] in possible}
         extractor = Extractor(network, self.store, splits["train"], self._pixels)
         return Bench(network, extractor, splits, self.material.shifts(splits), seed)
@@ -177,48 +185,43 @@ class Run:
         except FAULTS as error:
             if alone:
                 raise
-            self._note_lost(spec.name, seed, _reason(error))
+            self._fail_all_cells(spec.name, seed, _reason(error))
             return
         network = bench.network
         refusals = {name: self._refusal(method, network) for name, method in self.methods.items()}
         able = {name: method for name, method in self.methods.items() if not refusals[name]}
         started = time.perf_counter()
-        self._extract_what_can_be(bench, able)
+        self._extract_what_is_possible(bench, able)
         extracted = time.perf_counter() - started
         test = bench.extractor(bench.splits["test"], (Logits(), Labels()))
-        network.accuracy = accuracy(test, test[Labels()])
-        chance = 1 / network.num_classes
-        if network.accuracy < chance + 0.1 * (1 - chance):
-            print(
-                f"howsure: {spec.name}: accuracy {100 * network.accuracy:.1f} %, hardly above chance; does it have its"
-                " weights (checkpoint = …), and its classes in the order of the data?",
-                file=sys.stderr,
+        errors = (test[Logits()].argmax(1) != test[Labels()]).numpy()
+        network.accuracy = float((~errors).mean())
+        _warn_of_low_accuracy(network)
+        for split, n, other in bench.overlaps():
+            self._say_once(
+                f"{n} of the {len(bench.splits[split])} images of '{split}' are also among those of '{other}'"
             )
-        for split, n, known in bench.met_before():
-            all_of_it = len(bench.splits[split])
-            self._tell_once(f"{n} of the {all_of_it} images of '{split}' are among those of '{known}' too")
         self.record["networks"].append({
             "name": spec.name, "use": spec.use, "seed": seed, "accuracy": network.accuracy, "digest": network.digest,
             "extract_s": round(extracted, 2), "splits": {name: len(split) for name, split in bench.splits.items()},
         })  # fmt: skip
-        errors = (test[Logits()].argmax(1) != test[Labels()]).numpy()
         self.folder.write_errors(spec.name, seed, errors)
         if set(self.suite.chosen_protocols()) != {"none"}:
             for shift in bench.shifts:
                 if shift not in bench.divisible:
                     self.material.leave_out(
-                        shift.name, "too small for protocols that split it in three; only `none` has it"
+                        shift.name, "too small for protocols that divide it into three parts; only `none` includes it"
                     )
         self._run_cells(bench, spec.name, refusals, errors)
         self._time(bench, able)
 
-    def _tell_once(self, what: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+    def _say_once(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
             print(f"howsure: {what}", file=sys.stderr)
 
-    def _refusal(self, method: Method, network: Network) -> tuple[State, str] | None:
-        """Why a method does not run on a network, and whether that is a failure of its own."""
+    def _refusal(self, method: Method, network: Network) -> Refusal:
+        """Why a method does not run on a network: "skipped" with its reason, or "failed" if asking it raised."""
         try:
             why = refusal(method, network)
         except FAULTS as error:
@@ -236,34 +239,35 @@ class Run:
 
             return load_network(
                 spec.name, spec.use, num_classes=material.classes, base=self.suite.base, mean=spec.mean, std=spec.std,
-                size=spec.size, checkpoint=self._checkpoint(spec), members=spec.members, device=self.device,
+                size=spec.size, checkpoint=self.suite.checkpoint(spec), members=spec.members, device=self.device,
                 train_images=train, test_images=test, seed=seed if spec.seed is None else spec.seed, progress=progress,
             )  # fmt: skip
 
-    def _checkpoint(self, spec: BackboneSpec) -> str | None:
-        return str(located(spec.checkpoint, self.suite.base).absolute()) if spec.checkpoint else None
+    def _extract_what_is_possible(self, bench: Bench, methods: dict[str, Method]) -> None:
+        """Run the shared passes; if they fail, only for methods without gradients.
 
-    def _extract_what_can_be(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """The shared passes; where they fail, those that need no gradients. Cells compute for themselves what is
-        missing then, so that only those fail that need what cannot be had."""
+        Each cell computes what is then missing by itself, so that only those fail that need what cannot be computed.
+        """
         try:
             self._extract(bench, methods)
         except FAULTS as error:
             if isinstance(error, UserError) and not isinstance(error, NoGradients):
                 raise
             plain = {name: m for name, m in methods.items() if not any(rep.losses() for rep in union([m.needs]))}
-            print(f"howsure: {bench.network.name}: {_reason(error)}; methods without this need go on", file=sys.stderr)
+            print(
+                f"howsure: {bench.network.name}: {_reason(error)}; methods that do not need it go on", file=sys.stderr
+            )
             with suppress(*FAULTS):
                 self._extract(bench, plain)
 
     def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """One pass over each split for the union of what all methods need; the training split first.
+        """Pass once over each split, training first, for the union of what all methods need.
 
-        What a grid will choose is read when it has chosen.
+        Representations that depend on values yet to be chosen from a grid are left to the cells.
         """
-        plainly = "none" in self.suite.chosen_protocols()
+        untuned = "none" in self.suite.chosen_protocols()
         needs = {
-            name: m.needs if not m.grid or (plainly and m.supervision != "outliers") else certain(m)
+            name: m.needs if not m.grid or (untuned and m.supervision != "outliers") else certain(m)
             for name, m in methods.items()
         }
         read = (ImageIds(), Labels(), Logits())
@@ -303,11 +307,11 @@ class Run:
             cell = Cell(name, refused[0], "", why=refused[1], parameters=repr(scorer.method))
             self.folder.write_cell(cell)
             return cell
-        key = self._key(scorer.bench.network.digest, name)
+        key = self.keys.key(scorer.bench.network.digest, name)
         kept = None if self.fresh else self.folder.read_cell(name)
         if kept and kept.key == key and kept.state == "done" and self.folder.has_scores(name):
             return kept
-        cell = Cell(name, "done", key, self._setting(name), parameters=repr(scorer.method))
+        cell = Cell(name, "done", key, self.keys.setting(name), parameters=repr(scorer.method))
         started, scores = time.perf_counter(), {}
         try:
             scores = self._score(scorer, protocol, cell, errors)
@@ -320,17 +324,17 @@ class Run:
         return cell
 
     def _score(self, scorer: Scorer, protocol: Protocol, cell: Cell, errors: np.ndarray) -> dict[str, np.ndarray]:
+        """Score every shift: fills in the cell's rows and chosen values, and returns the scores by set."""
         scores: dict[str, np.ndarray] = {}
-        supervision: str = scorer.method.supervision
-        if protocol != "none" and scorer.method.grid and supervision != "outliers":
-            supervision += "+tuned"
+        learns = scorer.method.supervision == "outliers"
+        tuned = bool(scorer.method.grid) and protocol != "none"
         row = {
             "suite": self.suite.name, "backbone": cell.name.backbone, "seed": cell.name.seed, "id": self.suite.id.test,
-            "method": cell.name.method, "supervision": supervision, "protocol": protocol,
+            "method": cell.name.method, "supervision": scorer.method.supervision + "+tuned" * (tuned and not learns),
+            "protocol": protocol,
         }  # fmt: skip
-        shared = scorer.method.supervision != "outliers" and not (scorer.method.grid and protocol != "none")
         for shift, inside, outside, chosen in scorer.run(protocol):
-            scores["id" if shared else f"id/{shift.name}"], scores[shift.name] = inside, outside
+            scores[f"id/{shift.name}" if learns or tuned else "id"], scores[shift.name] = inside, outside
             if chosen:
                 cell.chosen[shift.name] = chosen
             found = {
@@ -349,32 +353,8 @@ class Run:
             cell.rows += _rows({**row, **found, **sizes}, misclassification(inside, errors, seed=scorer.bench.seed))
         return scores
 
-    def _key(self, digest: str, name: CellName) -> str:
-        """What a cell is stored under: a hash of its network and of all else that it is made of."""
-        return make_key(digest, *self._made_of(name))
-
-    def _setting(self, name: CellName) -> str:
-        """The same before the network is there, by what the suite says of it and the files that it names."""
-        return make_key(self._said[name.backbone], *self._made_of(name))
-
-    @cached_property
-    def _said(self) -> dict[str, list[object]]:
-        found: dict[str, list[object]] = {}
-        for name, spec in self._specs.items():
-            named = (spec.use.rpartition(":")[0], self._checkpoint(spec) or "")
-            files = [self.suite.base / Path(one).expanduser() for one in named]
-            found[name] = [spec, *(hash_file(file) for file in files if file.is_file())]
-        return found
-
-    def _made_of(self, name: CellName) -> list[object]:
-        splits, method = self.material.splits, self.methods[name.method]
-        images = [f"{split} {images.fingerprint}" for split, images in splits.items()]
-        code = (*sources_of(method), room())
-        how = [*values_of(method), *method.grid, self.suite.name, self.suite.id.test, name.protocol, name.seed]
-        return [*how, *code, *self.material.shifts(splits), *images]
-
-    def _note_lost(self, backbone: str, seed: int, why: str) -> None:
-        """All cells of a network that is not to be had fail; what is finished of them waits for it."""
+    def _fail_all_cells(self, backbone: str, seed: int, why: str) -> None:
+        """Mark all cells of a network that cannot be loaded as failed; those finished earlier stay in the folder."""
         for name, protocol in self._pairs():
             cell = Cell(CellName(backbone, seed, protocol, name), "failed", "", why=why)
             kept = self.folder.read_cell(cell.name)
@@ -383,6 +363,7 @@ class Run:
             self._note(cell)
 
     def _note(self, cell: Cell) -> None:
+        """Add a cell to the record."""
         self.record["cells"].append({
             "backbone": cell.name.backbone, "seed": cell.name.seed, "protocol": cell.name.protocol,
             "method": cell.name.method, "state": cell.state, "why": cell.why, "seconds": cell.seconds,
@@ -390,14 +371,14 @@ class Run:
         })  # fmt: skip
 
     def _time(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """Time each method once a backbone, on the network of the first seed, if none of its cells there failed."""
+        """Time each method once per backbone, on the network of the first seed, if none of its cells there failed."""
         if bench.seed != self.suite.seeds[0]:
             return
         backbone, device = bench.network.name, str(bench.network.device)
         cells = [c for c in self.record["cells"] if c["backbone"] == backbone]
         failed = {c["method"] for c in cells if c["state"] == "failed"}
         keys = {
-            c["method"]: self._key(bench.network.digest, CellName(backbone, bench.seed, c["protocol"], c["method"]))
+            c["method"]: self.keys.key(bench.network.digest, CellName(backbone, bench.seed, c["protocol"], c["method"]))
             for c in cells
             if c["state"] == "done" and c["method"] not in failed
         }
@@ -433,8 +414,18 @@ class Run:
 
 
 def _reason(error: BaseException) -> str:
-    """In one line; with the place for an error that nobody foresaw."""
-    return one_line(error) if isinstance(error, CellError | UserError) else told(error)
+    """An error in one line, with its place if it was unforeseen."""
+    return one_line(error) if isinstance(error, CellError | UserError) else described(error)
+
+
+def _warn_of_low_accuracy(network: Network) -> None:
+    chance = 1 / network.num_classes
+    if network.accuracy is not None and network.accuracy < chance + 0.1 * (1 - chance):
+        print(
+            f"howsure: {network.name}: accuracy {100 * network.accuracy:.1f} %, hardly above chance; does it have its"
+            " weights (checkpoint = …), and its classes in the order of the data?",
+            file=sys.stderr,
+        )
 
 
 def _rows(row: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:

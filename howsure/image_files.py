@@ -18,9 +18,9 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", 
 
 
 class FileImages(Images):
-    """Image files and their labels; each is read when it is asked for.
+    """Image files with labels; an image is read when it is asked for.
 
-    The fingerprint is made of the folder, names below it (in whatever encoding), sizes, times of change and labels; no
+    The fingerprint covers the folder, the names below it (in any encoding), sizes, modification times and labels; no
     image is read for it.
     """
 
@@ -55,35 +55,37 @@ class FileImages(Images):
 
 
 class FolderImages(FileImages):
-    """A folder with one sub-folder a class (searched to any depth), or a flat folder of images, all of class 0.
+    """A folder with one sub-folder per class (searched to any depth), or a flat folder of images, all of class 0.
 
-    `classes` fixes the class order (names of sub-folders); left out, it is alphabetical. Hidden files and folders are
-    passed over, and so are sub-folders without an image and links to a folder that they lie in.
+    `classes` fixes the order of classes (names of sub-folders), which is alphabetical by default. Hidden files and
+    folders are ignored, as are sub-folders without images and links to a folder that contains them.
 
     Raises:
-        MissingData: there is no such folder. UserError: it holds no image, loose images beside class folders, or a
-            class that `classes` lacks.
+        MissingData: there is no such folder. UserError: it contains no image, loose images beside class folders, or a
+            class that is not in `classes`.
     """
 
     def __init__(self, folder: str | Path, classes: Sequence[str] | None = None) -> None:
         folder, by_class = _searched(folder)
         loose = by_class.get("")
         if loose and (len(by_class) > 1 or classes):
-            raise UserError(f"{loose[0]}: a loose image where class folders are; move it into one of them or remove it")
+            raise UserError(f"{loose[0]}: a loose image beside class folders; move it into one of them or remove it")
         self.classes = list(classes or sorted(name for name in by_class if name))
-        strangers = sorted(set(by_class) - {"", *self.classes})
-        if strangers:
-            raise UserError(f"{folder}: class '{strangers[0]}' is not one of the {len(self.classes)} trained on")
+        unknown = sorted(set(by_class) - {"", *self.classes})
+        if unknown:
+            raise UserError(
+                f"{folder}: class '{unknown[0]}' is not one of the {len(self.classes)} trained on; remove or rename it"
+            )
         order = self.classes or [""]
         pairs = [(file, label) for label, name in enumerate(order) for file in by_class.get(name, ())]
         super().__init__([file for file, _ in pairs], [label for _, label in pairs], folder)
 
 
 class LooseImages(FileImages):
-    """All images in a folder and below it, whatever its sub-folders mean; all of class 0.
+    """All images in and below a folder, all of class 0.
 
     Raises:
-        MissingData: there is no such folder. UserError: it holds no image.
+        MissingData: there is no such folder. UserError: it contains no image.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -99,12 +101,12 @@ def _searched(folder: str | Path) -> tuple[Path, dict[str, list[Path]]]:
         raise MissingData(f"{folder}: no such folder; put the images there or name another")
     by_class = _images_by_class(folder)
     if not by_class:
-        raise UserError(f"{folder}: no image in it; expected files ending in {' '.join(EXTENSIONS)}")
+        raise UserError(f"{folder}: contains no image; put files there that end in {' '.join(EXTENSIONS)}")
     return folder, by_class
 
 
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    """Image files by the name of the sub-folder that they lie in (at any depth); those right in `folder` under ''."""
+    """Image files by the name of the sub-folder that they are in (at any depth); those in `folder` itself under ''."""
     found: dict[str, list[Path]] = {}
     for path, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         below = sorted(name for name in folders if not name.startswith("."))
@@ -117,11 +119,11 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read ({why(error)}); see to its permissions or remove it") from error
+    raise UserError(f"{error.filename}: cannot be read ({why(error)}); change its permissions or remove it") from error
 
 
 def _leads_back(folder: Path) -> bool:
-    """Whether it is a link to a folder that it lies in."""
+    """Whether it is a link to a folder that contains it."""
     return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.absolute().parents}
 
 

@@ -1,4 +1,4 @@
-"""Images as torch data sets that know what they are made of."""
+"""Images as torch data sets that can tell whether any image has changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
-from .errors import UserError, told
+from .errors import UserError, described
 
 
 class Images(TorchDataset[tuple[Image.Image, int]]):
-    """A torch data set of `(PIL image, class index)` pairs that knows what it is made of.
+    """A torch data set of `(PIL image, class index)` pairs.
 
-    `fingerprint` changes whenever any image or label does; `y` holds all labels, int64 `[N]`, read without an image.
+    Attributes:
+        fingerprint: a text that changes whenever an image or a label does.
+        y: all labels, int64 `[N]`, available without reading images.
     """
 
     fingerprint: str
@@ -32,7 +34,7 @@ class Images(TorchDataset[tuple[Image.Image, int]]):
 
 
 class Wrapped(Images):
-    """Any torch data set of (PIL image, label) pairs; its labels and fingerprint come from reading all of it once."""
+    """Any torch data set of (PIL image, label) pairs; it is read once for its labels and fingerprint."""
 
     def __init__(self, images: Any, where: str) -> None:
         self.images, self.where = images, where
@@ -47,7 +49,7 @@ class Wrapped(Images):
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{place}: {told(error)}; give pairs of (PIL image, class index)") from error
+            raise UserError(f"{place}: {described(error)}; give pairs of (PIL image, class index)") from error
         if not isinstance(image, Image.Image):
             raise UserError(f"{place} is a {type(image).__name__}; give PIL images")
         try:
@@ -74,25 +76,28 @@ class Wrapped(Images):
 
 
 def eight_bits(image: Image.Image, where: str = "an image") -> Image.Image:
-    """An image with eight bits a channel: of sixteen the upper ones. UserError for numbers of no known range."""
+    """An image with 8 bits per channel; of 16 bits, the upper 8. Raises UserError if the range of values is unknown."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow makes PGM 16 bits
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(
-            f"{where}: of mode {image.mode}, numbers of no known range; save it with 8 or 16 bits a channel"
+            f"{where}: of mode {image.mode}, whose range of values is unknown; save it with 8 or 16 bits per channel"
         )
     return image
 
 
 def as_images(images: Any, where: str) -> Images:
-    """A split of whatever data set as `Images`. UserError where it is no torch data set."""
+    """A split of any data set as `Images`. Raises UserError if it is not a torch data set with a length."""
     if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise UserError(f"{where}: `split` gave a {type(images).__name__}; give a torch data set with a length")
     return images if isinstance(images, Images) else Wrapped(images, where)
 
 
 class ArrayImages(Images):
-    """Images in memory: `x` uint8 `[N, H, W]` or `[N, H, W, C]` with C 1 or 3, `y` integers `[N]` (zeros if None)."""
+    """Images in memory: `x` uint8 `[N, H, W]` or `[N, H, W, C]` with C 1 or 3, `y` integers `[N]` (zeros if None).
+
+    `where` says where they come from, in error messages.
+    """
 
     def __init__(self, x: np.ndarray, y: np.ndarray | Sequence[int] | None = None, where: str = "array") -> None:
         labels = np.zeros(len(x), dtype=np.int64) if y is None else np.asarray(y)
@@ -117,7 +122,7 @@ class ArrayImages(Images):
 
 
 class Subset(Images):
-    """Some images of another set, by index."""
+    """The images of another set at some indices."""
 
     def __init__(self, images: Images, indices: np.ndarray) -> None:
         self.images, self.indices = images, indices

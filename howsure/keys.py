@@ -1,4 +1,4 @@
-"""Keys of what is stored: hashes of what made it, the code included."""
+"""Keys of stored results: hashes of everything they were made from, code included."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from typing import Any, NamedTuple
 
 ROOM = Path(__file__).parent
 SHOWING = {"__main__", "answer", "check", "cli", "fitted", "lead", "record", "scaffold", "tables", "timing"}
-"""Files of the engine room that no stored number hangs on."""
+"""Modules of the engine room that no stored number depends on."""
 PLUGINS = ("howsure.methods", "howsure.datasets", "howsure.backbones")
 BELOW = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
 INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 def make_key(*parts: object) -> str:
-    """A short hash of the parts' representations."""
+    """A hash of the parts as texts, 32 hexadecimal digits."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def values_of(thing: Any) -> list[object]:
-    """The class and the fields of a method or representation; its own `repr` may leave some out."""
+    """The class and the fields of a method or representation, all of them: its `repr` may leave some out."""
     return [type(thing).__qualname__, *((f.name, getattr(thing, f.name)) for f in fields(thing))]
 
 
 @cache
 def room() -> str:
-    """A hash of the engine room and of the versions of the libraries below it."""
+    """A hash of the engine room's files and of the versions of the libraries it uses."""
     files = [*ROOM.glob("*.py"), *(ROOM / "gradients").glob("*.py")]
     return make_key(*(hash_file(f) for f in sorted(files) if f.stem not in SHOWING), *map(version, BELOW))
 
 
 def _source_of(cls: Any) -> str:
-    """A hash of the files behind a class: those of itself and its ancestors, and those that their modules take from,
-    but for the engine room's and installed libraries'. Editing one makes what was stored under it miss. A class that no
-    file defines, in a notebook, is hashed by its code, and so is such an ancestor.
+    """A hash of the files behind a class: those that define it and its ancestors, and those that these import from.
+
+    The engine room's files and installed libraries are left out. Editing one of the files invalidates what is stored
+    under it. A class or an ancestor that no file defines, such as in a notebook, is hashed by its code.
     """
     found: set[str] = set()
     codes = []
@@ -62,7 +63,7 @@ source_of: Callable[[Any], str] = cache(_source_of)
 
 
 class Text(NamedTuple):
-    """Where a module's text is: its file is "" where there is none."""
+    """Where a module's source is; `file` is "" if there is none."""
 
     name: str
     file: str
@@ -70,7 +71,7 @@ class Text(NamedTuple):
 
 
 def _text_of(name: str) -> Text:
-    """A module's text, loaded or not: what a function imports may be loaded only when it is called."""
+    """Where a module's source is, whether it is loaded or not: what a function imports is loaded only when it runs."""
     module = sys.modules.get(name)
     if module is None:
         spec = _unloaded(name)
@@ -79,7 +80,7 @@ def _text_of(name: str) -> Text:
 
 
 def _unloaded(name: str) -> ModuleSpec | None:
-    """Where a module would be loaded from; neither it nor the packages that it lies in are imported for it."""
+    """Where a module would be loaded from; neither the module nor the packages around it are imported to find out."""
     parent, inside, _ = name.rpartition(".")
     folders = getattr(sys.modules.get(parent), "__path__", None)
     if inside and folders is None:
@@ -116,7 +117,7 @@ def _imports(file: str, _changed: int, package: str) -> list[str]:
 
 
 def _is_own(text: Text, home: str) -> bool:
-    """Whether a module's text may change under us: a plugin's, one of the same package, or the user's own."""
+    """Whether a module's source may change: it is a plugin's, in the same package, or the user's own."""
     top = text.name.partition(".")[0]
     if top == "howsure":
         return text.name.startswith(PLUGINS)
@@ -125,7 +126,7 @@ def _is_own(text: Text, home: str) -> bool:
 
 
 def _code(cls: type) -> str:
-    """A hash of a class's own values, and of the code of its functions, properties, class and static methods."""
+    """A hash of a class's own attributes, and of the code of its methods and properties."""
     parts = []
     for name, value in vars(cls).items():
         functions = _functions(value)
@@ -141,7 +142,7 @@ def _functions(value: Any) -> list[FunctionType]:
 
 
 def sources_of(*things: Any) -> Iterator[str]:
-    """The sources of methods and representations, of the representations that they need, and of losses."""
+    """Hashes of the files behind methods and representations, the representations that they need, and losses."""
     for thing in things:
         yield source_of(type(thing))
         yield from sources_of(*getattr(thing, "needs", ()))
@@ -149,7 +150,7 @@ def sources_of(*things: Any) -> Iterator[str]:
 
 
 def layers_of(model: Any) -> str:
-    """A hash of a network's layers as they print, and of the files behind those that are not torch's."""
+    """A hash of a network's printed layers, and of the files behind those that are not torch's."""
     classes = {type(layer) for layer in model.modules() if not type(layer).__module__.startswith("torch.")}
     return make_key(model, *sorted(map(source_of, classes)))
 
@@ -160,7 +161,7 @@ def hash_file(file: str | Path) -> str:
 
 
 def hash_module(module: ModuleType) -> str:
-    """A hash of a module's file and of those of the user's that it takes from."""
+    """A hash of a module's file and of the user's files that it imports from."""
     found: set[str] = set()
     _follow(_text_of(module.__name__), module.__name__, found)
     return make_key(*map(hash_file, sorted(found)))

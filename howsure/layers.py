@@ -1,4 +1,4 @@
-"""Finding layers by rule in any network: the last linear layers, normalisation layers, and the ends of its stages."""
+"""Finding layers in any network: the last linear layers, the normalisation layers, and the last layer of each stage."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Normalisation = (
 )
 IDLE = (nn.Identity, nn.Dropout)
 _ROUNDING = 1e-2
-"""Of logits, beside the largest: a GPU may round what it multiplies to ten bits, half precision has no more."""
+"""Tolerance relative to the largest logit: TF32 on a GPU and half precision both keep ten bits."""
 LARGER = 1.5
-"""A map is larger than another if it has more than this many times its positions: class tokens add a few."""
+"""A map counts as larger than another if it has this many times its positions; class tokens add a few."""
 
 Output = tuple[str, str, int]
 """A layer's name, the kind of its module, and the positions of its output."""
 
 
 def find_heads(model: nn.Module, x: Tensor) -> tuple[str, ...]:
-    """Names of the linear layer whose output is the logits, or of several whose mean is (distillation); none otherwise.
+    """Name of the linear layer whose output is the logits, or names of those whose mean is (distillation); else empty.
 
-    Each sees one vector an image. A 1×1 convolution of a map of one position is such a layer too.
+    Each layer sees one vector per image; a 1×1 convolution of a map with one position counts as linear.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -54,8 +54,10 @@ def find_heads(model: nn.Module, x: Tensor) -> tuple[str, ...]:
 
 
 def _linear(model: nn.Module, names: tuple[str, ...], x: Tensor, logits: Tensor) -> bool:
-    """Whether the logits are the mean of what the layers' weights make of their inputs. A layer's own `forward` may
-    normalise these; a hook, or the network in place, may change its output.
+    """Whether the logits are the mean of the layers' inputs times their weights plus their biases.
+
+    They may not be: a layer's own `forward` may normalise its input, and a hook or an in-place operation change its
+    output.
     """
     inputs: dict[nn.Module, Tensor] = {}
     layers: list[Any] = [model.get_submodule(name) for name in names]
@@ -79,14 +81,15 @@ def _linear(model: nn.Module, names: tuple[str, ...], x: Tensor, logits: Tensor)
 
 
 def _is_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution that is linear at each position of its input."""
+    """Whether a layer is a 1×1 convolution, which acts as the same linear layer at each position."""
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
         return False
     return (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
 
 
 def norm_layers(model: nn.Module) -> list[str]:
-    """Names of the normalisation layers, in module order; of conv and linear layers where there is none."""
+    """Names of the normalisation layers, in module order; if none, those of all convolution and linear layers but one,
+    the last."""
     norms = [name for name, m in model.named_modules() if isinstance(m, Normalisation)]
     if norms:
         return norms
@@ -95,12 +98,12 @@ def norm_layers(model: nn.Module) -> list[str]:
 
 
 def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> list[str]:
-    """Names of the modules whose outputs are the feature maps at the ends of the network's stages, in running order.
+    """Names of the modules whose outputs are the last feature maps of the network's stages, in running order.
 
-    The rule: of all modules that run once in a pass, give a map `[N, C, H, W]` or tokens `[N, L, C]` and are no inner
-    part of a module that lowers the resolution, nor of one whose own output is larger (keys of an attention that
-    reduces them), the last to finish at each resolution. Where the resolution changes too seldom (transformers,
-    mixers), the outputs of the repeated block, `at_most` of them evenly spaced.
+    Candidates are the modules that run once per pass, give a map `[N, C, H, W]` or tokens `[N, L, C]`, and lie neither
+    inside a module that lowers the resolution nor inside one whose own output is larger (keys of an attention that
+    reduces them). The rule takes the last of them to finish at each resolution. If that gives fewer than `at_least`
+    (transformers, mixers), it takes the outputs of the repeated block, at most `at_most` of them, evenly spaced.
     """
     found: list[Output] = []
     calls: Counter[str] = Counter()
@@ -131,9 +134,9 @@ def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> 
 def by_channel(out: Tensor, module: nn.Module | None = None) -> Tensor:
     """A layer's output as `[N, C, positions]`.
 
-    Maps `[N, C, H, W]` and `[N, H, W, C]`, tokens `[N, L, C]` and vectors `[N, C]` are told apart by the number of
-    channels of the normalisation layer `module` where given, else by their shape: equal second and third sides and
-    another last one mean channels last.
+    Accepts maps `[N, C, H, W]` and `[N, H, W, C]`, tokens `[N, L, C]` and vectors `[N, C]`. The layout is inferred from
+    the number of channels of `module`, if given, else from the shape: tokens, and maps whose second and third sides are
+    equal but differ from the last, have their channels last.
     """
     if out.dim() == 2:
         return out.unsqueeze(2)
@@ -141,7 +144,7 @@ def by_channel(out: Tensor, module: nn.Module | None = None) -> Tensor:
 
 
 def channels_come_last(out: Tensor, module: nn.Module | None = None) -> bool:
-    """Whether a map or tokens have their channels last, as `by_channel` tells."""
+    """Whether the channels of a map or of tokens come last, inferred as in `by_channel`."""
     width = _width(module)
     if width is not None and (out.shape[1] == width) != (out.shape[-1] == width):
         return bool(out.shape[-1] == width)
@@ -157,7 +160,7 @@ def _width(module: nn.Module | None) -> int | None:
 
 
 def module(model: nn.Module, name: str) -> nn.Module:
-    """A submodule by dotted name, or UserError."""
+    """A submodule by dotted name. Raises UserError if there is none."""
     try:
         return model.get_submodule(name)
     except AttributeError as error:
@@ -165,7 +168,7 @@ def module(model: nn.Module, name: str) -> nn.Module:
 
 
 def _never_growing(outputs: list[Output]) -> list[Output]:
-    """Maps in running order without those larger than the one before (attention) or inside one that is larger."""
+    """Maps in running order, without those that are larger than the one before (attention) or inside a larger one."""
     areas = {name: area for name, _, area in outputs}
     kept: list[Output] = []
     for name, kind, area in outputs:
@@ -181,7 +184,7 @@ def _parents(name: str) -> list[str]:
 
 
 def _repeated(outputs: list[tuple[str, str]]) -> list[str]:
-    """Outputs of the kind of module that comes up most often among the shallowest that come up more than once."""
+    """Names of the modules of the most frequent kind among the shallowest that occur more than once."""
     by_kind: dict[tuple[int, str], list[str]] = {}
     for name, kind in outputs:
         by_kind.setdefault((name.count("."), kind), []).append(name)
@@ -196,7 +199,7 @@ def _evenly(names: list[str], n: int) -> list[str]:
 
 
 def _run(model: nn.Module, x: Tensor, note: Callable[[str, nn.Module, object], object]) -> Tensor:
-    """One forward pass that shows `note` every module's name and output."""
+    """Run one forward pass, calling `note(name, module, output)` for every module; returns the logits."""
     hooks = [
         m.register_forward_hook(lambda m, _inputs, out, name=name: note(name, m, out) and None)
         for name, m in model.named_modules()

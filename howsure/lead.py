@@ -1,4 +1,4 @@
-"""How much better one score is than another on the same images."""
+"""The lead of one score over another on the same images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def auroc_lead(first: tuple[Any, Any], second: tuple[Any, Any]) -> Interval:
         second: the other score of the same images in the same order.
 
     Returns:
-        The difference with its 95 % interval after DeLong et al., 1988 (doi:10.2307/2531595): each image's share in
-        either AUROC is known, and the variance of the difference of shares is that of a mean. It counts the chance of
-        the test images, not that of the fit. The ends are NaN where that variance is zero, as of two scores that make
-        no mistake: other images may tell them apart.
+        The difference with its 95 % interval after DeLong et al., 1988 (doi:10.2307/2531595): an AUROC is a mean of
+        contributions of single images, so the variance of the difference is estimated from their differences. The
+        interval covers the randomness of the test images, not that of fitting. Its ends are NaN if the variance is
+        zero, as for two scores that make no mistake, which other images might distinguish.
 
     Raises:
-        ValueError: sizes that differ, fewer than two images of a kind, or a score that is not finite.
+        ValueError: sizes differ, a set has fewer than two images, or a score is not finite.
     """
     known, other_known = (checked(scores[0], "ID scores") for scores in (first, second))
     shifted, other_shifted = (checked(scores[1], "shifted scores") for scores in (first, second))

@@ -1,4 +1,4 @@
-"""Losses against confounding labels. Each maps logits `[N, C]` to one loss an image, `[N]`, in nats.
+"""Losses to differentiate. Each maps logits `[N, C]` to one loss per image, `[N]`, in nats.
 
 A loss is a frozen dataclass, so that it can be part of a representation's key.
 """
@@ -17,7 +17,7 @@ from .values import check_values
 
 @dataclass(frozen=True)
 class Loss:
-    """A function of the logits alone: no true label is ever seen. In double precision: residuals like p - 1 cancel."""
+    """A function of the logits alone, without true labels; in double precision, since residuals like p - 1 cancel."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -30,9 +30,9 @@ class Loss:
 class Confound(Loss):
     """Binary cross-entropy to an n-hot confounding label. Lee & AlRegib, 2020, arXiv:2008.08030, section 3.
 
-    `hot` is the number of ones (the first `hot` classes), None for all of them (the paper's default); `output` says
-    whether probabilities are the sigmoid of the logits or their softmax. The loss is summed over classes, so that with
-    the sigmoid its gradient on the logits is `sigmoid(z) - y`.
+    The label has ones for the first `hot` classes; None means all of them, the paper's default. `output` says whether
+    probabilities are the sigmoid or the softmax of the logits. The loss is summed over classes, so that with the
+    sigmoid its gradient with respect to the logits is `sigmoid(z) - y`.
     """
 
     hot: int | None = None
@@ -71,8 +71,10 @@ class Predicted(Loss):
 
 
 def _top_and_others(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the largest logit is, bool `[N, C]`, and the logsumexp of the others, `[N]`: one minus the largest
-    probability would cancel."""
+    """Where the largest logit is, bool `[N, C]`, and the logsumexp of the others, `[N]`.
+
+    The latter gives one minus the largest probability without cancellation.
+    """
     top = logits.argmax(1, keepdim=True) == torch.arange(logits.shape[1], device=logits.device)
     return top, logits.masked_fill(top, -torch.inf).logsumexp(1)
 

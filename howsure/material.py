@@ -1,9 +1,9 @@
-"""A suite's images: its splits that are on this machine, and the shifts that they make."""
+"""A suite's images: the splits that are on this machine, and the shifts they make up."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from .corruptions import CORRUPTIONS
 from .data import Dataset
-from .errors import FAULTS, MissingData, UserError, told
+from .errors import FAULTS, MissingData, UserError, described
 from .images import Images, Joined, Subset, as_images
 from .protocol import Shift
 from .sources import Part, num_classes, resolve
@@ -25,13 +25,13 @@ from .synthetic import Synthetic
 
 @dataclass
 class Material:
-    """What a suite looks at.
+    """A suite's images.
 
     Attributes:
-        splits: by name: `train`, `test`, perhaps `val` and `synthetic`, and one a shift.
-        classes: how many the training images have.
+        splits: by name: `train`, `test`, perhaps `val` and `synthetic`, and one per shift.
+        classes: the number of classes of the training data.
         missing: shifts that are left out, and why.
-        broken: those of them whose data set broke.
+        broken: those of them whose data set raised an error.
     """
 
     suite: Suite
@@ -51,19 +51,8 @@ class Material:
         val = resolve(suite.id.val, base, train.classes) if suite.id.val else None
         if val is not None and (suite.id.val != suite.id.train or "val" in val.splits):
             found["val"] = self._known("val", val)
-        for name, split in found.items():
-            strange = [label for label in (split.images.y.max(), split.images.y.min()) if not 0 <= label < self.classes]
-            if strange:
-                raise UserError(
-                    f"id: {name} has the label {strange[0]}, but training {self.classes} classes, counted from 0; give"
-                    " matching sets"
-                )
-        for one, other in combinations(found, 2):
-            if found[one].fingerprint == found[other].fingerprint:
-                raise UserError(
-                    f"id: {one} and {other} are the same images, and a method is not judged by what it was fitted on;"
-                    f" give each its own, as in {{ {one} = …, {other} = … }}"
-                )
+        self._check_labels(found)
+        _check_distinct(found)
         if "synthetic" in suite.chosen_protocols():
             found["synthetic"] = Split("synthetic", Synthetic(found["train"].images))
         for spec in suite.shift:
@@ -75,37 +64,48 @@ class Material:
                     raise
                 self.leave_out(spec.name, str(error))
             except FAULTS as error:
-                self.leave_out(spec.name, told(error))
-                self.broken[spec.name] = told(error)
+                self.broken[spec.name] = described(error)
+                self.leave_out(spec.name, self.broken[spec.name])
         self.splits = {**found, **self._corrupted(found["test"].images)}
         if "leave-one-out" in suite.chosen_protocols():
             self._refuse_a_kind_twice()
 
     def _known(self, name: str, source: Dataset) -> Split:
-        """A split of the in-distribution data. UserError where the data set has no such split."""
+        """A split of the in-distribution data. Raises UserError if the data set has no such split."""
         if name not in source.splits:
-            raise UserError(f"id: {source.name} has no {name} images, only {', '.join(source.splits)}; name others")
+            raise UserError(
+                f"id: {source.name} has no split '{name}', only {', '.join(source.splits)}; name another data set"
+            )
         return self._split(name, source.split(name))
 
+    def _check_labels(self, known: Mapping[str, Split]) -> None:
+        for name, split in known.items():
+            wrong = [label for label in (split.images.y.max(), split.images.y.min()) if not 0 <= label < self.classes]
+            if wrong:
+                raise UserError(
+                    f"id: {name} has the label {wrong[0]}, but training has {self.classes} classes, counted from 0;"
+                    " give matching data sets"
+                )
+
     def _refuse_a_kind_twice(self) -> None:
-        """A whole corrupted set beside some of its kinds: leaving one out would leave its images in the other."""
+        """Refuse a whole corrupted set beside some of its kinds: leaving one out would keep its images in the other."""
         held = {shift.name: self._within.get(shift.name, {shift.kind}) for shift in self.shifts(self.splits)}
         for (one, kinds), (other, more) in combinations(held.items(), 2):
             both = sorted(kinds & more)
             if both and not {one, other}.isdisjoint(self._within):
                 raise UserError(
-                    f"shifts '{one}' and '{other}' both hold {both[0]}, which leave-one-out is to leave out; name the"
-                    f" parts of a corrupted set (as in cifar10-c:{both[0]}:3), or `protocols` without it"
+                    f"shifts '{one}' and '{other}' both contain {both[0]}, so leave-one-out cannot leave it out; name"
+                    f" parts of the corrupted set (as in cifar10-c:{both[0]}:3), or list `protocols` without it"
                 )
 
     def leave_out(self, shift: str, why: str) -> None:
-        """Note that a shift is not looked at, and say so once."""
+        """Record that a shift is left out, and say so once."""
         if self.missing.get(shift) != why:
             self.missing[shift] = why
             print(f"howsure: shift '{shift}' left out: {why}", file=sys.stderr)
 
     def shifts(self, among: Collection[str]) -> list[Shift]:
-        """The shifts whose splits are among those named."""
+        """The shifts whose splits are among those named, in the suite's order."""
         found = [self._shift(spec) for spec in self.suite.shift if spec.name in among]
         if self.suite.corruptions:
             for kind in self.suite.corruptions.types:
@@ -114,8 +114,11 @@ class Material:
         return [shift for shift in found if shift.name in among]
 
     def _shift(self, spec: ShiftSpec) -> Shift:
-        """All severities of a published corruption are one kind; it and a whole set are corruptions unless the suite
-        says otherwise."""
+        """The shift that a table of the suite describes.
+
+        All severities of a published corruption are one kind. Parts of a published corrupted set, and a whole one, are
+        corruptions unless the suite says otherwise.
+        """
         if spec.name not in self._published:
             return Shift(spec.name, spec.name, spec.group, spec.task)
         kind, severity = self._published[spec.name]
@@ -124,8 +127,10 @@ class Material:
         return Shift(spec.name, kind, group, spec.task if "task" in given else "corruption", severity)
 
     def _beside(self, test: Split, split: Split, source: Any) -> Split:
-        """A published corrupted set, image by image beside the clean ones where it has as many, or several times as
-        many, of the same classes."""
+        """The split, with its clean originals if it is of a published corrupted set.
+
+        Its images count as corrupted copies of those in `test` if its labels are the same, once or several times over.
+        """
         if isinstance(source, Part):
             self._published[split.name] = source.kind, source.severity
         elif not hasattr(source, "at"):
@@ -138,7 +143,7 @@ class Material:
         if set(self.suite.chosen_protocols()) != {"none"}:
             print(
                 f"howsure: shift '{split.name}': its images are not those of test in the same order, so an image and"
-                " its corrupted copy may be in different parts; only `none` is safe",
+                " its corrupted copy may be in different parts; only protocol `none` is safe",
                 file=sys.stderr,
             )
         return split
@@ -155,7 +160,7 @@ class Material:
         return found
 
     def _split(self, name: str, images: Any) -> Split:
-        """A split, of at most `max_images` images, drawn from the whole of it."""
+        """A split of the given images, or of `max_images` random ones if there are more."""
         images = as_images(images, name)
         if not len(images):
             raise UserError(f"{name}: the split is empty; give it at least one image")
@@ -164,3 +169,12 @@ class Material:
             index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].sort().values
             images = Subset(images, index.numpy())
         return Split(name, images)
+
+
+def _check_distinct(known: Mapping[str, Split]) -> None:
+    for one, other in combinations(known, 2):
+        if known[one].fingerprint == known[other].fingerprint:
+            raise UserError(
+                f"id: {one} and {other} are the same images, but a method must not be judged on what it was fitted on;"
+                f" give each its own, as in {{ {one} = …, {other} = … }}"
+            )

@@ -1,4 +1,4 @@
-"""What every uncertainty score is: a frozen dataclass of hyper-parameters that scores arrays."""
+"""The contract of an uncertainty score: a frozen dataclass of hyper-parameters that scores arrays."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Method:
     The first line of the docstring names the score and its paper. **Higher means more uncertain.**
 
     Attributes:
-        needs: representations that `fit` and `score` read; a tuple, or a property where it depends on a field.
+        needs: representations that `fit` and `score` read; a tuple, or a property if it depends on a field.
         supervision: what `fit` may see. `"none"`: there is no `fit`. `"id-train"`: in-distribution training images.
             `"outliers"`: held-out in-distribution images and outliers.
-        fit_split: the in-distribution split that `fit` sees under `"id-train"`; `"val"` for what must be calibrated on
-            images that the network was not trained on (the training split stands in where a data set has none).
-        grid: values to choose from by AUROC on validation outliers, under protocols that supply outliers; a
-            hyper-parameter that a suite sets stays as it is set.
-        test_params: hyper-parameters fit for the small data of the contract tests.
+        fit_split: the in-distribution split that `fit` sees under `"id-train"`. `"val"` is for methods that must be
+            calibrated on images the network was not trained on; a data set without that split gives `train` instead.
+        grid: values tried for each hyper-parameter under protocols that supply outliers; the best AUROC on validation
+            images wins. A hyper-parameter that the suite sets is not tuned.
+        test_params: hyper-parameters that suit the small data of the contract tests.
     """
 
     supervision: ClassVar[Supervision] = "none"
@@ -44,47 +44,49 @@ class Method:
         check_values(self)
 
     def settled(self: M, names: Iterable[str]) -> M:
-        """Itself, with hyper-parameters that are not to be tuned."""
+        """This method with the hyper-parameters in `names` removed from its grid, so that they are not tuned."""
         left = {name: values for name, values in self.grid.items() if name not in set(names)}
         if len(left) < len(self.grid):
             object.__setattr__(self, "grid", left)
         return self
 
     def skip(self, network: Network) -> str | None:
-        """A reason why this method cannot score this network, or None."""
+        """Why this method cannot score this network, or None if it can."""
         return None
 
     def fit(self, *args: Any) -> dict[str, Tensor]:
-        """The state: a flat dict of tensors, passed to `score` by name.
+        """The fitted state: a flat dict of tensors, passed to `score` by name.
 
-        `fit(train)` with `train` a `Reps` of in-distribution images; under `supervision = "outliers"`,
-        `fit(train, outliers)` with `train` in-distribution images, held-out ones where the outliers are too.
+        Called as `fit(train)`, `train` being the `Reps` of in-distribution images; under `supervision = "outliers"` as
+        `fit(train, outliers)`, `train` then being held-out images unless the outliers are made from training images.
         """
         return {}
 
     def score(self, *args: Any, **kwargs: Any) -> Tensor:
-        """`score(reps, **state)`: scores `[N]` of the images in `reps`, finite; higher means more uncertain."""
+        """Called as `score(reps, **state)`: finite scores `[N]` of the images; higher means more uncertain."""
         raise NotImplementedError
 
 
 def misdeclared(method: Method) -> str | None:
-    """What cannot be right in what a method's class declares, in one line; None where nothing is wrong."""
+    """The first mistake in what a method's class declares, in one line, or None."""
     cls = type(method)
     if cls.score is Method.score:
         return "has no score; write score(self, reps)"
     if cls.supervision not in get_args(Supervision):
-        return f"unknown supervision '{cls.supervision}'; choose of {', '.join(get_args(Supervision))}"
+        return f"unknown supervision '{cls.supervision}'; choose one of {', '.join(get_args(Supervision))}"
     if not isinstance(method.needs, tuple):
         return f"needs is a {type(method.needs).__name__}, but must be a tuple, as in needs = (Logits(),)"
     for rep in method.needs:
         if not isinstance(rep, Representation):
-            return f"needs holds {rep!r}, which is no representation; write one with its brackets, as in Logits()"
-    if (cls.fit is not Method.fit) != (cls.supervision != "none"):
-        return f"supervision '{cls.supervision}' does not go with {'no' if cls.supervision != 'none' else 'a'} fit"
+            return f"needs holds {rep!r}, which is not a representation; write an instance, as in Logits()"
+    if cls.supervision == "none" and cls.fit is not Method.fit:
+        return "supervision 'none' does not allow a fit; set supervision to 'id-train' or 'outliers'"
+    if cls.supervision != "none" and cls.fit is Method.fit:
+        return f"supervision '{cls.supervision}' requires a fit; write one, or set supervision to 'none'"
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for name, values in method.grid.items():
         if name not in known:
-            return f"grid names no field: {name}"
+            return f"grid names '{name}', which is not a field; the fields are {', '.join(known) or 'none'}"
         if not isinstance(values, (tuple, list)):
             return f"grid of {name} is a {type(values).__name__}, but must be a tuple of values"
     return None

@@ -1,22 +1,22 @@
-"""How well uncertainty scores separate what they should, with bootstrap intervals.
+"""How well uncertainty scores separate sets of images, with bootstrap intervals.
 
-A higher score means more uncertain, everywhere. In-distribution (ID) images are the positive class of FPR@95TPR and
-AUPR-in, shifted images that of AUROC and AUPR-out. All metrics depend on the order of the scores alone, and none on the
-order in which images are listed: equal scores are never told apart.
+Higher scores always mean more uncertain. In-distribution (ID) images are the positive class of FPR@95TPR and AUPR-in,
+shifted images that of AUROC and AUPR-out. All metrics depend only on the order of the scores, and none on the order in
+which images are listed, even if scores tie.
 
-- **AUROC**: the chance that a shifted image scores above an ID image; ties count one half.
-- **FPR@95TPR**: keep the smallest set of lowest scores that holds at least 95 % of the ID images, with everything that
-  ties with its highest score; the share of shifted images kept. OpenOOD 1.5 and pytorch-ood have shifted images as
-  positives: the share of ID images flagged where 95 % of the shifted ones are. That is another number,
-  `detection(-shift_scores, -id_scores)["fpr95"]`.
-- **AUPR-out**, **AUPR-in**: average precision as scikit-learn defines it: a step function, without interpolation, where
-  OpenOOD and pytorch-ood join points by lines.
-- **Detection accuracy**: the best balanced accuracy over all thresholds, "accept all" included (Lee et al., 2018,
+- **AUROC**: the probability that a shifted image scores above an ID image; ties count one half.
+- **FPR@95TPR**: keep the smallest set of lowest scores that contains at least 95 % of the ID images, together with
+  everything that ties with its highest score; the metric is the share of shifted images kept. OpenOOD 1.5 and
+  pytorch-ood take shifted images as positives instead, and report the share of ID images flagged when 95 % of the
+  shifted ones are: `detection(-shift_scores, -id_scores)["fpr95"]`, a different number.
+- **AUPR-out**, **AUPR-in**: average precision as scikit-learn defines it, a step function without interpolation;
+  OpenOOD and pytorch-ood connect the points by straight lines.
+- **Detection accuracy**: the best balanced accuracy over all thresholds, including "accept all" (Lee et al., 2018,
   arXiv:1807.03888).
 - **AURC**: the risk (error rate) of the k least uncertain images, averaged over k = 1 … n (Geifman & El-Yaniv, 2017,
-  arXiv:1705.08500). Among equal scores the risk is its expected value over all orders of them.
-- **E-AURC**: AURC less that of the best possible order, all correct images first (Geifman et al., 2019,
-  arXiv:1805.08206), with the exact sum for that order rather than the paper's integral.
+  arXiv:1705.08500). Among equal scores, the risk is its expected value over all their orders.
+- **E-AURC**: AURC minus that of the best possible order, with all correct images first (Geifman et al., 2019,
+  arXiv:1805.08206); for the latter the exact sum is used rather than the paper's integral.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ MISCLASSIFICATION = ("auroc", "fpr95", "aupr_success", "aupr_error", "detection_
 
 
 def auroc(id_scores: Any, shift_scores: Any) -> float:
-    """AUROC alone, without an interval; the same value as `detection` gives."""
+    """The AUROC alone, in [0, 1], the same value as from `detection`. Raises the same errors."""
     return float(shares_below(checked(id_scores, "ID scores"), checked(shift_scores, "shifted scores")).mean())
 
 
 def shares_below(some: Floats, others: Floats) -> Floats:
-    """The share of `some` below each of the `others`; ties count one half."""
+    """For each of the `others`, the share of `some` below it; ties count one half."""
     ordered = np.sort(some)
     return (ordered.searchsorted(others, "left") + ordered.searchsorted(others, "right")) / (2 * len(ordered))
 
 
 def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """How well scores tell shifted images from ID images.
+    """How well scores separate shifted images from ID images.
 
     Args:
         id_scores: `[n]`, higher means more uncertain.
@@ -70,10 +70,10 @@ def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed:
         seed: of the resamples.
 
     Returns:
-        An `Interval` for each of `DETECTION`, all in [0, 1]; its ends are NaN where a set has one image alone.
+        An `Interval` for each of `DETECTION`, all in [0, 1]; its ends are NaN if a set has only one image.
 
     Raises:
-        ValueError: a set is empty, not one-dimensional, or holds a score that is not finite.
+        ValueError: a set is empty, not one-dimensional, or contains a score that is not finite.
     """
     pair = _Pair.of(checked(id_scores, "ID scores"), checked(shift_scores, "shifted scores"))
     n, m = len(pair.id_order), len(pair.shift_order)
@@ -88,23 +88,23 @@ def detection(id_scores: Any, shift_scores: Any, *, resamples: int = 1000, seed:
 
 
 def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """How well scores tell wrong predictions from right ones.
+    """How well scores separate wrong predictions from right ones.
 
     Args:
         scores: `[n]`, higher means more uncertain.
-        errors: `[n]`, true where the prediction was wrong.
-        resamples: bootstrap resamples of all images; those without an error, or with errors only, count for AURC and
-            E-AURC alone. 0 leaves the intervals NaN.
+        errors: `[n]`, true if the prediction is wrong.
+        resamples: bootstrap resamples of all images; those without errors, or with nothing else, count only for AURC
+            and E-AURC. 0 leaves the intervals NaN.
         seed: of the resamples.
 
     Returns:
-        An `Interval` for each of `MISCLASSIFICATION`: those of `DETECTION` with right predictions as ID and errors as
-        shifted (`aupr_success` has right predictions as positive, `aupr_error` errors), AURC and E-AURC. All but the
-        last two are NaN where `why_undefined(errors)` gives a reason; of one error, or one right prediction, their ends
-        are.
+        An `Interval` for each of `MISCLASSIFICATION`, all in [0, 1]. All but the last two are those of `DETECTION` with
+        right predictions in place of ID and errors in place of shifted images (`aupr_success` has right predictions as
+        positives, `aupr_error` errors). They are NaN if `why_undefined(errors)` gives a reason, and their ends are NaN
+        if there is only one error or only one right prediction.
 
     Raises:
-        ValueError: no scores, one that is not finite, or sizes that differ.
+        ValueError: there are no scores, one is not finite, or the sizes differ.
     """
     scores = checked(scores, "scores")
     wrong = _errors(errors, len(scores))
@@ -126,7 +126,7 @@ def misclassification(scores: Any, errors: Any, *, resamples: int = 1000, seed: 
 
 
 def why_undefined(errors: Any) -> str | None:
-    """Why errors `[n]` cannot be told from right predictions, or None."""
+    """Why errors `[n]` cannot be separated from right predictions, or None if they can."""
     wrong = np.asarray(errors, dtype=bool)
     if wrong.all():
         return f"all {wrong.size} predictions are wrong: there is no right one to compare with"
@@ -135,7 +135,7 @@ def why_undefined(errors: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Where the sorted scores of two sets stand in their own set and in the other: numbers of scores below."""
+    """The order of the scores in two sets, and for each sorted score how many of either set lie below it."""
 
     id_order: Ints
     shift_order: Ints
@@ -161,7 +161,7 @@ class _Pair:
 
 
 def _detection(pair: _Pair, id_counts: NDArray[np.uint8], shift_counts: NDArray[np.uint8], dtype: type) -> Floats:
-    """`DETECTION` metrics `[5, B]` where images were drawn `[n, B]` and `[m, B]` times; NaN without a kind."""
+    """The `DETECTION` metrics `[5, B]`, from how often images were drawn, `[n, B]` and `[m, B]`; NaN if none was."""
     memory.reset()
     w_id, w_shift = in_order(id_counts, pair.id_order, dtype), in_order(shift_counts, pair.shift_order, dtype)
     sum_id, sum_shift = cumulative(w_id), cumulative(w_shift)
@@ -192,7 +192,7 @@ def _auroc(pair: _Pair, w_id: Floats, kept_shift: Floats, sum_shift: Floats, n: 
 
 
 def _fpr95(pair: _Pair, sum_id: Floats, sum_shift: Floats) -> Floats:
-    """Bisects every column of `sum_id` for the lowest score that keeps 95 % of ID."""
+    """Bisects every column of `sum_id` for the lowest score that keeps 95 % of the ID images."""
     n, column = sum_id[-1], np.arange(sum_id.shape[1])
     need = np.ceil(n * 19 / 20)
     low, high = np.zeros(len(column), int), np.full(len(column), len(sum_id) - 1)
@@ -212,13 +212,13 @@ def _aupr_out(pair: _Pair, w_shift: Floats, sum_id: Floats, sum_shift: Floats) -
 
 
 def _precision(weights: Floats, found: Floats, taken: Floats) -> Floats:
-    """Sum `[B]` over positives of the precision at each; overwrites `taken`."""
+    """The sum `[B]` over positives of the precision at each; overwrites `taken`."""
     np.maximum(taken, 1, out=taken)
     return products(weights, np.divide(found, taken, out=taken))
 
 
 def _accuracy(kept_id: Floats, kept_shift: Floats, n: Floats, m: Floats) -> Floats:
-    """Between two ID scores the share of ID kept stands still, so the best threshold is an ID score, or below all."""
+    """The best threshold is an ID score or below all: between two ID scores the share of ID images kept is constant."""
     gap = memory.table(kept_shift.shape, kept_shift.dtype)
     np.multiply(kept_shift, -n / m, out=gap)
     gap += kept_id
@@ -227,7 +227,7 @@ def _accuracy(kept_id: Floats, kept_shift: Floats, n: Floats, m: Floats) -> Floa
 
 @dataclass(frozen=True)
 class _Risk:
-    """Sorted images, where groups of equal scores start and end, and which of the sorted images are right."""
+    """The order of images by score, the bounds of groups of equal scores, and the places of right predictions in it."""
 
     order: Ints
     bounds: Ints
@@ -241,10 +241,10 @@ class _Risk:
 
 
 def _risk(risk: _Risk, counts: NDArray[np.uint8]) -> Floats:
-    """AURC and E-AURC `[2, B]` where images were drawn `[n, B]` times.
+    """AURC and E-AURC `[2, B]`, given how often images were drawn, `[n, B]`.
 
     With E errors among W images before a group of equal scores, and a share p of errors within it, the expected risk
-    at its j-th image is (E + p j) / (W + j) = p + (E - p W) / (W + j): sums of those are harmonic numbers.
+    at its j-th image is (E + p j) / (W + j) = p + (E - p W) / (W + j), whose sums are harmonic numbers.
     """
     memory.reset()
     weights = in_order(counts, risk.order, np.float64)
@@ -268,7 +268,7 @@ def _excess(images: Floats, errors: Floats) -> Floats:
 
 
 def _steps(harmonic: Floats, images: Floats) -> Floats:
-    """By how much the harmonic number grows over each group."""
+    """The difference of the harmonic numbers at the end and the start of each group."""
     index, number = memory.table(images.shape, np.intp), memory.table(images.shape, harmonic.dtype)
     np.copyto(index, images, casting="unsafe")
     np.take(harmonic, index, out=number, mode="clip")
@@ -282,9 +282,10 @@ def _harmonic(n: int) -> Floats:
 
 
 def checked(scores: Any, what: str) -> Floats:
+    """Scores as float64 `[n]`. Raises ValueError if there are none, or if they are not one finite number per image."""
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 1:
-        raise ValueError(f"{what} must be one number an image, got shape {list(array.shape)}")
+        raise ValueError(f"{what} must be one number per image, got shape {list(array.shape)}")
     if not array.size:
         raise ValueError(f"{what} are empty: there is nothing to compare")
     bad = int((~np.isfinite(array)).sum())

@@ -1,4 +1,4 @@
-"""A trained classifier, ready to be measured: the module, its last linear layers, and what its inputs look like."""
+"""A trained classifier together with what the rest of the program must know about it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ RESAMPLING = {m.name.lower(): m for m in Image.Resampling}
 
 @dataclass(eq=False)
 class Network:
-    """A classifier in eval mode with frozen semantics: nothing here changes its weights.
+    """A classifier in eval mode. Its weights are never changed.
 
     Attributes:
         name: the backbone's name in the suite.
         model: `[N, channels, H, W] -> [N, num_classes]`.
-        input: size, mean, std of its inputs.
+        input: how images are prepared for it.
         num_classes: C.
-        heads: dotted names of the layers whose mean is the logits (linear, or 1×1 convolutions): one, mostly.
-        accuracy: top-1 accuracy on the in-distribution test split, recorded once it is known.
+        accuracy: top-1 accuracy, 0 to 1, on the in-distribution test split, once it is known.
         members: further networks of the same kind, trained independently, for ensembles.
-        origin: what names it and the code that built it, for its digest.
+        origin: identifies the code that built it; part of its digest.
     """
 
     name: str
@@ -51,17 +50,21 @@ class Network:
 
     @cached_property
     def heads(self) -> tuple[str, ...]:
+        """Dotted names of the layers whose mean is the logits (linear, or 1×1 convolutions): usually one."""
         return find_heads(self.model, self.example())
 
     @cached_property
     def stages(self) -> list[str]:
-        """Names of the layers at the ends of its stages, found by rule (`howsure.layers.stages`)."""
+        """Dotted names of the last layer of each stage (`howsure.layers.stages`)."""
         return stages(self.model, self.example())
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the weights, their names, the code of the layers, the input transform, and in three digits of what
-        the network says of made-up images: for whatever else may change it, in helpers that no layer names."""
+        """A hash of the weights and their names, the layers' code, the input transform and `origin`.
+
+        It also covers the logits of two random images, to three digits: they catch changes in code that neither the
+        layers nor the origin lead to.
+        """
         digest = hashlib.sha256(f"{layers_of(self.model)} {self.origin} {self.input}".encode())
         for model in (self.model, *self.members):
             for name, value in model.state_dict().items():
@@ -75,9 +78,9 @@ class Network:
         return digest.hexdigest()
 
     def lay_channels_last(self) -> None:
-        """On a CPU, keep the channels of kernels side by side: maps follow, and no layer has to reorder them.
+        """On a CPU, switch to the channels-last memory format, which is faster since no layer has to reorder its input.
 
-        A network that takes a `view` of a map cannot run so, and is left as it was.
+        A network that takes a `view` of a feature map fails in this format and is left as it was.
         """
         if self.device.type != "cpu":
             return
@@ -89,18 +92,18 @@ class Network:
                 model.to(memory_format=torch.contiguous_format)
 
     def example(self, n: int = 2) -> Tensor:
-        """`n` random images `[n, channels, H, W]`, the same at every call, for looking into the network."""
+        """`n` random inputs `[n, channels, H, W]`, the same at every call, for probing the network."""
         generator = torch.Generator().manual_seed(0)
         shape = (n, self.input.channels, *self.input.size)
         return torch.randn(shape, generator=generator).to(self.device, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its inputs: that of its first parameter."""
+        """The data type of its inputs: that of its first floating-point parameter."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An image as uint8 `[H, W, channels]` at the network's size."""
+        """An image at the network's input size, uint8 `[H, W, channels]`."""
         image = eight_bits(image).convert("L" if self.input.channels == 1 else "RGB")
         height, width = self.input.size
         if self.input.crop is not None or (image.height, image.width) != (height, width):
@@ -108,19 +111,19 @@ class Network:
         return np.asarray(image).reshape(height, width, self.input.channels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 `[N, H, W, channels]` as the network's input `[N, channels, H, W]`."""
+        """uint8 pixels `[N, H, W, channels]` as inputs `[N, channels, H, W]`."""
         x = pixels.to(self.device).permute(0, 3, 1, 2).contiguous().float() / 255
         mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (self.input.mean, self.input.std))
         return ((x - mean) / std).to(self.dtype)
 
     @cached_property
     def std(self) -> Tensor:
-        """Standard deviation a channel, `[1, channels, 1, 1]`: a step of ε in pixel values is ε / std here."""
+        """`input.std` as `[1, channels, 1, 1]`: a step of ε in pixel values is one of ε / std in the inputs."""
         return torch.tensor(self.input.std, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
 
 
 def _resize(image: Image.Image, height: int, width: int, crop: float | None, how: Image.Resampling) -> Image.Image:
-    """To the pixel as timm and torchvision do it."""
+    """Resize and centre-crop, identical to timm and torchvision to the pixel."""
     if crop is None:
         return image.resize((width, height), how)
     least = [int(side / crop + 1e-6) for side in (width, height)]
@@ -132,7 +135,10 @@ def _resize(image: Image.Image, height: int, width: int, crop: float | None, how
 
 @torch.no_grad()
 def check_output(network: Network, use: str) -> None:
-    """One forward pass: the network must take its inputs and give one finite logit a class."""
+    """Run one forward pass. Raises UserError unless it works and gives one finite logit per class.
+
+    `use` is how the user names the network.
+    """
     shape = [network.input.channels, *network.input.size]
     try:
         out = network.model(network.example())
@@ -150,22 +156,22 @@ def check_output(network: Network, use: str) -> None:
             "give checkpoint = the weights of a network trained on this data"
         )
     if not out.isfinite().all():
-        raise UserError(f"{use}: gives logits that are NaN or infinite; give other weights, or train with a smaller lr")
+        raise UserError(f"{use}: its logits are NaN or infinite; give other weights, or train with a smaller lr")
 
 
 @torch.no_grad()
 def doubts_of_output(network: Network) -> list[str]:
-    """What makes scores doubtful, though the network can be run."""
+    """Reasons to distrust scores though the network runs: it is random, depends on the batch, or ends in a softmax."""
     example = network.example()
     together, again, twice = (network.model(x) for x in (example, example, torch.cat([example[:1]] * 2)))
     slack, found = 1e-3 * float(together.abs().amax()), []
     if float((together - again).abs().amax()) > slack:
-        found.append("gives other logits for the same images each time (dropout?), so scores hang on chance")
+        found.append("gives different logits for the same images each time (dropout?), so scores are random")
     elif float((together[:1] - twice[:1]).abs().amax()) > slack:
         found.append(
-            "gives an image other logits beside other images (batch norm without running statistics?), so scores hang"
-            " on their order"
+            "gives an image different logits in different batches (batch norm without running statistics?), so scores"
+            " depend on the order of images"
         )
     if network.num_classes > 1 and bool((together >= 0).all() & ((together.sum(1) - 1).abs() < 1e-4).all()):
-        found.append("gives probabilities, it seems; methods want logits: leave out its last softmax")
+        found.append("gives what look like probabilities, but methods expect logits; remove its final softmax")
     return found

@@ -1,4 +1,4 @@
-"""From the name of a network in a suite to a trained classifier: built, its weights loaded, fetched or trained."""
+"""From the name of a network to a trained classifier: built, its weights loaded, downloaded or trained."""
 
 from __future__ import annotations
 
@@ -45,26 +45,29 @@ def load_network(
     Args:
         name: what to call it.
         use: a registered backbone, `timm/NAME`, `torchvision/NAME`, or `FILE.py:FUNCTION`, where the function returns a
-            module (it is given `num_classes` if it has a parameter of that name).
+            module (`num_classes` is passed if it has a parameter of that name).
         num_classes: of the data; the network must have as many outputs.
-        base: the folder that FILE and `checkpoint` are taken from.
-        mean, std, size: of its inputs, where they are not what the network's own config says.
-        checkpoint: a state dict (`torch.load`, tensors only) or a `.safetensors` file. Left out, timm and torchvision
+        base: the folder that relative paths (FILE and `checkpoint`) start from.
+        mean, std, size: of its inputs, where they differ from the network's own configuration.
+        checkpoint: a state dict (`torch.load`, tensors only) or a `.safetensors` file. By default, timm and torchvision
             networks come with their pretrained weights, and registered ones that have a recipe are trained on
             `train_images` and kept.
-        members: how many further networks to train from other seeds, for ensembles (registered ones with a recipe).
-        test_images: what the accuracy of a freshly trained network is recorded on; left out, on the training images.
-        cache: where trained networks are kept; left out, below `cache_root()`.
+        members: how many further networks to train from other seeds, for ensembles; only if the backbone has a recipe.
+        test_images: if given, the accuracy of a newly trained network on them is recorded.
+        seed: of random weights and of training.
+        cache: the folder for trained networks; by default `networks` in `cache_root()`.
         progress: called with (epoch, epochs) while training.
 
     Raises:
-        UserError: one line that says what is wrong and what to do.
+        UserError: the network cannot be built, loaded, trained or run; one line says why and what to do.
     """
     with _drawn_from(seed):
         blueprint = blueprint_of(use, num_classes, base, mean, std, size)
     device = torch.device(device)
     if members and (blueprint.backbone is None or blueprint.backbone.recipe is None or checkpoint):
-        raise UserError(f"{name}: members = {members} needs a backbone that is trained on the spot; leave it out")
+        raise UserError(
+            f"{name}: members = {members} needs a registered backbone with a recipe and no checkpoint; leave it out"
+        )
     if checkpoint is not None:
         network = Network(name, blueprint.build(), blueprint.input, num_classes)
         load_checkpoint(network, base / Path(checkpoint).expanduser())
@@ -87,14 +90,14 @@ def load_network(
 
 @contextmanager
 def _drawn_from(seed: int) -> Iterator[None]:
-    """Weights that are drawn at random are the same each time; the caller's random numbers are left as they were."""
+    """Inside, torch's random numbers start from `seed`; afterwards the caller's continue as if nothing had happened."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         yield
 
 
 def _origin(use: str, base: Path) -> str:
-    """The name, and the code of the file that builds it."""
+    """The network's name and a hash of the code that builds it."""
     file, colon, _ = use.rpartition(":")
     if colon and file.endswith(".py"):
         return f"{use} {hash_module(import_file(base / Path(file).expanduser()))}"

@@ -1,4 +1,4 @@
-"""The registries of the three kinds of plugin."""
+"""The registries of methods, data sets and backbones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ REGISTRIES: dict[str, Registry[Any]] = {"methods": METHODS, "datasets": DATASETS
 
 
 def register(cls: C) -> C:
-    """Register a plugin class defined anywhere (a notebook, a test); its `name` is needed. Use as a decorator."""
+    """Class decorator that registers a plugin defined anywhere, such as in a notebook, under its `name`.
+
+    Without a `name`, the class's name in lower case is used.
+    """
     for registry in REGISTRIES.values():
         if issubclass(cls, registry.base):
             registry.add(str(vars(cls).get("name") or cls.__name__.lower()), cls)
             return cls
-    raise TypeError(f"{cls.__name__} is no Method, Dataset or Backbone")
+    raise TypeError(f"{cls.__name__} must derive from howsure.Method, Dataset or Backbone")

@@ -1,4 +1,4 @@
-"""What taps take of a layer: one row an image."""
+"""Functions for taps: each reduces a layer's input or output to one row per image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CACHED = 2**19
 
 
 def as_vector(value: Tensor, layer: nn.Module) -> Tensor:
-    """All of it, one vector an image."""
+    """Everything, flattened to one vector per image."""
     return value.flatten(1)
 
 
@@ -33,17 +33,19 @@ def _moments(x: Tensor) -> Tensor:
 
 
 def few_at_a_time(read: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What `read` gives of images `[n, C, L]`, on a CPU of a few at a time: what it makes on the way stays in cache."""
+    """`read(x)` for images `[n, C, L]`; on a CPU for a few at a time, so that its intermediate results fit in cache."""
     few = max(1, _CACHED // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
     return torch.cat([read(some) for some in x.split(few)])
 
 
 def rms_difference(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean square of `x - y` over positions, `[n, C, L]` and `[n, C, L or 1]` to `[n, C]`; torch's `std` takes ten
-    times as long."""
+    """Root mean square of `x - y` over positions, `[n, C, L]` and `[n, C, L or 1]` to `[n, C]`.
+
+    Ten times as fast as torch's `std`.
+    """
     return (x - y).square_().mean(2).sqrt_()
 
 
 def moment_norms(value: Tensor, layer: nn.Module) -> Tensor:
-    """Norms over channels of the channels' means and of their standard deviations, `[n, 2]`."""
+    """L2 norms over channels of the channels' means and of their standard deviations, `[n, 2]`."""
     return channel_moments(value, layer).norm(dim=2)

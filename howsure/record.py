@@ -1,4 +1,4 @@
-"""The record of a run, `run.json`: what it was made with, what was left out, and how each cell went."""
+"""The record of a run, `run.json`: versions and settings, what was left out, and the state of each cell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .suite import Suite, own_suites
 def new_record(
     started: str, suite: Suite, folder: Path, methods: Mapping[str, Method], device: torch.device, material: Material
 ) -> dict[str, Any]:
-    """The record of a run before its first network; its `missing` and `broken` are the material's own."""
+    """The record of a run before its first network; `missing` and `broken` are shared with `material`."""
     return {
         "suite": suite.name,
         "suite_from": suite_from(suite, folder),
@@ -43,20 +43,21 @@ def new_record(
 
 
 def suite_from(suite: Suite, folder: Path) -> list[str]:
-    """Where a suite's file lies, by itself and seen from the run's folder: that may be moved, or both together.
+    """Where a suite's file lies: hashes of its folder's path, absolute and relative to the run's folder.
 
-    Hashes, so that a run that is published tells no path of the machine; empty for a suite that comes with the package.
+    One of them stays the same if the run's folder is moved, the other if both are moved together. Hashes, so that a
+    published run reveals no paths; empty for a suite that comes with the package.
     """
     if suite.base == own_suites():
         return []
     places = [str(suite.base)]
-    with suppress(ValueError):  # no way leads from one drive of Windows to another
+    with suppress(ValueError):  # there is no relative path between two Windows drives
         places.append(os.path.relpath(suite.base, folder.resolve()))
     return list(map(make_key, places))
 
 
 def failures(record: dict[str, Any]) -> Iterator[str]:
-    """One line for each shift whose data set broke, and for each cell that failed."""
+    """One line for each shift whose data set failed, and for each cell that failed."""
     yield from (f"shift '{shift}': {why}" for shift, why in record.get("broken", {}).items())
     for cell in record["cells"]:
         if cell["state"] == "failed":
@@ -64,12 +65,13 @@ def failures(record: dict[str, Any]) -> Iterator[str]:
 
 
 def skips(record: dict[str, Any]) -> Iterator[str]:
-    """One line for each method and network that do not go together."""
+    """One line for each method that cannot score a network, saying why."""
     skipped = [cell for cell in record["cells"] if cell["state"] == "skipped"]
     yield from dict.fromkeys(f"{cell['method']} on {cell['backbone']}: {cell['why']}" for cell in skipped)
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 

@@ -1,4 +1,4 @@
-"""One generic registry: finds plugins in a folder, in installed packages, and in files named by the user."""
+"""A generic registry, which finds plugins in a folder, in installed packages, and in files that the user names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Generic, TypeVar, cast
 from zlib import crc32
 
-from .errors import UserError, unknown
+from .errors import FAULTS, UserError, unknown
 
 T = TypeVar("T")
 
@@ -35,9 +35,10 @@ class Broken:
 class Registry(Mapping[str, type[T]], Generic[T]):
     """Plugin classes of one kind, by name.
 
-    A class is a plugin when it derives from `base`, is not abstract (its name does not start with an underscore) and is
-    defined in a file of the package `howsure.<folder>`, in an entry point of the group `howsure.<folder>`, or in a
-    module given to `add_module`. Its name is its own `name`, else the stem of its file.
+    A class is a plugin if it derives from `base`, its name does not start with an underscore, and it is defined in a
+    file of the package `howsure.<folder>`, in an entry point of the group `howsure.<folder>`, or in a module given to
+    `add_module`. Its name is its attribute `name`, else the stem of its file, else (in a file with several plugins) the
+    class's name in lower case.
     """
 
     def __init__(self, kind: str, base: type[T], folder: str) -> None:
@@ -67,7 +68,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return name in self._classes
 
     def add(self, name: str, cls: type[T]) -> None:
-        """Register a class; a name that another file has already taken is an error naming both places."""
+        """Register a class. Raises UserError, naming both places, if another class already has the name."""
         self._find()
         other = self._classes.get(name)
         if other is not None and _place(other) != _place(cls):
@@ -93,7 +94,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
                 self.add(vars(cls).get("name", name), cls)
             else:
                 self.add_module(imported)
-        except Exception as error:
+        except FAULTS as error:
             self.broken[name] = Broken(_raised_at(error, _file_of(module)), f"{type(error).__name__}: {error}")
 
     def add_module(self, module: ModuleType) -> list[str]:
@@ -111,13 +112,17 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
 
 def import_file(path: str | Path) -> ModuleType:
-    """Import a Python file under its stem, so that its classes pickle as long as the file is imported there too."""
+    """Import a Python file as `howsure_plugins.<stem>`; its classes can be pickled if the reader imports it likewise.
+
+    Raises:
+        UserError: there is no such file, it is not a Python file, or importing it fails.
+    """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise UserError(f"{path}: no such plugin file")
     name = f"howsure_plugins.{file.stem}"
     loaded = sys.modules.get(name)
-    if loaded is not None and loaded.__file__ != str(file):  # another file of this name
+    if loaded is not None and loaded.__file__ != str(file):  # another file with the same stem
         name = f"{name}_{crc32(str(file).encode()):08x}"
         loaded = sys.modules.get(name)
     if loaded is not None:
@@ -127,10 +132,10 @@ def import_file(path: str | Path) -> ModuleType:
         raise UserError(f"{path}: not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(file.parent))  # as for a script: it may import what lies beside it
+    sys.path.insert(0, str(file.parent))  # like a script, it may import its neighbours
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         del sys.modules[name]
         raise UserError(f"{_raised_at(error, str(file))}: {type(error).__name__}: {error}") from error
     finally:
@@ -146,7 +151,7 @@ def _place(cls: type) -> str:
 
 
 def _raised_at(error: BaseException, file: str | None) -> str:
-    """The plugin's own file and the line in it that led to the error."""
+    """The plugin's file and the line in it that led to the error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]

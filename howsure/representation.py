@@ -1,8 +1,8 @@
-"""What is computed from a network and an image once, and then scored many ways.
+"""Representations: what is computed once from a network and an image, and then scored in many ways.
 
-A representation is a frozen dataclass: equal parameters mean the same arrays, so two methods that need the same one
-share it. It says what it reads during the one forward pass (`taps`) and which losses it wants gradients of (`losses`);
-`compute` then turns a batch into arrays of one row an image. A method's file may define its own.
+A representation is a frozen dataclass: equal parameters mean equal arrays, so methods that need the same one share it.
+It declares what to read during the forward pass (`taps`) and which losses to differentiate (`losses`); `compute` then
+turns a batch into arrays with one row per image. A method's file may define its own.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Tap:
-    """A reading of a layer during the forward pass.
+    """A layer to read during the forward pass.
 
-    `reduce(value, module)` maps the layer's `side` ("input" or "output") to one row an image, `[n, …]`. Use a function
-    of a module's top level, so that equal taps are read once.
+    `reduce(value, module)` maps the layer's `side` ("input" or "output") to one row per image, `[n, …]`. Use a
+    module-level function: taps compare equal, and are read only once, if their functions are the same object.
     """
 
     layer: str
@@ -37,7 +37,11 @@ class Tap:
 
 
 class Grads(NamedTuple):
-    """Gradients of one loss: squared norms `[n, P]`, a column a parameter set; one-dimensional ones `[n, Q]`."""
+    """Gradients of one loss per image.
+
+    `sq_norms [n, P]`: squared L2 norms, one column per parameter set. `small [n, Q]`: the gradients of all
+    one-dimensional parameters, or None if no representation asked for them.
+    """
 
     sq_norms: Tensor
     small: Tensor | None
@@ -51,8 +55,9 @@ class Batch:
         network: the network; leave it as you find it.
         images: normalised inputs `[n, channels, H, W]`.
         labels: class indices `[n]`.
-        logits: `[n, C]`.
-        readings: what the taps read.
+        ids: a hash of each image, `[n]`.
+        logits: `[n, C]`, float32.
+        readings: what each tap read.
         grads: gradients by loss.
     """
 
@@ -66,8 +71,10 @@ class Batch:
     _shared: dict[Any, Any] = field(default_factory=dict)
 
     def share(self, key: Any, make: Callable[[], V]) -> V:
-        """What `make` gives, made once a batch for all representations that ask under an equal key: the part of a
-        costly computation that does not depend on the hyper-parameter being tuned."""
+        """The result of `make`, computed once per batch for all representations that ask with an equal `key`.
+
+        For the costly part of a computation that does not depend on the hyper-parameter being tuned.
+        """
         if key not in self._shared:
             self._shared[key] = make()
         return cast(V, self._shared[key])
@@ -75,13 +82,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Representation(Generic[V]):
-    """Arrays of one row an image. The value is a tensor or a dict of tensors.
+    """Arrays with one row per image. The value is a tensor or a dict of tensors.
 
     Attributes:
-        cost: `"forward"` (read in the shared pass), `"backward"` (one more backward for its loss), `"passes"` (passes
-            of its own), `"free"`.
-        per_image: False for what belongs to the network and not to an image.
-        small: whether `losses` are also wanted as gradients of one-dimensional parameters.
+        cost: `"free"`, `"forward"` (read in the shared forward pass), `"backward"` (plus one backward pass per loss) or
+            `"passes"` (passes of its own).
+        per_image: False for what belongs to the network rather than to an image.
+        small: whether the gradients of one-dimensional parameters are wanted too, not only the squared norms.
         needs: representations of the in-distribution training images that `fit` reads.
     """
 
@@ -91,19 +98,19 @@ class Representation(Generic[V]):
     needs: ClassVar[Any] = ()
 
     def skip(self, network: Network) -> str | None:
-        """A reason why this network has no such representation, or None."""
+        """Why this network has no such representation, or None if it has."""
         return None
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        """What to read during the forward pass."""
+        """Layers to read during the forward pass."""
         return ()
 
     def losses(self) -> tuple[Loss, ...]:
-        """Losses whose parameter gradients to compute."""
+        """Losses to differentiate with respect to the parameters."""
         return ()
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
-        """State from in-distribution training images, passed to `compute` by name; for those that have `needs`."""
+        """State from in-distribution training images, passed to `compute` by name; only called if there are `needs`."""
         return {}
 
     def compute(self, batch: Batch, **state: Tensor) -> V:
@@ -145,31 +152,31 @@ class Reps(Mapping[Representation[Any], Any]):
 
     @property
     def images(self) -> int:
-        """How many images these are of."""
+        """The number of images."""
         packed = next(rep.pack(value) for rep, value in self._values.items() if rep.per_image)
         return len(next(iter(packed.values())))
 
-    def lost(self) -> str | None:
-        """What is NaN or infinite here, and of how many images; a method might take such a value for any other."""
+    def not_finite(self) -> str | None:
+        """Which representation is NaN or infinite, and for how many images, in one line; None if all are finite."""
         for rep, value in self._values.items():
             arrays = rep.pack(value).values() if rep.per_image else ()
             bad = [~v.reshape(len(v), -1).isfinite().all(1) for v in arrays if v.is_floating_point() and v.numel()]
             count = int(torch.stack(bad).any(0).sum()) if bad else 0
             if count:
-                return f"{type(rep).__name__} of {count} of {self.images} images are NaN or infinite"
+                return f"{type(rep).__name__} is NaN or infinite for {count} of {self.images} images"
         return None
 
     def only(self, needs: tuple[Representation[Any], ...], owner: str) -> Reps:
-        """What `needs` declares and nothing else, in arrays of its own: whoever writes into them spoils no other."""
+        """A copy of what `needs` declares and nothing else; writing into it affects nobody else."""
         return Reps({rep: rep.unpack({k: v.clone() for k, v in rep.pack(self[rep]).items()}) for rep in needs}, owner)
 
     def take(self, index: Tensor) -> Reps:
-        """The rows of some images, by index or mask."""
+        """The rows of the images selected by an index or a mask."""
         return self._map(lambda rep, value: rep.unpack({k: v[index] for k, v in rep.pack(value).items()}))
 
     @staticmethod
     def concat(parts: list[Reps]) -> Reps:
-        """Several sets of images as one."""
+        """Several sets of images as one set."""
         first = parts[0]
 
         def join(rep: Representation[Any], value: Any) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .network import Network
 
 _EPSILON = 1e-20
+NO_LAYERS = "no normalisation, convolution or linear layer before the last gives one row per image"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Logits(Representation[Tensor]):
 
 @dataclass(frozen=True)
 class Labels(Representation[Tensor]):
-    """True class indices `[N]`, int64; meaningless for images of no known class."""
+    """True class indices `[N]`, int64; meaningless for images that belong to no known class."""
 
     cost = "free"
 
@@ -39,7 +40,7 @@ class Labels(Representation[Tensor]):
 
 @dataclass(frozen=True)
 class ImageIds(Representation[Tensor]):
-    """A 63-bit hash of each image's pixels, `[N]`, int64; that of the clean image where it is corrupted."""
+    """A 63-bit hash of each image's pixels, `[N]`, int64; a corrupted image has the hash of the clean one."""
 
     cost = "free"
 
@@ -48,7 +49,7 @@ class ImageIds(Representation[Tensor]):
 
 
 class HeadWeights(NamedTuple):
-    """The last linear layer: `weight [C, D]`, `bias [C]` (zeros where it has none). Several are one, side by side."""
+    """The last linear layer: `weight [C, D]` and `bias [C]` (zeros if the layer has none)."""
 
     weight: Tensor
     bias: Tensor
@@ -56,17 +57,17 @@ class HeadWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Head(Representation[HeadWeights]):
-    """The last linear layer of the network; no image is looked at.
+    """The last linear layer of the network, as `HeadWeights`; independent of the images.
 
-    A 1×1 convolution of one position is one. Where the logits are the mean of several layers (distillation), these are
-    one layer on all their inputs side by side.
+    A 1×1 convolution of a map with one position counts as linear. If the logits are the mean of several layers
+    (distillation), these are merged into one layer on their concatenated inputs.
     """
 
     cost = "free"
     per_image = False
 
     def skip(self, network: Network) -> str | None:
-        return None if network.heads else "the network's logits come from no linear layer, nor from the mean of several"
+        return None if network.heads else "the logits are neither the output of a linear layer nor the mean of several"
 
     def compute(self, batch: Batch, **state: Tensor) -> HeadWeights:
         heads = _heads(batch.network)
@@ -85,7 +86,7 @@ class Head(Representation[HeadWeights]):
 
 @dataclass(frozen=True)
 class HasBias(Representation[Tensor]):
-    """Whether the last linear layer has a bias, bool `[1]`, which `Head` does not tell; no image is looked at."""
+    """Whether the last linear layer has a bias, bool `[1]`, which `Head` does not say; independent of the images."""
 
     cost = "free"
     per_image = False
@@ -100,7 +101,7 @@ def _heads(network: Network) -> list[nn.Linear | nn.Conv2d]:
 
 @dataclass(frozen=True)
 class Features(Representation[Tensor]):
-    """Penultimate features: the input of the last linear layer, `[N, D]`; of several, side by side."""
+    """Penultimate features: the input of the last linear layer, `[N, D]`; of several such layers, concatenated."""
 
     def skip(self, network: Network) -> str | None:
         return Head().skip(network)
@@ -116,7 +117,7 @@ class Features(Representation[Tensor]):
 class LayerMeans(Representation[dict[str, Tensor]]):
     """Channel means of feature maps, `{layer: [N, C_l]}`.
 
-    `layers` are dotted names; left out, the ends of the network's stages, found by rule (`howsure.layers.stages`).
+    `layers` are dotted names; by default the last layer of each stage of the network (`howsure.layers.stages`).
     """
 
     layers: tuple[str, ...] | None = None
@@ -134,7 +135,13 @@ class LayerMeans(Representation[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class LayerMoments(Representation[dict[str, Tensor]]):
-    """Mean and deviation over positions of each channel of each normalisation layer, `{layer: [N, 2, C_l]}`."""
+    """Mean and standard deviation over positions of each normalisation layer's channels, `{layer: [N, 2, C_l]}`.
+
+    A network without normalisation layers gives those of its convolution and linear layers but the last.
+    """
+
+    def skip(self, network: Network) -> str | None:
+        return None if norm_layers(network.model) else NO_LAYERS
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
         return tuple(Tap(name, channel_moments) for name in norm_layers(network.model))
@@ -145,7 +152,10 @@ class LayerMoments(Representation[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class ActivationNorms(Representation[Tensor]):
-    """Log norms, over channels, of channel means and deviations of each normalisation layer's output, `[N, 2L]`."""
+    """Logs of the L2 norms of the two rows of `LayerMoments`, for each of the L layers, `[N, 2L]`."""
+
+    def skip(self, network: Network) -> str | None:
+        return LayerMoments().skip(network)
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
         return tuple(Tap(name, moment_norms) for name in norm_layers(network.model))
@@ -157,9 +167,9 @@ class ActivationNorms(Representation[Tensor]):
 
 @dataclass(frozen=True)
 class GradNorms(Representation[Tensor]):
-    """Squared L2 norms of the loss gradient, `[N, P]`: one column a parameter set of `model.named_parameters()`.
+    """Squared L2 norms of the loss gradient, `[N, P]`: one column per parameter set in `model.named_parameters()`.
 
-    The representation of Lee & AlRegib, 2020, arXiv:2008.08030, with their all-ones confounding label by default.
+    The representation of Lee & AlRegib, 2020, arXiv:2008.08030; by default with their all-ones confounding label.
     """
 
     cost = "backward"

@@ -1,4 +1,4 @@
-"""A run's folder: one file of scores and one record a cell, and the tidy tables that are put together from them."""
+"""A run's folder: a file of scores and a record for each cell, and the tidy tables assembled from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ State = Literal["done", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class CellName:
-    """Which cell of the grid: a method on a backbone (of a seed) under a protocol."""
+    """A cell of the grid: a method on a backbone, with a seed, under a protocol."""
 
     backbone: str
     seed: int
@@ -49,8 +49,15 @@ class CellName:
 
 @dataclass
 class Cell:
-    """What became of a cell: its state and why, the key it was computed under, the setting (the same with what the
-    suite says of the network instead of the network), its rows, the values chosen for it."""
+    """The record of a cell.
+
+    Attributes:
+        key, setting: see `CellKeys`.
+        why: the reason, unless it is done.
+        parameters: the method with its hyper-parameters.
+        chosen: values chosen by tuning, by shift.
+        rows: its rows of `results.csv`.
+    """
 
     name: CellName
     state: State
@@ -64,7 +71,11 @@ class Cell:
 
 
 class RunFolder:
-    """The folder of one run. Everything is written whole or not at all, as soon as it is known."""
+    """The folder of one run. Files are written as soon as their content is known, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be created or written to.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,9 +85,9 @@ class RunFolder:
                 pass
 
     def write_cell(self, cell: Cell, scores: dict[str, np.ndarray] | None = None) -> None:
-        """Keep a cell: its scores (`id` or `id/<shift>`, and `<shift>`), then its record.
+        """Write a cell's scores (`id` or `id/<shift>`, and `<shift>`), then its record.
 
-        What was there under another key goes first: a record never stands beside scores that it is not of.
+        An old record with another key is removed first, so that a record is never next to scores of another.
         """
         record, file, before = self._record(cell.name), self._scores(cell.name), self.read_cell(cell.name)
         with writing(record):
@@ -89,18 +100,18 @@ class RunFolder:
         _write_json(record, asdict(cell))
 
     def read_cell(self, name: CellName) -> Cell | None:
-        """The record of a cell, None where it has none."""
+        """The record of a cell, or None if it has none."""
         return self._read(self._record(name))
 
     def cells(self) -> Iterator[Cell]:
-        """All records, in order of backbone, seed, protocol, method; other files are passed over."""
+        """All records, sorted by backbone, seed, protocol and method; other files are ignored."""
         for file in sorted((self.folder / "cells").rglob("*.json")):
             cell = self._read(file)
             if cell:
                 yield cell
 
     def _read(self, file: Path) -> Cell | None:
-        """A record where its name says it lies, or None."""
+        """The record in a file, or None if it cannot be read or belongs elsewhere."""
         try:
             values = json.loads(file.read_text())
             cell = Cell(**{**values, "name": CellName(**values["name"])})
@@ -109,11 +120,11 @@ class RunFolder:
             return None
 
     def has_scores(self, name: CellName) -> bool:
-        """Whether the file of a cell's scores is there, and whole."""
+        """Whether the file of a cell's scores exists and is undamaged."""
         return read_arrays(self._scores(name)) is not None
 
     def suite(self) -> tuple[str, list[str] | None] | None:
-        """The suite that the results are of, and where it is from, if that is known; None where there are none."""
+        """The suite that the results are of, and its `suite_from` if known; None if there are no results."""
         try:
             record = json.loads((self.folder / "run.json").read_text())
             return str(record["suite"]), record.get("suite_from")
@@ -121,7 +132,7 @@ class RunFolder:
             return None
 
     def begin(self, run: dict[str, Any]) -> None:
-        """Note which suite the results are of, where that is not known: a run that is killed could not do it later."""
+        """Record which suite the results are of, unless it is recorded already: a run may be killed at any time."""
         if self.suite() != (run["suite"], run["suite_from"]):
             _write_json(self.folder / "run.json", run)
 
@@ -130,7 +141,7 @@ class RunFolder:
         return {row["shift"] for cell in self.cells() for row in cell.rows if row["shift"]}
 
     def write_errors(self, backbone: str, seed: int, errors: np.ndarray) -> None:
-        """Which in-distribution test images the network gets wrong, uint8 `[n_id]`."""
+        """Store which in-distribution test images the network gets wrong, as uint8 `[n_id]`."""
         path = self.folder / "scores" / backbone / f"seed{seed}" / "errors.safetensors"
         _write_arrays(path, {"errors": torch.from_numpy(errors.astype(np.uint8))})
 
@@ -138,16 +149,17 @@ class RunFolder:
         _write_json(self.folder / "timing" / backbone / f"{method}.json", row)
 
     def read_timing(self, backbone: str, method: str) -> dict[str, Any] | None:
+        """A row of `timing.csv`, with the key of the cell that it belongs to, or None."""
         try:
             return dict(json.loads((self.folder / "timing" / backbone / f"{method}.json").read_text()))
         except (OSError, ValueError):
             return None
 
     def assemble(self, run: dict[str, Any]) -> pd.DataFrame:
-        """Put `results.csv`, `results.parquet`, `timing.csv` and `run.json` together from what is finished.
+        """Assemble `results.csv`, `results.parquet`, `timing.csv` and `run.json` from what is finished.
 
-        Only cells that are done in `run["cells"]` count, and times of their methods as they are there: what an earlier
-        run with other methods, or other values of theirs, left behind stays out.
+        Only cells that `run["cells"]` lists as done count, and only timings of methods as in these cells. What an
+        earlier run with other methods or hyper-parameters left behind stays out.
         """
         done = [c for c in run["cells"] if c["state"] == "done"]
         wanted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in done}
@@ -171,20 +183,21 @@ class RunFolder:
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """The results of a run's folder, from `results.parquet` where a run was kept without its `results.csv`.
+    """The results in a run's folder, from `results.csv` or, if that is missing, `results.parquet`.
 
-    UserError where there is neither, or columns are lacking.
+    Raises:
+        UserError: there is neither, the file cannot be read, or it lacks columns.
     """
     path = folder / "results.csv"
     if not path.is_file() and (folder / "results.parquet").is_file():
         path = folder / "results.parquet"
     if not path.is_file():
-        raise UserError(f"{folder}: no results.csv in it; make one with `howsure run SUITE --out {folder}`")
+        raise UserError(f"{folder}: contains no results.csv; create one with `howsure run SUITE --out {folder}`")
     return _read_table(path, RESULT_COLUMNS, ["value"])
 
 
 def read_costs(folder: Path) -> pd.DataFrame:
-    """The rows of `timing.csv`, none where there is no such file. UserError where it is no table of timings."""
+    """The rows of `timing.csv`; none if there is no such file. Raises UserError if it is not a table of timings."""
     path = folder / "timing.csv"
     return _read_table(path, TIMING_COLUMNS, TIMES) if path.is_file() else pd.DataFrame(columns=TIMING_COLUMNS)
 
@@ -192,23 +205,23 @@ def read_costs(folder: Path) -> pd.DataFrame:
 def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-        lacking = [c for c in columns if c not in table]
-        if lacking:
-            raise UserError(f"{path}: column '{lacking[0]}' is missing; run the suite again")
+        missing = [c for c in columns if c not in table]
+        if missing:
+            raise UserError(f"{path}: column '{missing[0]}' is missing; run the suite again")
         return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable table ({why(error)}); run the suite again") from error
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Names stay as they are, `18`, `2019` and `null` too; an empty number is missing."""
+    """A table in which names stay texts, even `18` or `null`, and empty numbers are missing values."""
     missing = {name: ["", "NA", "NaN", "nan"] for name in {*RESULT_COLUMNS, *TIMING_COLUMNS} - TEXTS}
     types: dict[str, Any] = {**dict.fromkeys(TEXTS, str), "severity": "Int64"}
     return pd.read_csv(path, dtype=types, na_values=missing, keep_default_na=False)
 
 
 def read_scores(folder: Path, name: CellName) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Scores of a cell by shift: `(in-distribution [n], shifted [m])`; empty where there are none."""
+    """Scores of a cell by shift, `(in-distribution [n], shifted [m])`; empty if there are none."""
     arrays = read_arrays(folder / "scores" / f"{name.path}.safetensors") or {}
     found = {k: v.numpy() for k, v in arrays.items()}
     shifts = [k for k in found if k.partition("/")[0] != "id"]
@@ -230,8 +243,8 @@ def _write_whole(path: Path, write: Any) -> None:
 
 
 @contextmanager
-def writing(place: Path, do: str = "see to its permissions and to free space") -> Iterator[None]:
-    """What goes wrong with writing there is a UserError, which says what to do."""
+def writing(place: Path, do: str = "check its permissions and the free space") -> Iterator[None]:
+    """Turn errors from writing inside into a UserError about `place` that says what to `do`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -239,7 +252,7 @@ def writing(place: Path, do: str = "see to its permissions and to free space") -
 
 
 def cleared(folder: Path, prefixes: tuple[str, ...], suffixes: tuple[str, ...]) -> Path:
-    """A folder to write files of these names into, without those of an earlier call."""
+    """Create `folder` if need be, and remove the files that an earlier call wrote, by prefix and suffix."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for old in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Rows of arrays, one an image: which there are, which are lacking, and how few passes give all that is lacking."""
+"""Arrays with one row per image: which rows there are, which are missing, and how to compute those in few passes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ INDEX = "index of images"
 
 @dataclass(frozen=True)
 class Rows:
-    """Arrays of some images of a split: row `i` of each belongs to the image `index[i]`.
+    """Arrays for some images of a split: row `i` of each belongs to image `index[i]`.
 
-    `index` is int64 `[n]`, ascending, without duplicates; None for arrays that belong to the network and to no image.
+    `index` is int64 `[n]`, ascending, without duplicates; None for arrays that belong to the network, not to images.
     """
 
     arrays: dict[str, Tensor] = field(default_factory=dict)
@@ -26,15 +26,15 @@ class Rows:
 
     @staticmethod
     def from_file(arrays: dict[str, Tensor]) -> Rows:
-        """What `to_file` gave."""
+        """The inverse of `to_file`."""
         return Rows({key: value for key, value in arrays.items() if key != INDEX}, arrays.get(INDEX))
 
     def to_file(self) -> dict[str, Tensor]:
-        """The arrays and their index under names of their own."""
+        """The arrays by name, with the index among them."""
         return self.arrays if self.index is None else {**self.arrays, INDEX: self.index}
 
-    def lack(self, images: Tensor) -> Tensor:
-        """Which of the images, int64 `[m]`, are not among these: bool `[m]`."""
+    def missing(self, images: Tensor) -> Tensor:
+        """Which of the images, int64 `[m]`, have no row here: bool `[m]`."""
         if self.index is None or torch.equal(self.index, images):
             return torch.zeros(len(images), dtype=torch.bool)
         if not len(self.index):
@@ -43,37 +43,38 @@ class Rows:
         return self.index[place] != images
 
     def take(self, images: Tensor | None) -> dict[str, Tensor]:
-        """The arrays at images that are among these, in the order asked for; as they are where that is None."""
+        """The rows of the given images, which must be here, in the given order; all rows if `images` is None."""
         if self.index is None or images is None:
             return self.arrays
         place = torch.searchsorted(self.index, images)
         return {key: value[place] for key, value in self.arrays.items()}
 
     def join(self, more: Rows) -> Rows:
-        """These and those of other images."""
+        """These rows together with those of other images."""
         if self.index is None or more.index is None or not len(self.index):
             return more
         index, order = torch.cat([self.index, more.index]).sort()
         return Rows({key: torch.cat([value, more.arrays[key]])[order] for key, value in self.arrays.items()}, index)
 
 
-def passes(lack: Tensor, reps: Sequence[Representation[Any]]) -> Iterator[tuple[Tensor, list[Representation[Any]]]]:
-    """Which images to look at for which representations: a mask `[N]` and a list for each pass.
+def passes(missing: Tensor, reps: Sequence[Representation[Any]]) -> Iterator[tuple[Tensor, list[Representation[Any]]]]:
+    """Which images to pass through the network for which representations: for each pass, a mask `[N]` and a list.
 
-    `lack` is bool `[N, R]`: image `n` lacks representation `r`; of what belongs to the network, at most one image of a
-    split does. All that is lacking is in one pass, once, and nothing else. What the shared pass gives comes first, so
-    that its batches do not depend on what else there is. Then comes what the fewest images lack: where those lack the
-    rest too, no image is looked at twice.
+    `missing` is bool `[N, R]`: whether representation `r` of image `n` is missing; for a representation that belongs to
+    the network, at most one image of a split is marked. Everything missing is computed once, and nothing else.
+
+    Representations from the shared pass come first, so that its batches do not depend on what else is asked for; then
+    those that the fewest images miss, so that no image is processed twice if these images miss all the others too.
     """
-    lack = lack.clone()
-    alone = torch.tensor([not rep.per_image for rep in reps])
+    missing = missing.clone()
+    of_network = torch.tensor([not rep.per_image for rep in reps])
 
     def rank(column: int) -> tuple[bool, bool, int]:
-        return not reps[column].per_image, reps[column].cost == "passes", int(lack[:, column].sum())
+        return not reps[column].per_image, reps[column].cost == "passes", int(missing[:, column].sum())
 
     for column in sorted(range(len(reps)), key=rank):
-        images = lack[:, column].clone()
+        images = missing[:, column].clone()
         if images.any():
-            columns = torch.where(alone, lack[images].any(0), lack[images].all(0))
+            columns = torch.where(of_network, missing[images].any(0), missing[images].all(0))
             yield images, [rep for rep, wanted in zip(reps, columns.tolist(), strict=True) if wanted]
-            lack &= ~(images[:, None] & columns)
+            missing &= ~(images[:, None] & columns)

@@ -1,4 +1,4 @@
-"""`howsure new`: a method file that works as it is, and its test, to edit."""
+"""`howsure new`: a method file that works as it stands, and its test, as a starting point."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def test_formula(method):
 
 
 def write_method(name: str, into: Path) -> list[Path]:
-    """Write NAME.py and test_NAME.py into a folder; never over a file that is there.
+    """Write NAME.py and test_NAME.py into a folder, never over an existing file; returns their paths.
 
     Raises:
-        UserError: a name that is taken or is no Python name, or a file that exists.
+        UserError: the name is taken or not a valid one, a file exists, or the folder cannot be written to.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise UserError(f"'{name}' is no method name; use lower-case letters, digits and underscores")
+        raise UserError(f"'{name}' is not a valid method name; use lower-case letters, digits and underscores")
     if name in METHODS:
-        raise UserError(f"there is a method '{name}' already; choose another name")
+        raise UserError(f"there is already a method '{name}'; choose another name")
     cls = "".join(part.capitalize() for part in name.split("_"))
     texts = {f"{name}.py": METHOD, f"test_{name}.py": TEST}
     for file in texts:

@@ -26,10 +26,10 @@ _UNREADABLE = (
 
 
 class ImageFolder(Dataset):
-    """`imagefolder:PATH`: a folder of images, one sub-folder a class, or flat.
+    """`imagefolder:PATH`: a folder of images, flat or with one sub-folder per class.
 
-    Sub-folders of PATH that are called `train`, `val` or `test` are its splits; without any, the whole folder serves
-    every split. All splits share the class order of `train`, or `classes` where given.
+    Sub-folders of PATH called `train`, `val` or `test` are its splits; without any, the whole folder serves as every
+    split. All splits use the class order of `train`, or of `classes` if given.
     """
 
     source = "folder"
@@ -40,7 +40,7 @@ class ImageFolder(Dataset):
 
     @cached_property
     def parts(self) -> dict[str, Path]:
-        """The folder of each split that has one of its own."""
+        """The folder of each split that has its own."""
         return {name: self.path / name for name in SPLITS if (self.path / name).is_dir()}
 
     @property
@@ -53,7 +53,8 @@ class ImageFolder(Dataset):
         return self._classes or FolderImages(self.parts.get("train", first)).classes
 
     def split(self, name: str) -> FolderImages:
-        """The images of a split. Raises UserError where there is no such folder, split, image, or class in train."""
+        """The images of a split. Raises UserError if the folder, the split, or its images are missing, or if it has a
+        class that is not in `train`."""
         reason = self.missing()
         if reason:
             raise UserError(reason)
@@ -86,7 +87,7 @@ class Part(Dataset):
 class Npz(Dataset):
     """`npz:PATH`: uint8 `x` `[N, H, W]` or `[N, H, W, C]` with C 1 or 3, and integer labels `y` `[N]` from 0.
 
-    One file serves every split. It is read without pickles.
+    One file serves as every split. Pickled objects are refused.
     """
 
     source = "npz"
@@ -103,22 +104,22 @@ class Npz(Dataset):
         x, y = self._arrays()
         images = ArrayImages(x, y, where=str(self.path))
         if not len(images):
-            raise UserError(f"{self.path}: x holds no image")
+            raise UserError(f"{self.path}: x holds no image; save at least one")
         if min(images.x.shape[1:]) == 0:
-            raise UserError(f"{self.path}: images of {list(images.x.shape[1:])} have no pixel")
+            raise UserError(f"{self.path}: images of {list(images.x.shape[1:])} have no pixel; save larger ones")
         if images.y.min() < 0:
-            raise UserError(f"{self.path}: label {images.y.min()} in y; labels count from 0")
+            raise UserError(f"{self.path}: label {images.y.min()} in y; number the classes from 0")
         return images
 
     @property
     def classes(self) -> list[str]:  # type: ignore[override]
         largest = int(self.images.y.max())
         if largest >= MOST_CLASSES:
-            raise UserError(f"{self.path}: label {largest} in y; labels number the classes from 0")
+            raise UserError(f"{self.path}: label {largest} in y; number the classes from 0 without large gaps")
         return [str(label) for label in range(largest + 1)]
 
     def split(self, name: str) -> ArrayImages:
-        """All images, whichever split is asked for. Raises UserError where the file is not as described."""
+        """All images, whichever split is asked for. Raises UserError if the file is not as described."""
         return self.images
 
     def missing(self) -> str | None:
@@ -127,10 +128,10 @@ class Npz(Dataset):
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         try:
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                lacking = [key for key in ("x", "y") if key not in arrays]
-                if lacking:
+                missing = [key for key in ("x", "y") if key not in arrays]
+                if missing:
                     has = ", ".join(arrays.files) or "nothing"
-                    raise UserError(f"{self.path}: no array '{lacking[0]}' in it (it has {has}); save x and y")
+                    raise UserError(f"{self.path}: no array '{missing[0]}' in it (it has {has}); save x and y")
                 return arrays["x"], arrays["y"]
         except _UNREADABLE as error:
             raise UserError(f"{self.path}: not a readable .npz of plain arrays ({why(error)}); use np.savez") from error
@@ -208,12 +209,11 @@ def resolve(spec: str, base: Path = Path(), classes: Sequence[str] | None = None
     `NAME:KIND:SEVERITY`.
 
     Args:
-        base: the folder that a relative PATH is taken from, or where it is not there the data root.
-        classes: of the training set, in label order, for the test set of a suite that names the two apart: the class
-            folders of an `imagefolder:` must be among them.
+        base: the folder that a relative PATH starts from, or the data root if it exists only there.
+        classes: those of the training set, in label order; the class folders of an `imagefolder:` must be among them.
 
     Raises:
-        UserError: no data set is called that; the message names the nearest ones.
+        UserError: there is no such data set; the message names the nearest ones.
     """
     scheme, colon, path = spec.partition(":")
     if colon and scheme in SCHEMES:
@@ -232,6 +232,6 @@ def resolve(spec: str, base: Path = Path(), classes: Sequence[str] | None = None
     return DATASETS[spec]()
 
 
-def num_classes(source: Dataset, images: Any) -> int:
-    """How many classes a data set has: those it names, else as many as its largest label asks for."""
-    return len(source.classes) or 1 + max(int(images[index][1]) for index in range(len(images)))
+def num_classes(source: Dataset, images: Images) -> int:
+    """The number of classes of a data set: those it names, else one more than the largest label of `images`."""
+    return len(source.classes) or 1 + int(images.y.max())

@@ -1,4 +1,4 @@
-"""Images as a network sees them: splits, prepared pixels kept in memory, and batches."""
+"""Images as a network sees them: splits, prepared pixels in memory, and batches."""
 
 from __future__ import annotations
 
@@ -28,21 +28,26 @@ Loaded = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Images to look at, perhaps corrupted on the fly: `(type, severity)`."""
+    """A named set of images, perhaps corrupted on the fly.
+
+    Attributes:
+        corruption: its type and severity.
+        seed: of the corruption's random choices.
+        clean: the originals of images that come corrupted. Ids, and hence parts, are those of the originals.
+    """
 
     name: str
     images: Images
     corruption: tuple[str, int] | None = None
     seed: int = 0
     clean: Images | None = None
-    """The same images before somebody else corrupted them: theirs are the ids, and so the parts."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes whenever an image, a label or the corruption does."""
+        """A text that changes whenever an image, a label or the corruption does."""
         clean = f" beside {self.clean.fingerprint}" if self.clean else ""
         return f"{self.images.fingerprint} {self.corruption} {self.seed if self.corruption else ''}{clean}"
 
@@ -50,7 +55,7 @@ class Split:
 class Prepared(TorchDataset[Item]):
     """A split as the network sees it: `(uint8 pixels [H, W, C], label, id)`; the id is a hash of the clean pixels.
 
-    What is in `kept`, by index, is taken from there; with `keep` what is seen is put there.
+    Items in `kept`, by index, are taken from there; with `keep`, new ones are added to it.
     """
 
     def __init__(self, split: Split, network: Network, kept: dict[int, Item] | None = None, keep: bool = False) -> None:
@@ -69,8 +74,8 @@ class Prepared(TorchDataset[Item]):
     def _prepare(self, index: int) -> Item:
         image, label = self.split.images[index]
         pixels = self.network.prepare(image)
-        known = pixels if self.split.clean is None else self.network.prepare(self.split.clean[index][0])
-        identity = image_id(known)
+        clean = pixels if self.split.clean is None else self.network.prepare(self.split.clean[index][0])
+        identity = image_id(clean)
         if self.split.corruption:
             kind, severity = self.split.corruption
             pixels = corrupt(pixels, kind, severity, (identity + self.split.seed) % 2**32)
@@ -78,19 +83,19 @@ class Prepared(TorchDataset[Item]):
 
 
 def image_id(pixels: np.ndarray) -> int:
-    """A 63-bit hash of an image."""
+    """A 63-bit hash of an image's pixels."""
     return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1
 
 
 class Pixels:
-    """Prepared images in memory, up to half a gigabyte: grids, and networks with the same input, come back to them."""
+    """A cache of prepared images, up to half a gigabyte, for grids and for networks with the same inputs."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, InputSpec], dict[int, Item]] = {}
         self._room = _KEPT_BYTES
 
     def __call__(self, split: Split, network: Network, index: Sequence[int]) -> TorchDataset[Item]:
-        """The images at `index`, in that order; kept where there is room for all of them."""
+        """The images at `index`, in that order; they are kept if there is room for all of them."""
         kept = self._kept.setdefault((split.fingerprint, network.input), {})
         size = sum(i not in kept for i in index) * network.input.channels * math.prod(network.input.size)
         fits = size <= self._room
@@ -99,20 +104,22 @@ class Pixels:
 
 
 def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
-    """Batches of `(inputs of the network [n, channels, H, W], labels [n], ids [n])` in order."""
+    """Batches of `(inputs of the network [n, channels, H, W], labels [n], ids [n])`, in order."""
     return load([Prepared(split, network)], network, batch_size)
 
 
 def load(prepared: Sequence[TorchDataset[Item]], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
+    """Batches, as from `batches`, of several sets of prepared images one after the other."""
     workers = 0 if network.device.type == "cpu" else min(8, torch.get_num_threads())
-    own = torch.Generator()  # the global one would be moved on, and a fit that draws from it depend on what is stored
+    own = torch.Generator()  # a DataLoader would otherwise draw from the global one, which a later `fit` may use
     size = batch_size or images_at_once(network)
     for pixels, labels, ids in DataLoader(ConcatDataset(prepared), size, num_workers=workers, generator=own):
         yield network.normalise(pixels), labels, ids
 
 
 def images_at_once(network: Network) -> int:
-    """128 on a GPU; on the CPU as many as have the pixels of 64 images of 32×32, 32 to 256: more leave its cache."""
+    """The batch size: 128 on a GPU; on a CPU, to fit its cache, as many as hold the pixels of 64 images of 32×32, but
+    between 32 and 256."""
     if network.device.type != "cpu":
         return _GPU_BATCH
     return min(256, max(32, _CPU_BATCH // math.prod(network.input.size)))

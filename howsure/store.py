@@ -1,4 +1,4 @@
-"""Arrays on disk under a key made of what produced them. Same key, same bytes; a changed anything misses."""
+"""Arrays on disk under a key made from everything that produced them: if any of it changes, so does the key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write what is then put in the place of `path`, whole or not at all."""
+    """Yields a temporary file to write to, which then replaces `path`; after an error, `path` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
@@ -32,16 +32,15 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_arrays(path: Path, arrays: dict[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all, with the order of its arrays and a sum to check them by."""
+    """Write a safetensors file, whole or not at all, with the order of its arrays and a checksum."""
     arrays = {key: value.detach().cpu().contiguous() for key, value in arrays.items()}
     with whole(path) as temporary:
-        # as one text: of several a file has now this first, now that
+        # one text, because several entries would come in no fixed order
         save_file(arrays, temporary, {"about": json.dumps({"order": list(arrays), "sum": _sum(arrays)})})
 
 
 def read_arrays(path: Path) -> dict[str, Tensor] | None:
-    """Memory-mapped arrays of a safetensors file in the order they were written in, which such a file does not keep by
-    itself; None where there is none or it is damaged."""
+    """Memory-mapped arrays of a safetensors file, in the order written; None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
@@ -59,7 +58,7 @@ def _sum(arrays: dict[str, Tensor]) -> str:
 
 
 class Memory:
-    """Arrays by key for as long as the process lives: what takes the place of a store that cannot be written to."""
+    """Arrays by key in memory, which takes the place of a store that cannot be written to."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, dict[str, Tensor]] = {}

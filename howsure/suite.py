@@ -1,4 +1,4 @@
-"""Suites: TOML files that say which grid to run. Unknown keys and wrong values are errors with file, line and key."""
+"""Suites: TOML files that say which grid to run. Errors in them are reported with file, line and key."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .corruptions import CORRUPTIONS
-from .errors import UserError, told, unknown, why
+from .data import located
+from .errors import UserError, described, unknown, why
 from .losses import LOSSES
 from .method import Method, misdeclared
 from .plugins import METHODS
@@ -27,10 +28,10 @@ else:
     import tomli as tomllib
 
 Protocol = Literal["none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic"]
-PROTOCOLS: tuple[Protocol, ...] = ("none", "same-shift", "leave-one-out", "pseudo-unknown", "synthetic")
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 COLUMNS = ("method", "supervision", "mean")
 RESERVED = ("id", "train", "test", "val", "synthetic", "pseudo-unknown", *COLUMNS)
-"""What no shift can be called: other splits, and columns of the tables."""
+"""Names that no shift can have: those of other splits, and of columns in the tables."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 
 
@@ -39,7 +40,7 @@ class _Table(BaseModel):
 
 
 class InDistribution(_Table):
-    """Where the images of known classes come from: one data set, or one a split."""
+    """Where the images of known classes come from: one data set, or one per split."""
 
     train: str
     test: str
@@ -47,7 +48,7 @@ class InDistribution(_Table):
 
 
 class BackboneSpec(_Table):
-    """A network: what builds it, its weights, and its input transform where it is not the network's own."""
+    """A network: what builds it, its weights, and its input transform where that differs from the network's own."""
 
     use: str
     name: Annotated[str, Field(pattern=NAME)]
@@ -67,12 +68,12 @@ class BackboneSpec(_Table):
 
 
 def _derived(text: str) -> str:
-    """A name made of a text, as far as it has letters and digits for one."""
+    """A valid name made from a text; empty if the text has no letter or digit."""
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-").lstrip("_.+-")
 
 
 def short(data: str) -> str:
-    """A data set's own name, or the stem of a path: `cifar10-c:fog:3`, `npz:some/where/dtd.npz` to `dtd`."""
+    """The stem of a path, else the name of the data set: `npz:some/where/dtd.npz` gives `dtd`."""
     scheme, _, path = data.partition(":")
     return Path(path).stem if scheme in SCHEMES else data
 
@@ -99,7 +100,7 @@ class ShiftSpec(_Table):
             raise ValueError(f"a group cannot be called '{group}'; use letters, digits, spaces and _ . + -")
         if group in ("id", "corruption", "misclassification", "errors", "note", *COLUMNS):
             raise ValueError(
-                f"a group cannot be called '{group}', which tables and plots call something else; give it another name"
+                f"a group cannot be called '{group}', a name that tables and plots reserve; give it another name"
             )
         return group
 
@@ -107,8 +108,8 @@ class ShiftSpec(_Table):
 class CorruptionSpec(_Table):
     """Corruptions made on the fly from the in-distribution test images.
 
-    With `images`, each severity takes that many of them, other ones for each severity as far as they last: with a fifth
-    of the test images and five severities, every type shows every image once.
+    With `images`, only that many are corrupted at each severity, different ones as far as they last: with a fifth of
+    the test images and five severities, each type uses every image once.
     """
 
     types: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -127,7 +128,7 @@ class CorruptionSpec(_Table):
             if name not in CORRUPTIONS:
                 raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))
         if len(set(types)) < len(types):
-            raise ValueError(f"a corruption stands there twice: {', '.join(types)}")
+            raise ValueError(f"a corruption is listed twice: {', '.join(types)}")
         return types
 
     @field_validator("severities", mode="after")
@@ -137,7 +138,7 @@ class CorruptionSpec(_Table):
 
 
 class Suite(_Table):
-    """A grid of backbones, shifts, methods and protocols, and the folder its relative paths start from."""
+    """A grid of backbones, shifts, methods and protocols; `base` is the folder that its relative paths start from."""
 
     name: str
     base: Path
@@ -165,7 +166,7 @@ class Suite(_Table):
     def _variants_run(self) -> Suite:
         for name, values in self.method.items():
             if "use" in values and not any(fnmatchcase(name, pattern) for pattern in self.methods):
-                raise ValueError(f"no entry of `methods` names the variant '{name}'; add it there")
+                raise ValueError(f"the variant '{name}' is not in `methods`; add it there")
         return self
 
     @model_validator(mode="after")
@@ -183,8 +184,12 @@ class Suite(_Table):
                 raise ValueError(f"a shift cannot be called '{name}', which is taken; give it another `name`")
         return self
 
+    def checkpoint(self, spec: BackboneSpec) -> str | None:
+        """The path of a backbone's checkpoint."""
+        return str(located(spec.checkpoint, self.base).absolute()) if spec.checkpoint else None
+
     def chosen_protocols(self) -> tuple[Protocol, ...]:
-        """The protocols asked for, or all that apply: leaving one shift out needs another one to fit on."""
+        """The protocols asked for; by default `none`, `same-shift` and `leave-one-out`, as far as there are shifts."""
         if self.protocols is not None:
             return self.protocols
         types = len(self.shift) + (len(self.corruptions.types) if self.corruptions else 0)
@@ -192,29 +197,29 @@ class Suite(_Table):
         return tuple(p for p in PROTOCOLS if p in wanted)
 
     def chosen_methods(self) -> dict[str, Method]:
-        """The methods that the globs name, with the suite's hyper-parameters; variants under names of their own."""
+        """The methods that the globs match, variants included, by name and with the suite's hyper-parameters."""
         variants = [name for name, values in self.method.items() if "use" in values]
         names: list[str] = []
         for pattern in self.methods:
             found = [n for n in (*METHODS, *variants) if fnmatchcase(n, pattern)]
             names += [n for n in found or [pattern] if n not in names]
         for name in self.method:
-            make_method(name, self.method[name])
+            make_method(name, self.method[name])  # raises for a table with mistakes, even if no glob matches it
         return {name: make_method(name, self.method.get(name, {})) for name in names}
 
 
 def make_method(name: str, values: Mapping[str, Any]) -> Method:
-    """A method by name, or by `use` among the values, with some of its hyper-parameters.
+    """A method with the given hyper-parameters; `use` among `values` names it if it is a variant called otherwise.
 
-    A table for a hyper-parameter that is a loss names it in `kind`: `{ kind = "confound", hot = 2 }`.
+    A loss is a table that names it in `kind`: `{ kind = "confound", hot = 2 }`.
 
     Raises:
-        UserError: no such method, hyper-parameter or loss.
+        UserError: there is no such method, hyper-parameter or loss, a value is wrong, or the class is misdeclared.
     """
     used = str(values.get("use", name))
     cls = METHODS[used]
     if not is_dataclass(cls):
-        raise UserError(f"method {used}: {cls.__name__} is no dataclass; put @dataclass(frozen=True) above its class")
+        raise UserError(f"method {used}: {cls.__name__} is not a dataclass; decorate it with @dataclass(frozen=True)")
     parameters = {key: value for key, value in values.items() if key != "use"}
     known = [f.name for f in fields(cls)]
     for key in parameters:
@@ -228,10 +233,10 @@ def make_method(name: str, values: Mapping[str, Any]) -> Method:
     except (TypeError, ValueError) as error:
         raise UserError(f"method {used}: {why(error)}") from error
     except Exception as error:
-        raise UserError(f"method {used}: {told(error)}") from error
+        raise UserError(f"method {used}: {described(error)}") from error
     try:
         fault = misdeclared(method)
-    except Exception:  # what it needs cannot be told: its cells fail, alone
+    except Exception:  # its `needs` raises: its cells will fail, and no others
         return method
     if fault:
         raise UserError(f"method {used}: {fault}")
@@ -264,16 +269,16 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by name or path of a TOML file.
+    """A suite by its name or by the path of its TOML file.
 
     Raises:
-        UserError: no such suite, or a file that is malformed; the line says file, line and key.
+        UserError: there is no such suite, or its file is malformed; the message gives file, line and key.
     """
     path = Path(name).expanduser()
     if not path.is_file():
         if name not in suite_names():
             if path.suffix == ".toml" or "/" in name:
-                raise UserError(f"{name}: no such suite file")
+                raise UserError(f"{name}: no such suite file; give the path of a TOML file or a name")
             raise unknown("suite", name, suite_names())
         path = own_suites() / f"{name}.toml"
     try:
@@ -285,7 +290,7 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"{path}: cannot be read ({why(error)})") from error
     for reserved in ("name", "base"):
         if reserved in values:
-            raise UserError(f"{path}{_line(text, [reserved])}: unknown key '{reserved}'; a suite is named by its file")
+            raise UserError(f"{path}{_line(text, [reserved])}: unknown key '{reserved}'; remove it")
     try:
         return Suite(**values, name=path.stem, base=path.resolve().parent)
     except ValidationError as error:
@@ -293,7 +298,7 @@ def load_suite(name: str) -> Suite:
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:
-    """The first problem as one line: file, line, key, what is wrong, and the nearest known key."""
+    """The first problem in one line: file, line, key, what is wrong, and the nearest known key."""
     problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     where = [str(part) for part in problem["loc"]]
     place = f"{path}{_line(text, where)}"
@@ -316,9 +321,9 @@ def _in_words(problem: Any, key: str) -> str:
     """What is wrong with a value, in the words of TOML."""
     kind, given = problem["type"], problem["input"]
     if kind == "tuple_type" and key in ("backbone", "shift") and isinstance(given, dict):
-        return f"write [[{key}]]: there may be several"
+        return f"write [[{key}]], with double brackets: there may be several"
     if kind == "string_pattern_mismatch":
-        return f"'{given}' cannot be a name; give `name`, of letters, digits and _ . + -, a letter or digit first"
+        return f"'{given}' cannot be a name; give a `name` of letters, digits and _ . + -, first a letter or digit"
     message = WORDS.get(kind) or problem["msg"].removeprefix("Value error, ")
     message = message.replace("Tuple", "List").replace(" after validation", "")
     return message[0].lower() + message[1:]
@@ -333,9 +338,9 @@ def _known_keys(table: list[str]) -> list[str]:
 
 
 def _line(text: str, where: list[str]) -> str:
-    """`:` and the line of a key in a TOML text, of its table where it lacks it; nothing where neither is there.
+    """`:` and the line number of a key in a TOML text, or of its table if the key is not there; empty without either.
 
-    `where` is its path, with indices of array tables.
+    `where` is the key's path, with the indices of array tables.
     """
     lines = text.splitlines()
     start, headers, keys = 0, [], [part for part in where if not part.isdigit()]

@@ -1,4 +1,4 @@
-"""Outliers made from in-distribution training images alone: altered beyond recognition, no outside image."""
+"""Outliers made from in-distribution training images, altered beyond recognition; no outside images are used."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ KINDS = ("patch_shuffle", "mixture", "inversion", "low_contrast", "noise", "blur
 
 
 class Synthetic(Images):
-    """Every image of a set, altered in one of `KINDS` ways in turn; image `i` is the same at every call.
+    """Every image of a set, altered in one of the ways in `KINDS`, in turn; image `i` is the same at every call.
 
-    Even images are mixed with even ones and odd with odd, so that a half can be set against the altered other half.
+    Images with even indices are mixed only with each other, and so are odd ones: a detector can then be fitted on one
+    half as inliers and on the altered other half as outliers.
     """
 
     def __init__(self, images: Images, seed: int = 0) -> None:
@@ -37,7 +38,7 @@ class Synthetic(Images):
         if kind == "mixture":
             alike = (len(self.images) + 1 - index % 2) // 2
             drawn = int(rng.integers(alike))
-            partner = 2 * ((drawn + (drawn == index // 2)) % alike) + index % 2  # never itself, but where it is alone
+            partner = 2 * ((drawn + (drawn == index // 2)) % alike) + index % 2  # never itself, unless it is alone
             other = self._image(partner)[0].convert(image.mode).resize(image.size)
             altered = (pixels + np.asarray(other)) / 2
         else:
@@ -55,7 +56,10 @@ class Synthetic(Images):
 
 
 def alter(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Pixels `[H, W]` or `[H, W, C]`, 0 to 255, altered in one of `KINDS` ways but `mixture`; may leave the range."""
+    """Pixels `[H, W]` or `[H, W, C]`, 0 to 255, altered in one of the ways in `KINDS` other than `mixture`.
+
+    The result may leave the range.
+    """
     if kind == "patch_shuffle":
         return _shuffle_patches(x, 4, rng)
     if kind == "inversion":
@@ -67,13 +71,13 @@ def alter(x: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
     if kind == "blur":
         from scipy.ndimage import gaussian_filter
 
-        sigma = rng.uniform(0.02, 0.08) * max(32, min(x.shape[:2]))  # less would leave a small image as it was
+        sigma = rng.uniform(0.02, 0.08) * max(32, min(x.shape[:2]))  # less would hardly change a small image
         return gaussian_filter(x, (sigma, sigma) + (0,) * (x.ndim - 2))
     return rng.permutation(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
 
 
 def _shuffle_patches(x: np.ndarray, grid: int, rng: np.random.Generator) -> np.ndarray:
-    """The image cut into `grid` × `grid` patches in random order; what does not divide is left at the edge."""
+    """The image cut into `grid` × `grid` patches in random order; a remainder at the edge stays where it is."""
     h, w = x.shape[0] // grid, x.shape[1] // grid
     places = [(slice(i * h, i * h + h), slice(j * w, j * w + w)) for i in range(grid) for j in range(grid)]
     out = x.copy()

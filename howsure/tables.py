@@ -1,10 +1,10 @@
-"""Tables of a run, redrawn from its `results.csv` and `timing.csv`: Markdown and LaTeX to read, CSV to compute with.
+"""Tables of a run, drawn from its `results.csv` and `timing.csv`: Markdown and LaTeX to read, CSV to compute with.
 
-No table mixes protocols or tasks. Methods stand in order of mean AUROC, with what each was fitted on beside it; the
-best value of a column is bold, with all that look equal to it. Each number is a mean over backbones (and severities,
-where a column is a corruption type); with several seeds it is the mean ± the standard deviation of the seeds' means. A
-star marks a mean that lacks cells that other methods have, because some failed or were skipped: it is never bold (CSV
-names such columns in a last one).
+No table mixes protocols or tasks. Methods are sorted by mean AUROC; next to each is its supervision, what it was fitted
+on. The best value in a column is bold, and so are all that round to it. Each number is a mean over backbones (and, if
+the column is a corruption type, over severities); with several seeds, it is the mean ± standard deviation of the seeds'
+means. A star marks a mean over fewer cells than other methods have, because some failed or were skipped; it is never
+bold. In CSV files, a last column names such columns.
 """
 
 from __future__ import annotations
@@ -38,7 +38,15 @@ CELL = ("backbone", "seed", "shift", "severity")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of methods by columns: `mean` and `sd` (NaN with one seed), what is `partial`, and the first columns."""
+    """A table with one row per method.
+
+    Attributes:
+        mean, sd: values by column; `sd` is NaN with one seed.
+        partial: which means are over fewer cells than other methods have.
+        about: the first columns, which describe the method.
+        lower: columns in which lower values are better.
+        digits: after the decimal point.
+    """
 
     name: str
     title: str
@@ -51,13 +59,13 @@ class Table:
 
 
 def write_tables(folder: Path) -> list[Path]:
-    """Write `folder/tables/*.md|.tex|.csv`, in place of those of an earlier call.
+    """Write `folder/tables/*.md|.tex|.csv`, replacing those of an earlier call.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: the folder holds no results, a file that is not a table of them, or cannot be written to.
+        UserError: the folder contains no results, they cannot be read, or the folder cannot be written to.
     """
     results = tidy(read_results(folder))
     tables = list(_tables(results, folder))
@@ -71,13 +79,13 @@ def leaderboard(results: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
     Args:
         results: rows of `results.csv`.
-        protocol: rows of other protocols are left out.
+        protocol: rows of other protocols are ignored.
 
     Returns:
-        Columns `method`, `supervision`, then those of `near`, `far`, other groups, `corruption` and
-        `misclassification` that the results have, and `mean` over all of these but misclassification (over that where
-        there is nothing else). Equal weights: shifts within a group, then groups. Where a method lacks cells that
-        others have, a column `note` says so.
+        Columns `method` and `supervision`; those of `near`, `far`, other groups, `corruption` and `misclassification`
+        that the results have; and `mean`, over all of these but misclassification (over that if there is nothing else).
+        Cells have equal weight within a group, then groups in the mean. If a method lacks cells that others have, a
+        column `note` says so.
     """
     table = _leaderboard(tidy(results), protocol)
     board = table.about.join(table.mean)
@@ -87,8 +95,8 @@ def leaderboard(results: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def tidy(results: pd.DataFrame) -> pd.DataFrame:
-    """Results with a column `column`: the shift without its severity, as the name of a published corruption has it;
-    texts that are missing are empty."""
+    """Results with empty texts for missing ones, and with a column `column`: the shift without its severity, which the
+    names of parts of published corrupted sets contain."""
     texts = {c: results[c].astype(object).where(results[c].notna(), "").astype(str) for c in ("shift", "group")}
     severities = results["severity"].astype("Int64")
     column = [s.removesuffix(f"-{severity}") for s, severity in zip(texts["shift"], severities, strict=True)]
@@ -101,13 +109,13 @@ def headline(results: pd.DataFrame) -> pd.Series:
 
 
 def ordered(names: Iterable[str], first: Sequence[str] = GROUPS) -> list[str]:
-    """Unique names: those in `first` in that order, then the others as they come."""
+    """Unique names: first those in `first`, in that order, then the others as they come."""
     unique = names.unique().tolist() if isinstance(names, pd.Series) else list(dict.fromkeys(names))
     return [n for n in first if n in unique] + [n for n in unique if n not in first]
 
 
 def slug(*parts: str) -> str:
-    """A file name of several parts."""
+    """A file name made from several parts."""
     return "_".join(re.sub(r"[^A-Za-z0-9_.+-]+", "-", part) for part in parts if part)
 
 
@@ -144,14 +152,14 @@ def _leaderboard(results: pd.DataFrame, protocol: str) -> Table:
 
 
 def _by_shift(rows: pd.DataFrame, protocol: str, task: str, metric: str, backbone: str) -> Table:
-    """Means of the groups and over all, then each shift (or corruption type), group by group."""
+    """The overall mean, the mean of each group, then each shift (or corruption type), group by group."""
     of_metric = rows[rows["metric"] == metric]
     groups = ordered(of_metric["group"])
     pairs = of_metric[["group", "column"]].drop_duplicates()
     singles = ordered(c for g in groups for c in pairs.loc[pairs["group"] == g, "column"])
     means = [of_metric.assign(column=of_metric["group"] + " mean"), of_metric.assign(column="mean")]
-    columns = [*(["mean"]), *(f"{g} mean" for g in groups), *singles]
-    over = f"{_over(rows, backbone)}; means weigh all cells alike"
+    columns = ["mean", *(f"{g} mean" for g in groups), *singles]
+    over = f"{_over(rows, backbone)}; means give all cells equal weight"
     title = f"{METRICS.get(metric, metric)}, {task}, protocol {protocol}{over}"
     lower = frozenset(columns if metric in LOWER_IS_BETTER else ())
     table = _table(
@@ -171,9 +179,9 @@ def _misclassification(rows: pd.DataFrame, protocol: str, backbone: str) -> Tabl
 
 
 def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
-    """Milliseconds an image, that against a forward pass, and seconds of fitting: by backbone, a table a device.
+    """For each device, a table of milliseconds per image, the ratio to a forward pass, and seconds to fit, by backbone.
 
-    What is timed is a method as it is, tuned by no protocol.
+    Methods are timed with the suite's hyper-parameters, without tuning.
     """
     wanted = {"ms_per_image": "ms", "ratio_to_forward": "x forward", "fit_s": "fit s"}
     supervision = results.drop_duplicates("method").set_index("method")["supervision"].str.removesuffix("+tuned")
@@ -190,7 +198,7 @@ def _timing(timing: pd.DataFrame, results: pd.DataFrame) -> Iterator[Table]:
         about.index = mean.index
         partial = mean.isna() & False
         partial["x forward"] = rows.groupby("method")["ratio_to_forward"].count() < len(backbones)
-        title = f"Cost of each method alone, end to end, on {device}"
+        title = f"Cost of each method on its own, end to end, on {device}"
         name = slug("timing", str(device)) if timing["device"].nunique() > 1 else "timing"
         table = Table(name, title, mean, mean * float("nan"), partial, about, frozenset(mean.columns))
         yield _reorder(table, -ratio)
@@ -205,7 +213,7 @@ def _table(
     lower: frozenset[str] = frozenset(),
     digits: int = 3,
 ) -> Table:
-    """Means over all rows of a method, a column and a seed, then over seeds."""
+    """A table of means over the rows of each method, column and seed, then over seeds."""
     cells = rows.groupby(["method", by, "seed"])["value"]
     seeds = cells.mean().groupby(level=[0, 1])
     mean, sd = (x.unstack().reindex(columns=columns) for x in (seeds.mean(), seeds.std()))
@@ -251,7 +259,7 @@ def _header(table: Table) -> list[str]:
 
 
 def _cells(table: Table, bold: str, plus_minus: str, star: str) -> list[list[str]]:
-    """Texts of all cells, row by row."""
+    """The texts of all cells, row by row."""
     best = _best(table)
     body = [
         [_cell(m, s, p, b, table.digits, bold, plus_minus, star) for m, s, p, b in zip(*row, strict=True)]
@@ -275,7 +283,7 @@ def _best(table: Table) -> pd.DataFrame:
 
 
 def _latex(table: Table) -> str:
-    """A booktabs table in LaTeX: `\\usepackage{booktabs}`; wide ones shrink to the page with `graphicx`."""
+    """The table in LaTeX; needs the packages `booktabs` and `graphicx`, which fits it to the line width."""
     head = " & ".join(map(_escape, _header(table)))
     cells = _cells(table, "\\textbf{{{}}}", " $\\pm$ ", "*")
     lines = [" & ".join([*map(_escape, row[:2]), *row[2:]]).replace("–", "--") + r" \\" for row in cells]

@@ -1,4 +1,4 @@
-"""What a method costs alone, end to end, beside a plain forward pass of the same images in the same minutes."""
+"""What a method costs on its own, end to end, compared with a plain forward pass timed at the same time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .forward import run_pass
 from .method import Method
 from .network import Network
 from .representations import Logits
+from .split import Loaded
 
 REPEATS = 5
-Loaded = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def time_method(
-    method: Method, fit: Callable[[], dict[str, Tensor]], network: Network, loaded: Loaded, extractor: Extractor
+    method: Method, fit: Callable[[], dict[str, Tensor]], network: Network, loaded: list[Loaded], extractor: Extractor
 ) -> dict[str, Any]:
     """A row of `timing.csv`.
 
-    `fit_s`: seconds of `fit` on stored representations. `ms_per_image`: milliseconds from normalised images in memory
-    to scores, the median of five. `ratio_to_forward`: each divided by a plain forward pass right before, the median.
-    `peak_mb`: the most that it takes at once in tensors, in 10^6 bytes, with batches of `batch_size`.
+    `fit_s`: seconds that `fit` takes on stored representations. `ms_per_image`: milliseconds from normalised images in
+    memory to scores, median of five runs. `ratio_to_forward`: the time of a run over that of a plain forward pass right
+    before it, median of five. `peak_mb`: the peak memory of tensors in 10^6 bytes, with batches of `batch_size`.
     """
     start = time.perf_counter()
     state = fit()
@@ -75,7 +75,7 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device, work: Callable[[], object]) -> int:
-    """The most bytes that `work` holds at once in tensors of its own."""
+    """The most bytes that tensors created by `work` take at once."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

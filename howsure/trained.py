@@ -1,4 +1,4 @@
-"""Registered backbones that are trained on the spot, once, and kept."""
+"""Registered backbones, trained once and kept on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TRAINED_WITH = ("torch", "timm", "numpy")
 
 @dataclass
 class Trainer:
-    """Trains a registered backbone, or reads what was trained before under the same key."""
+    """Trains a registered backbone, or loads the network that was trained earlier under the same key."""
 
     use: str
     backbone: Backbone
@@ -47,8 +47,13 @@ class Trainer:
     progress: Progress | None
 
     def __call__(self, name: str, seed: int) -> Network:
+        """The network, called `name`, trained from this seed, on the CPU.
+
+        Raises:
+            UserError: it has no recipe or no training images, fails on its inputs, or the cache cannot be written to.
+        """
         if self.backbone.recipe is None or self.images is None:
-            reason = "has no recipe to be trained on the spot" if self.images is not None else "is not trained yet"
+            reason = "has no recipe for training it" if self.images is not None else "is not trained yet"
             raise UserError(f"backbone '{self.use}' {reason}; give checkpoint = a file")
         cache = self.cache or cache_root() / "networks"
         file = cache / self.key(seed) / "weights.safetensors"
@@ -58,7 +63,7 @@ class Trainer:
         check_output(network, self.use)
         record = _cached(network, file)
         if record is None:
-            _refuse_to_train_in_vain(cache)
+            _check_writable(cache)
             network = replace(network, device=self.device)
             training.train(network, self.images, self.backbone.recipe, seed, self.progress)
             network = replace(network, device=torch.device("cpu"))
@@ -75,7 +80,7 @@ class Trainer:
         return built(self.use, self.backbone, self.num_classes)
 
     def record(self, network: Network, seed: int) -> dict[str, Any]:
-        """What is kept beside the weights."""
+        """What is stored beside the weights."""
         assert self.images is not None
         assert self.backbone.recipe is not None
         record: dict[str, Any] = {
@@ -93,7 +98,7 @@ class Trainer:
         return record
 
     def key(self, seed: int) -> str:
-        """Changes with whatever changes the weights: code of the network and of its training, recipe, data, seed."""
+        """A key made from all that determines the weights: code of network and training, recipe, data, seed."""
         assert self.images is not None
         layers = layers_of(self.build())
         code = [source_of(type(self.backbone)), layers, hash_file(training.__file__), *map(version, _TRAINED_WITH)]
@@ -102,7 +107,7 @@ class Trainer:
 
 
 def _cached(network: Network, file: Path) -> dict[str, Any] | None:
-    """Load kept weights into the network; returns their record, or None where there are none, or damaged ones."""
+    """Load stored weights into the network; returns their record, or None if they are missing or damaged."""
     record = file.with_name("network.json")
     if not (file.is_file() and record.is_file()):
         return None
@@ -115,7 +120,7 @@ def _cached(network: Network, file: Path) -> dict[str, Any] | None:
 
 
 def _keep(network: Network, record: dict[str, Any], file: Path) -> None:
-    """Write weights and record so that a reader sees all of a file or nothing of it."""
+    """Write weights and record, each file whole or not at all."""
     with whole(file) as temporary:
         safetensors.torch.save_file({k: v.contiguous() for k, v in network.model.state_dict().items()}, temporary)
         weights = hash_file(temporary)
@@ -123,10 +128,11 @@ def _keep(network: Network, record: dict[str, Any], file: Path) -> None:
         temporary.write_text(json.dumps({**record, "weights": weights}, indent=2), encoding="utf-8")
 
 
-def _refuse_to_train_in_vain(cache: Path) -> None:
+def _check_writable(cache: Path) -> None:
+    """Raise UserError, before training rather than after it, if a folder cannot be written to."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
             pass
     except OSError as error:
-        raise UserError(f"{cache}: cannot be written to ({why(error)}); set HOWSURE_CACHE") from error
+        raise UserError(f"{cache}: cannot be written to ({why(error)}); set HOWSURE_CACHE to another folder") from error

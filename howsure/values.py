@@ -1,4 +1,4 @@
-"""Checks hyper-parameters of methods and losses against their annotations, and against the range of their name."""
+"""Checks the hyper-parameters of methods and losses against their annotations, and against ranges by name."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "Gram.power": ("from 1 to 10", lambda v: 1 <= v <= 10),
     "OpenMax.alpha": ("at least 1", lambda v: v >= 1),
 }
-"""By the name of a field, everywhere, or of a class and its field, where the name means something else elsewhere."""
+"""By field name, or by class and field name if the name means something else in other classes."""
 
 WORDS = {
-    "Loss": 'a loss, in a suite { kind = "confound" }',
+    "Loss": 'a loss (in a suite: { kind = "confound" })',
     "bool": "true or false",
-    "tuple": "a tuple, in a suite a list",
+    "tuple": "a tuple (in a suite: a list)",
     "NoneType": "None",
 }
 
 
 def check_values(owner: Any) -> None:
-    """Raise UserError for a field of a dataclass that is not of its type, no choice of its Literal, or out of range."""
+    """Raise UserError if a field of a dataclass has the wrong type, is no value of its Literal, or is out of range."""
     for name, options in _annotations(type(owner)).items():
         value = getattr(owner, name)
         if value is None and type(None) in options:
@@ -43,7 +43,7 @@ def check_values(owner: Any) -> None:
             wanted = " or ".join(WORDS.get(kind.__name__, f"a {kind.__name__}") for kind in kinds)
             raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {wanted}")
         if choices and value not in choices:
-            raise UserError(f"{type(owner).__name__}: {name} = {value!r}; choose {' or '.join(map(repr, choices))}")
+            raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {' or '.join(map(repr, choices))}")
         if numbers and len(options) == len(numbers) + (type(None) in options):
             what, kind = ("a number", Real) if float in numbers else ("an integer", Integral)
             if isinstance(value, bool) or not isinstance(value, kind):
@@ -60,7 +60,7 @@ def _is_class(kind: Any) -> bool:
 def _read(cls: Any) -> dict[str, tuple[Any, ...]]:
     try:
         hints = get_type_hints(cls)
-    except NameError:  # a class within a function, whose annotations name what only that function knows
+    except NameError:  # a class inside a function, whose annotations name the function's local variables
         return {}
     return {f.name: _options(hints[f.name]) for f in fields(cls)}
 

@@ -1,4 +1,4 @@
-"""What both forms of AdaSCALE share: features after a small change of the input, and the factor chosen from them."""
+"""What both forms of AdaSCALE share: features after a small change of the input, and the factor derived from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ LEVELS = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 99.0)
 class PerturbedFeatures(Representation[Tensor]):
     """Penultimate features after a change of the input values that matter least to the top logit, `[N, D]`.
 
-    The share `o` of input values with the smallest gradient moves by `epsilon` (in normalised input) along its sign.
+    The share `o` of input values with the smallest gradients moves by `epsilon` (in normalised inputs) along their
+    signs.
     """
 
     cost = "passes"
@@ -59,11 +60,11 @@ class _AdaScale(Method):
         check(low)
         check(high)
         if low > high:
-            raise UserError(f"adascale: percentile = ({low}, {high}): give the lower one first, as in ({high}, {low})")
+            raise UserError(f"adascale: percentile = ({low}, {high}); give the lower one first, as in ({high}, {low})")
         return {"reference": self._shift(train).sort().values}
 
     def factor(self, reps: Reps, reference: Tensor) -> Tensor:
-        """`r [N, 1]`: all of the (rectified) activation over its part above the sample's own percentile."""
+        """`r [N, 1]`: the sum of the rectified activations over the sum of those above the image's own percentile."""
         below = torch.searchsorted(reference, self._shift(reps), right=True) / len(reference)
         low, high = self.percentile
         percentile = low + (1 - below.double()) * (high - low)

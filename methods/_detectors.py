@@ -1,4 +1,4 @@
-"""What all trained detectors share: only the vectors that they look at differ."""
+"""What all trained detectors share; they differ only in the vectors that they are trained on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Detector(Method):
     supervision = "outliers"
 
     def vectors(self, reps: Reps) -> Tensor:
-        """What the detector looks at, `[N, D]`."""
+        """The vectors that the detector is trained on and scores, `[N, D]`."""
         raise NotImplementedError
 
     def fit(self, train: Reps, outliers: Reps) -> dict[str, Tensor]:

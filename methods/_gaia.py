@@ -20,18 +20,18 @@ NO_MAPS = "GAIA needs feature maps [N, C, H, W] or [N, H, W, C] after normalisat
 
 
 class Maps(NamedTuple):
-    """Names of layers that give maps (`[N, C, H, W]`, `[N, H, W, C]`)."""
+    """Names of layers whose output is a map, `[N, C, H, W]` or `[N, H, W, C]`."""
 
     norms: tuple[str, ...]
     """Normalisation layers."""
     inner: tuple[str, ...]
-    """Those of them whose map is not the last stage's."""
+    """Those normalisation layers whose map is not that of the last stage."""
     last: str | None
-    """The last stage."""
+    """The last layer of the last stage."""
 
 
 def feature_maps(network: Network) -> Maps:
-    """The layers that GAIA looks at, found by a pass over made-up images."""
+    """The layers that GAIA uses, found by a pass over random images."""
     if network not in _MAPS:
         example = network.example()
         names = tuple(norm_layers(network.model))
@@ -47,7 +47,7 @@ def feature_maps(network: Network) -> Maps:
 
 @dataclass(frozen=True)
 class NonZeroShare(Representation[Tensor]):
-    """Share of positions where the gradient of the top logit is not zero, a column a channel of each map, `[N, ΣC]`."""
+    """Share of positions where the gradient of the top logit is not zero, for each channel of each map, `[N, ΣC]`."""
 
     cost = "passes"
 
@@ -71,7 +71,8 @@ class NonZeroShare(Representation[Tensor]):
 
 @dataclass(frozen=True)
 class AverageGradients(Representation[dict[str, Tensor]]):
-    """Channel means of gradients: `inner [N, ΣC]`, of the last map's sum; `output [N, C]`, of Σ log p at the last."""
+    """Channel means of gradients: `inner [N, ΣC]`, of the last map's sum at the inner maps; `output [N, C]`, of Σ log p
+    at the last map."""
 
     cost = "passes"
 
@@ -93,5 +94,5 @@ class AverageGradients(Representation[dict[str, Tensor]]):
 
 
 def _means(network: Network, name: str, values: Tensor) -> Tensor:
-    """Channel means `[N, C]` over the positions of values in the layout of a layer's map."""
+    """Channel means `[N, C]` over positions, of values in the layout of a layer's map."""
     return by_channel(values, module(network.model, name)).mean(2)

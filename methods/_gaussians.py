@@ -1,4 +1,4 @@
-"""Gaussians of the classes that occur, in the directions that features of single precision can tell apart."""
+"""Gaussians of the classes that occur, restricted to directions that single-precision features can resolve."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def present_classes(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whiten(centred: Tensor, shrinkage: float = 0.0) -> Tensor:
-    """`W [D, K]`, float64, with `W Wᵀ` the pseudo-inverse covariance of centred rows `[N, D]`.
+    """`W [D, K]`, float64, with `W Wᵀ` the pseudo-inverse of the covariance of centred rows `[N, D]`.
 
-    Left out are the directions whose variance is below 1.2e-7 (single precision) of the largest: there the rounding of
-    the network itself would be magnified, as behind a layer norm, whose outputs are linearly dependent. UserError where
-    no direction is left.
+    Directions whose variance is below 1.2e-7 (single precision) of the largest are left out: there the network's own
+    rounding would be magnified, as after a layer norm, whose outputs are linearly dependent. Raises UserError if no
+    direction is left.
     """
     columns = whitener(centred, shrinkage)
     per_sd = columns.norm(dim=0)
@@ -36,7 +36,7 @@ def whiten(centred: Tensor, shrinkage: float = 0.0) -> Tensor:
 
 
 def whiten_within(centred: Tensor, directions: Tensor, shrinkage: float = 0.0) -> Tensor:
-    """The same within the span of `directions [D, K]`, of which only those without any variance are left out."""
+    """The same within the span of `directions [D, K]`, where only directions without any variance are left out."""
     x = centred @ directions
     diagonal = directions.T @ (centred.square().mean(0)[:, None] * directions)
     return _not_empty(directions @ inverse_root((1 - shrinkage) * (x.T @ x) / len(x) + shrinkage * diagonal))
@@ -45,6 +45,6 @@ def whiten_within(centred: Tensor, directions: Tensor, shrinkage: float = 0.0) -
 def _not_empty(columns: Tensor) -> Tensor:
     if not columns.any():
         raise UserError(
-            "training features do not vary around their means; fit on two different images of a class or more"
+            "training features do not vary around their class means; fit on at least two different images of a class"
         )
     return columns

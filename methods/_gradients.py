@@ -12,7 +12,7 @@ from howsure import Batch, Loss, Representation, Uniform, UserError
 
 
 def uniform_residual(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Gradient on the logits of the cross-entropy to the uniform distribution, `[N, C]`, float64."""
+    """Gradient, with respect to the logits, of the cross-entropy to the uniform distribution, `[N, C]`, float64."""
     return ((logits.double() / temperature).softmax(1) - 1 / logits.shape[1]) / temperature
 
 
@@ -22,13 +22,13 @@ def chosen(model: nn.Module, patterns: tuple[str, ...]) -> list[bool]:
     found = [any(fnmatchcase(name, pattern) for pattern in patterns) for name in names]
     if not any(found):
         known = ", ".join(names[:4])
-        raise UserError(f"no parameter set is called {' or '.join(patterns)}; the network has {known}, …")
+        raise UserError(f"no parameter set matches {' or '.join(patterns)}; the network has {known}, …")
     return found
 
 
 @dataclass(frozen=True)
 class ChosenGradNorms(Representation[Tensor]):
-    """Squared L2 norms of the gradient, a column for each parameter set that matches a glob pattern, `[N, P']`."""
+    """Squared L2 norms of the gradient, one column per parameter set that matches a glob pattern, `[N, P']`."""
 
     cost = "backward"
     layers: tuple[str, ...] = ("*",)
@@ -43,10 +43,9 @@ class ChosenGradNorms(Representation[Tensor]):
 
 @dataclass(frozen=True)
 class ChosenGradL1(Representation[Tensor]):
-    """L1 norms of the gradient, a column for each parameter set that matches a glob pattern, `[N, P']`.
+    """L1 norms of the gradient, one column per parameter set that matches a glob pattern, `[N, P']`.
 
-    One backward pass an image, which goes in twice: L1 norms, unlike squared L2 norms, do not follow from products of
-    activations.
+    Takes one backward pass per image: unlike squared L2 norms, L1 norms do not follow from products of activations.
     """
 
     cost = "passes"
@@ -75,7 +74,7 @@ class ChosenGradL1(Representation[Tensor]):
 
 @dataclass(frozen=True)
 class ParameterSizes(Representation[Tensor]):
-    """Number of entries of each parameter set, `[P]`; no image is looked at."""
+    """Number of entries of each parameter set, `[P]`; independent of the images."""
 
     cost = "free"
     per_image = False

@@ -1,4 +1,4 @@
-"""Nearest neighbours by products of chunks: exact, and faster than a tree in hundreds of dimensions."""
+"""Exact nearest neighbours by matrix products, in chunks; in hundreds of dimensions this is faster than a tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from howsure import UserError
 from ._rows import by_rows
 
 CLOSE = 0.03
-ALIKE = 1e-6  # half squared norms of unit rows in single precision differ by less
+ALIKE = 1e-6  # half squared norms of unit rows differ by less in single precision
 
 
 def unit(features: Tensor) -> Tensor:
@@ -20,14 +20,14 @@ def unit(features: Tensor) -> Tensor:
 
 
 def kth_distance(queries: Tensor, bank: Tensor, k: int) -> Tensor:
-    """Euclidean distance `[N]`, float64, of rows to their k-th nearest row of the bank, which caps `k` by its size.
+    """Euclidean distance `[N]`, float64, of rows to their k-th nearest row in the bank; `k` is capped at its size.
 
-    The neighbour is found by products in the precision of the rows; its distance is then taken in float64 from the
-    difference. Of unit rows in single precision, products err by 1e-7: where that could tell of a distance found, since
-    it is below `CLOSE`, the neighbour is looked for again in float64.
+    The neighbour is found by products in the precision of the rows, and its distance computed in float64. Products of
+    unit rows in single precision are wrong by 1e-7, which matters for distances below `CLOSE`: there, the neighbour is
+    searched again in float64.
     """
     if k < 1:
-        raise UserError(f"k = {k} neighbours: k must be at least 1")
+        raise UserError(f"k = {k} neighbours; k must be at least 1")
     k = min(k, len(bank))
 
     def distance(x: Tensor) -> Tensor:
@@ -51,6 +51,6 @@ def _kth(x: Tensor, bank: Tensor, k: int) -> Tensor:
 def share_of_rows(n: int, share: float) -> Tensor:
     """Indices of `round(share * n)` (at least one) evenly spaced rows."""
     if not 0 < share <= 1:
-        raise UserError(f"bank = {share} is the share of images kept: it must lie above 0 and not above 1")
+        raise UserError(f"bank = {share} is the share of images kept; it must be above 0 and at most 1")
     size = max(1, round(share * n))
     return torch.linspace(0, n - 1, size, dtype=torch.float64).round().long()

@@ -1,4 +1,4 @@
-"""The space that training features hardly enter, of residual and ViM."""
+"""The subspace in which training features hardly vary, for residual and ViM."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from ._rows import by_rows
 
 
 def origin_and_null_space(features: Tensor, head: HeadWeights, dim: int | None) -> tuple[Tensor, Tensor]:
-    """Origin `[D]` at which the logits vanish (least squares), and an orthonormal basis `[D, D - dim]`.
+    """The origin `[D]` where the logits vanish (least squares), and an orthonormal basis `[D, D - dim]`.
 
-    The basis spans all but the `dim` main directions of the training features seen from that origin. Left out, `dim` is
-    the paper's 1000 from 2048 dimensions on, 512 from 768 on, and half of them below; so is what leaves no space.
+    The basis spans all but the `dim` principal directions of the training features, relative to that origin. If `dim`
+    is None, it is as in the paper 1000 for D >= 2048 and 512 for D >= 768, and D / 2 below; D / 2 is also used if `dim`
+    leaves no direction.
     """
     d = features.shape[1]
     if dim is not None and dim < 0:
-        raise UserError(f"dim = {dim} main directions: dim must not be negative")
+        raise UserError(f"dim = {dim} principal directions; dim must be at least 0")
     if dim is None:
         dim = 1000 if d >= 2048 else 512 if d >= 768 else d // 2
     if dim >= d:
@@ -31,5 +32,5 @@ def origin_and_null_space(features: Tensor, head: HeadWeights, dim: int | None) 
 
 
 def residual_norm(features: Tensor, origin: Tensor, null_space: Tensor) -> Tensor:
-    """Norm of each row's part in the null space, `[N]`, float64."""
+    """Norm of each row's projection onto the null space, `[N]`, float64."""
     return by_rows(lambda h: ((h.double() - origin) @ null_space).norm(dim=1), features)

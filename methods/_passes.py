@@ -1,4 +1,4 @@
-"""A representation's own passes: the input's gradient, layers read or changed on the way, several outputs an image."""
+"""For representations with passes of their own: input gradients, layers read or changed, several outputs per image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Change = Callable[[Tensor], Tensor]
 
 @contextmanager
 def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
-    """Inside, the output of each named layer is replaced by what its function makes of it."""
+    """Inside, each named layer's function is applied to the layer's output."""
     hooks = []
 
     def hook(change: Change) -> Callable[[nn.Module, Any, Tensor], Tensor]:
@@ -38,7 +38,7 @@ def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
 def recorded(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
     """Inside, the outputs of the named layers are kept in the dict, as part of the graph.
 
-    What follows sees a copy, so that an activation in place leaves what is kept as it was.
+    The following layers see a copy, so that an in-place activation does not change what is kept.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -70,7 +70,7 @@ def features(network: Network, images: Tensor) -> Tensor:
 
 
 class _Reached(Exception):
-    """Carries a layer's output out of a pass that need not go on."""
+    """Carries a layer's output out of a pass that need not continue."""
 
 
 def output_at(model: nn.Module, images: Tensor, name: str) -> Tensor:
@@ -90,7 +90,7 @@ def output_at(model: nn.Module, images: Tensor, name: str) -> Tensor:
 
 
 def tracked(images: Tensor) -> Tensor:
-    """A copy of images that gradients can be taken with respect to."""
+    """A copy of images that requires gradients."""
     return images.detach().clone().requires_grad_()
 
 
@@ -123,8 +123,9 @@ def predictive_entropy(logits: Tensor) -> Tensor:
 def mutual_information(logits: Tensor) -> Tensor:
     """Entropy of the mean softmax minus the mean of the entropies, `[N, S, C] -> [N]`, in nats.
 
-    Taken as the mean divergence of the samples from their mean m, since the entropies of sure samples cancel: the sum
-    over classes of m ((1 + d) log(1 + d) - d), d the relative change from m; at the top d follows from the others.
+    Computed as the mean divergence of the samples from their mean m, since the entropies of confident samples would
+    cancel: the sum over classes of m ((1 + d) log(1 + d) - d), with d the relative deviation from m; for the top class,
+    d follows from the others.
     """
     p = logits.double().softmax(2)
     mean = p.mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Gaussians around the mean of the predicted class, with a covariance shrunk to its diagonal; layers to look at."""
+"""Gaussians around the mean of the predicted class, with a covariance shrunk to its diagonal, and layers to use."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ ROUNDING = 1e-6
 _LAYERS: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
 
 
-NO_LAYERS = "no normalisation, convolution or linear layer but the last gives one row an image"
-
-
 def telling_layers(network: Network) -> tuple[str, ...]:
-    """Names of the layers to look at: normalisation layers; the linear layers of a network that normalises by layer.
+    """Names of the layers to use: the normalisation layers or, if all of these are layer norms, the linear layers.
 
-    Layer normalisation erases the very norms that tell inputs apart, so that there the linear layers but the last serve
-    better. Layers whose output has no row an image are left out.
+    Layer norm erases the norms that distinguish inputs, so the linear layers but the last serve better there. Layers
+    whose output does not have one row per image are left out.
     """
     if network not in _LAYERS:
         model, example = network.model, network.example()
@@ -41,15 +38,15 @@ def telling_layers(network: Network) -> tuple[str, ...]:
 
 
 def first_half(ids: Tensor) -> Tensor:
-    """Whether each image belongs to the half that layers are fitted on, by its hash; all if a half is too small."""
+    """Whether each image belongs to the half that layers are fitted on, by its hash; all do if a half is too small."""
     first = ids % 2 == 0
     return first if 1 < int(first.sum()) < len(ids) - 1 else torch.ones_like(first)
 
 
 def fit_around(x: Tensor, group: Tensor, groups: int, shrinkage: float) -> dict[str, Tensor]:
-    """Means `[groups, D]` and `whiten [D, D]` of rows `[N, D]`; the covariance within groups is shared.
+    """Means `[groups, D]` and `whiten [D, D]` of rows `[N, D]`; all groups share one covariance.
 
-    `shrinkage` is the weight of the covariance's own diagonal. Columns that vary by rounding only count for nothing.
+    `shrinkage` is the weight of the covariance's own diagonal. Columns that vary only by rounding are ignored.
     """
     x = x.double()
     means = class_means(x, group, groups)
@@ -66,18 +63,19 @@ def distance_around(x: Tensor, group: Tensor, means: Tensor, whiten: Tensor) -> 
 
 
 def log_distance(sq_distance: Tensor) -> Tensor:
-    """Its log, with a floor."""
+    """The log of a squared distance, with a floor."""
     return sq_distance.clamp_min(FLOOR).log()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over rows; infinite for what varies by rounding only, which then counts for nothing."""
+    """Mean and standard deviation over rows; the latter is infinite for columns that vary only by rounding, so that
+    standardising them gives 0."""
     std = x.std(0, correction=0)
     return x.mean(0), torch.where(std > ROUNDING * x.square().mean(0).sqrt(), std, torch.inf)
 
 
 def _decorrelate(z: Tensor, shrinkage: float) -> Tensor:
-    """`W` with `W Wᵀ` the inverse of the shrunk correlation; by Cholesky where it is surely invertible."""
+    """`W` with `W Wᵀ` the inverse of the shrunk correlation matrix; by Cholesky if that is certainly invertible."""
     if shrinkage <= 0:
         return whitener(z)
     correlation = (1 - shrinkage) * (z.T @ z) / len(z)

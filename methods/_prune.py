@@ -1,4 +1,4 @@
-"""Which activations of an image are its largest, and how much of its sum they hold."""
+"""The largest activations of an image, and their share of its sum."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ LARGEST_RATIO = 500.0
 
 
 def percentile_of(values: Tensor, percentile: float, dim: int | None = None) -> Tensor:
-    """The percentile (0 to 100) of all entries, or along a dimension, interpolated linearly; float64."""
+    """The percentile (0 to 100) of all entries or along a dimension, with linear interpolation; float64."""
     check(percentile)
     return torch.as_tensor(np.percentile(values.double().numpy(), percentile, axis=dim))
 
 
 def check(percentile: float) -> None:
-    """A percentile outside 0 to 100 is an error of the user's."""
+    """Raise UserError for a percentile outside 0 to 100."""
     if not 0 <= percentile <= 100:
-        raise UserError(f"a percentile of {percentile} is not between 0 and 100; give it in percent, such as 90")
+        raise UserError(f"a percentile of {percentile} is not between 0 and 100; give it in per cent, such as 90")
 
 
 def kept(features: Tensor, percentile: float) -> int:
-    """How many of the D activations lie above the percentile: `D - round(D * percentile / 100)`, at least one."""
+    """How many of the D activations are above the percentile: `D - round(D * percentile / 100)`, at least one."""
     check(percentile)
     d = features.shape[1]
     return max(1, d - round(d * percentile / 100))
@@ -37,10 +37,10 @@ def largest(features: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
 
 
 def sum_ratio(features: Tensor, percentile: float) -> Tensor:
-    """Sum of the activations over that of the largest, `[N, 1]`, float64.
+    """The sum of the activations over the sum of the largest ones, `[N, 1]`, float64.
 
-    Negative activations count as zero (no change for the outputs of a ReLU, for which the ratio is meant); it is 1
-    where no activation is positive, and at most 500, whose exponential still is a number.
+    Negative activations count as 0, which changes nothing after a ReLU, for which the ratio is meant. It is 1 if no
+    activation is positive, and at most 500, whose exponential is still finite.
     """
     positive = features.double().relu()
     top, _ = largest(positive, percentile)

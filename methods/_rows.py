@@ -1,4 +1,4 @@
-"""Row by row in chunks, so that memory stays bounded."""
+"""Scoring rows in chunks, so that memory stays bounded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Softmax quantities that keep their precision where the network is sure of itself.
+"""Softmax quantities that stay precise when the network is confident.
 
-All follow from the gaps `z_c - max z` of the other classes: `1 - max p` is their share of the sum, not a difference of
-nearly equal numbers, so that confident images do not tie.
+All follow from the gaps `z_c - max z` of the other classes: `1 - max p` is computed as their share of the sum, not as a
+difference of nearly equal numbers, so that confident images do not tie.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def gaps(logits: Tensor) -> Tensor:
-    """`z - max z`, `[N, C]`, float64, with minus infinity in place of one largest logit of each row."""
+    """`z - max z`, `[N, C]`, float64, with minus infinity in place of the largest logit (one of them, if several)."""
     z = logits.double()
     top, index = z.max(1, keepdim=True)
     return (z - top).scatter(1, index, -torch.inf)
@@ -24,12 +24,12 @@ def doubt(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
 
 
 def log_odds(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """`log ((1 - p) / p)`, p = max softmax(z / T), `[N]`, float64; as low as numbers go where there is one class."""
+    """`log((1 - p) / p)`, p = max softmax(z / T), `[N]`, float64; with one class, the lowest finite number."""
     return (gaps(logits) / temperature).logsumexp(1).clamp_min(torch.finfo(torch.float64).min)
 
 
 def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """`log p` and `log (1 - p)`, each `[N, C]`, float64."""
+    """`log p` and `log(1 - p)`, each `[N, C]`, float64."""
     z = logits.double()
     gap = gaps(logits)
     others = gap.exp().sum(1, keepdim=True)
@@ -38,7 +38,10 @@ def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """`-Σ p log p` over the last dimension, in nats, of probabilities in float64; of the largest, from the others."""
+    """`-Σ p log p` over the last dimension, in nats, for float64 probabilities.
+
+    The term of the largest one is computed from the sum of the others, which is more precise.
+    """
     others = p.scatter(-1, p.argmax(-1, keepdim=True), 0.0)
     rest = others.sum(-1)
     return torch.special.entr(others).sum(-1) - torch.special.xlog1py(1 - rest, -rest)

@@ -1,4 +1,4 @@
-"""Weibull distributions of the largest distances, all classes at once."""
+"""Weibull distributions fitted to the largest distances, for all classes at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 TRANSLATION = 10_000.0
-"""libMR moves the smallest distance of a tail here before it fits, and so do we."""
+"""As in libMR, distances are shifted before the fit so that the smallest one of a tail has this value."""
 
 
 def fit_tails(tails: list[Tensor]) -> Tensor:
     """Maximum-likelihood fits `[K, 3]`: shape, log of the scale, smallest distance; shape 0 for an empty tail.
 
     With u the standardised logarithms, the shape c is the root of sum(u exp(cu)) / sum(exp(cu)) - mean(u) - 1/c, which
-    rises in c; a tail of equal distances gets the steepest shape.
+    increases with c; a tail of equal distances gets the steepest shape.
     """
     size = max(1, *(len(t) for t in tails))
     x = torch.stack([torch.nn.functional.pad(t, (0, size - len(t)), value=torch.inf) for t in tails])

@@ -1,4 +1,4 @@
-"""The control for the paper's detector: the same on plain activations of all layers."""
+"""A control for the paper's detector: the same detector on plain activations of all layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ActivationDetector(_Detector):
     through two fully connected layers trained on held-out in-distribution images and outliers. score = log-odds of
     "outlier"; shape [N], higher means more uncertain. No backward pass.
 
-    Neural Mean Discrepancy (Dong et al.) takes means only, less those of the training images.
+    Neural Mean Discrepancy (Dong et al.) uses only means, minus those of the training images.
     """
 
     needs = (LayerMoments(),)

@@ -1,4 +1,4 @@
-"""A control for the paper's detector: the same on two activation norms a layer."""
+"""A control for the paper's detector: the same detector on two activation norms per layer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ._detectors import _Detector
 
 @dataclass(frozen=True)
 class ActivationNormDetector(_Detector):
-    """Detector on activation norms. The control for Lee & AlRegib, 2020, with as few numbers a layer.
+    """Detector on activation norms. The control for Lee & AlRegib, 2020, with as few numbers per layer.
 
-    The logs of two norms over channels, of the means and of the standard deviations over positions, of every
-    normalisation layer's output, standardised, go through two fully connected layers trained on held-out
-    in-distribution images and outliers. score = log-odds of "outlier"; shape [N], higher means more uncertain. No
-    backward pass.
+    For every normalisation layer's output, take the norm over channels of the means over positions and that of the
+    standard deviations over positions. Their logs, standardised, go through two fully connected layers trained on
+    held-out in-distribution images and outliers. score = log-odds of "outlier"; shape [N], higher means more uncertain.
+    No backward pass.
     """
 
     needs = (ActivationNorms(),)

@@ -1,4 +1,4 @@
-"""Actprint, and the representation it scores: how far each layer's channel statistics lie from those in training."""
+"""Actprint, and the representation it scores: how far each layer's channel statistics are from those in training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
 from howsure.readings import channel_moments
-from howsure.representations import ImageIds
+from howsure.representations import NO_LAYERS, ImageIds
 
-from ._profiles import NO_LAYERS, distance_around, first_half, fit_around, log_distance, moments, telling_layers
+from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
 
 
 @dataclass(frozen=True)
 class ChannelMoments(Representation[dict[str, Tensor]]):
-    """Means and standard deviations over positions of the telling layers' channels, `{layer: [N, 2, C_l]}`."""
+    """Means and standard deviations over positions of the channels of `telling_layers`, `{layer: [N, 2, C_l]}`."""
 
     def skip(self, network: Network) -> str | None:
         return None if telling_layers(network) else NO_LAYERS
@@ -30,7 +30,7 @@ class ChannelMoments(Representation[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class MomentDistances(Representation[Tensor]):
-    """Log squared Mahalanobis distance to the mean of the predicted class at each telling layer, `[N, L]`.
+    """Log squared Mahalanobis distance to the mean of the predicted class at each of the `telling_layers`, `[N, L]`.
 
     Fitted on one half of the in-distribution training images.
     """
@@ -63,11 +63,11 @@ class MomentDistances(Representation[Tensor]):
 class ActPrint(Method):
     """Actprint: one-class distances of activations at every layer. This project.
 
-    At each normalisation layer (in networks that normalise by layer only: each linear layer but the last), the means
-    and standard deviations of the channels over positions; d_l = log squared Mahalanobis distance to the mean of the
-    predicted class, fitted on one half of the in-distribution training images. On the other half, D = Mahalanobis
-    distance of the profile (d_1, …, d_L). score = D + Σ_l d_l - logsumexp(z), each standardised on the other half;
-    shape [N], higher means more uncertain. No outlier is seen. One forward pass.
+    At each normalisation layer (if all are layer norms: at each linear layer but the last), take the means and standard
+    deviations of the channels over positions; d_l is their log squared Mahalanobis distance to the mean of the
+    predicted class, fitted on one half of the in-distribution training images. D is the Mahalanobis distance of the
+    profile (d_1, …, d_L), fitted on the other half. score = D + Σ_l d_l - logsumexp(z), each term standardised on the
+    other half; shape [N], higher means more uncertain. No outliers are seen. One forward pass.
 
     `shrinkage` is the weight of each covariance's own diagonal.
     """

@@ -15,12 +15,12 @@ from ._prune import largest
 class ASHB(Method):
     """Activation shaping by binarising. Djurisic et al., 2023, arXiv:2209.09858.
 
-    score = -logsumexp(W a(h) + b), a sets the k largest activations of the image to sum(h) / k and the others to 0;
-    shape [N], higher means more uncertain.
+    score = -logsumexp(W a(h) + b), where a sets the k largest activations of the image to sum(h) / k and the others to
+    0; shape [N], higher means more uncertain.
 
     `percentile` per cent of each image's activations are pruned, here at the penultimate layer. Zeros among the largest
-    stay zeros and do not count in k, so that the score does not hang on which of equal zeros a sort brings up: OpenOOD
-    and pytorch-ood fill those, and differ where fewer than k activations are alive. Negative activations count as 0.
+    stay zero and do not count in k, so that the score does not depend on how equal zeros are sorted; OpenOOD and
+    pytorch-ood fill them too, and differ if fewer than k activations are positive. Negative activations count as 0.
     """
 
     percentile: float = 90.0

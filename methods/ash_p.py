@@ -15,7 +15,7 @@ from ._prune import largest
 class ASHP(Method):
     """Activation shaping by pruning. Djurisic et al., 2023, arXiv:2209.09858.
 
-    score = -logsumexp(W a(h) + b), a keeps the largest activations of the image and sets the others to 0;
+    score = -logsumexp(W a(h) + b), where a keeps the largest activations of the image and sets the others to 0;
     shape [N], higher means more uncertain.
 
     `percentile` per cent of each image's activations are pruned, here at the penultimate layer.

@@ -15,13 +15,11 @@ from ._prune import largest, sum_ratio
 class ASHS(Method):
     """Activation shaping by rescaling. Djurisic et al., 2023, arXiv:2209.09858.
 
-    score = -logsumexp(W a(h) + b), a keeps the largest activations of the image times exp(sum(h) / sum of the kept) and
-    sets the others to 0;
-    shape [N], higher means more uncertain.
+    score = -logsumexp(W a(h) + b), where a multiplies the largest activations of the image by exp(sum(h) / sum of the
+    largest) and sets the others to 0; shape [N], higher means more uncertain.
 
-    `percentile` per cent of each image's activations are pruned, here at the penultimate layer.
-
-    Sums count negative activations as 0, so that the factor is defined for networks without a final ReLU.
+    `percentile` per cent of each image's activations are pruned, here at the penultimate layer. Sums count negative
+    activations as 0, so that the factor is defined for networks without a final ReLU.
     """
 
     percentile: float = 90.0

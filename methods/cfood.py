@@ -22,9 +22,9 @@ class CFOOD(Method):
     score = min {k / n : x is among the k nearest neighbours of at least rho n of n training images}, on h / |h|;
     shape [N], higher means more uncertain.
 
-    `bank` is the share of training images kept, evenly spaced, at most 4,000 (the state grows with their square; the
-    paper samples too): from 40,000 training images on, all values of the grid keep as many. An image is not its own
-    neighbour. Exact in k, which OpenOOD rounds up to 230 values.
+    `bank` is the share of training images kept, evenly spaced and at most 4,000, since the state grows with the square
+    of their number (the paper samples too): from 40,000 training images on, all values in the grid keep the same ones.
+    An image is not its own neighbour. k is exact; OpenOOD rounds it up to one of 230 values.
     """
 
     bank: float = 0.1
@@ -42,7 +42,7 @@ class CFOOD(Method):
 
     def score(self, reps: Reps, bank: Tensor, distances: Tensor) -> Tensor:
         if not 0 < self.rho <= 1:
-            raise UserError(f"cfood: rho = {self.rho} is a share: it must lie above 0 and not above 1")
+            raise UserError(f"cfood: rho = {self.rho} is a share; it must be above 0 and at most 1")
         n = len(bank)
         enough = max(1, math.ceil(self.rho * n))
 
@@ -58,5 +58,5 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _sq_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Float32, of rows in float64: what is left of the squares where classes are narrow would be their rounding."""
+    """Squared distances `[A, B]`, float32, computed in float64: in narrow classes, rounding would dominate."""
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0).float()

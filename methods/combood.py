@@ -15,12 +15,13 @@ from ._rows import by_rows
 class ComboOD(Method):
     """Nearest neighbours and Mahalanobis combined. Rajasekaran et al., 2024, arXiv:2602.07042.
 
-    score = sqrt(D) log d_k^2 + m^2, of v = h / |h|: d_k its distance to the k-th nearest of training, m that of the
-    standardised v to their mean under covariance + `ridge` times the identity; shape [N], higher means more uncertain.
+    score = sqrt(D) log d_k^2 + m^2, with v = h / |h|, d_k the distance of v to its k-th nearest training image, m the
+    Mahalanobis distance of the standardised v to the training mean under covariance + `ridge` times the identity; shape
+    [N], higher means more uncertain.
 
-    The variant on penultimate features alone. The authors' code also makes each feature more normal (Yeo-Johnson)
-    before m, and has variants with the extremes of every layer; its script runs the one that takes m of those.
-    Distances below 1e-6 count as 1e-6.
+    This is the variant on penultimate features alone. The authors' code also transforms each feature to be closer to
+    normal (Yeo-Johnson) for m, and has variants with the extremes of every layer; its script runs the one that computes
+    m from those. Distances below 1e-6 count as 1e-6.
     """
 
     k: int = 50

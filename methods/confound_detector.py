@@ -21,9 +21,9 @@ class ConfoundDetector(_Detector):
     held-out in-distribution images and outliers. score = log-odds of "outlier"; shape [N], higher means more uncertain.
     One backward pass.
 
-    The norms enter as standardised logs (`log`), and the classes weigh the same; the paper says neither. The score is
-    the mean of four such detectors, fitted from different starts by L-BFGS with `weight_decay`, on all rows and without
-    a validation set. `kind` "logistic" is a single layer, one fit.
+    The norms enter as standardised logs (`log`), and both classes have equal weight; the paper specifies neither. The
+    score is the mean of four such detectors, fitted from different starts by L-BFGS with `weight_decay`, on all rows
+    and without a validation set. `kind` "logistic" is a single layer, fitted once.
     """
 
     loss: Loss = field(default_factory=Confound)

@@ -16,8 +16,8 @@ from ._prune import percentile_of
 class DICE(Method):
     """Directed sparsification. Sun & Li, 2022, arXiv:2111.09805.
 
-    score = -logsumexp((M * W) h + b), M keeps the weights whose contribution W * mean(h) on training images lies above
-    the percentile of all contributions; shape [N], higher means more uncertain.
+    score = -logsumexp((M * W) h + b), where M keeps the weights whose contribution W * mean(h) on training images is
+    above the percentile of all contributions; shape [N], higher means more uncertain.
     """
 
     percentile: float = 90.0

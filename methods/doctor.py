@@ -15,8 +15,8 @@ class Doctor(Method):
 
     score = 1 - sum_c p_c^2 = sum_c p_c (1 - p_c); shape [N], higher means more uncertain.
 
-    The paper compares (1 - g) / g with a threshold, g = sum_c p_c^2: a rising function of this score. Its beta detector
-    ranks as `msp` does. Its variant with a temperature and a step on the input is left out.
+    The paper compares (1 - g) / g with a threshold, g = sum_c p_c^2: an increasing function of this score. Its beta
+    detector ranks images like `msp`. Its variant with a temperature and an input step is left out.
     """
 
     needs = (Logits(),)

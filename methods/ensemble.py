@@ -20,7 +20,7 @@ class MemberLogits(Representation[Tensor]):
     cost = "passes"
 
     def skip(self, network: Network) -> str | None:
-        return None if network.members else "an ensemble needs at least two networks; the backbone gives no members"
+        return None if network.members else "an ensemble needs at least two networks; the backbone has no members"
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         with torch.no_grad():
@@ -32,7 +32,7 @@ class Ensemble(Method):
     """Deep ensemble. Lakshminarayanan et al., 2017, arXiv:1612.01474.
 
     score = H(mean_m p_m) ("entropy"), or H(mean_m p_m) - mean_m H(p_m) ("mutual_information"), over independently
-    trained networks; shape [N], higher means more uncertain. One forward pass a network.
+    trained networks; shape [N], higher means more uncertain. One forward pass per network.
     """
 
     measure: Literal["entropy", "mutual_information"] = "entropy"

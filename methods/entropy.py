@@ -15,7 +15,7 @@ class Entropy(Method):
 
     score = -sum_c p_c log p_c in nats; shape [N], higher means more uncertain.
 
-    Exact: pytorch-ood raises probabilities to 1e-7 first, which reorders confident images.
+    Exact, whereas pytorch-ood first raises probabilities to at least 1e-7, which reorders confident images.
     """
 
     needs = (Logits(),)

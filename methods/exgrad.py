@@ -20,11 +20,11 @@ class ExGrad(Method):
     score = Σ_c p_c ‖∇ CE_c‖ over the weight and bias of the last layer, CE_c the cross-entropy to class c; shape [N],
     higher means more uncertain.
 
-    The authors' code flips the score wherever its AUC is below 0.5, so that the published numbers do not fix its sign.
+    The authors' code flips the score wherever its AUC is below 0.5, so the published numbers do not determine its sign.
 
-    The gradient is the outer product of p - e_c and (h, 1), so no backward pass is needed: with the L1 norm of the
-    authors' code the score is 2 Σ p_c (1 - p_c) (‖h‖₁ + 1), with the L2 norm Σ p_c ‖p - e_c‖₂ √(‖h‖₂² + 1). Where
-    the layer has no bias, the 1 is left out.
+    The gradient is the outer product of p - e_c and (h, 1), so no backward pass is needed: with the L1 norm, as in the
+    authors' code, the score is 2 Σ p_c (1 - p_c) (‖h‖₁ + 1), with the L2 norm Σ p_c ‖p - e_c‖₂ √(‖h‖₂² + 1). If the
+    layer has no bias, the 1 is left out.
     """
 
     norm: Literal["l1", "l2"] = "l1"

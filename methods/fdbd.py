@@ -14,7 +14,7 @@ from ._rows import by_rows
 class FDBD(Method):
     """Fast decision-boundary based detector. Liu & Qin, 2024, arXiv:2312.11536.
 
-    score = -mean over c != y of (z_y - z_c) / |w_y - w_c|, over |h - mu|; y the predicted class, mu the mean training
+    score = -(mean over c != y of (z_y - z_c) / |w_y - w_c|) / |h - mu|, y the predicted class, mu the mean training
     feature; shape [N], higher means more uncertain.
 
     `distance_as_normalizer=False` divides by |h| instead. Classes with the same weights have no boundary between them

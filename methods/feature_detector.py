@@ -1,4 +1,4 @@
-"""A control for the paper's detector: the same on the penultimate features."""
+"""A control for the paper's detector: the same detector on penultimate features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._detectors import _Detector
 
 @dataclass(frozen=True)
 class FeatureDetector(_Detector):
-    """Detector on penultimate features. The control for Lee & AlRegib, 2020, that sees the last layer's input only.
+    """Detector on penultimate features. The control for Lee & AlRegib, 2020, that sees only the last layer's input.
 
     The features, standardised, go through two fully connected layers trained on held-out in-distribution images and
     outliers. score = log-odds of "outlier"; shape [N], higher means more uncertain.

@@ -19,9 +19,9 @@ class GaiaZ(Method):
     the top logit is not zero. score = mean of ρ_c² over channels and layers; shape [N], higher means more uncertain.
     One forward and one backward pass to the maps.
 
-    Needs gradients that can be exactly zero, as before a ReLU. Networks where, on two made-up images, less than 5 % are
-    (of the channels that have a gradient at all) are skipped. All normalisation layers are taken (the authors' code
-    takes the last block of some networks), and the mean is the paper's aggregation up to its root and a constant.
+    Needs gradients that can be exactly zero, as before a ReLU: a network is skipped if less than 5 % of them are zero
+    on two random images, among channels that have a gradient at all. All normalisation layers are used (the authors'
+    code uses the last block of some networks). The mean is the paper's aggregation, up to its root and a constant.
     """
 
     needs = (NonZeroShare(),)

@@ -15,8 +15,8 @@ class GEN(Method):
 
     score = sum over the m largest p of p^gamma (1 - p)^gamma; shape [N], higher means more uncertain.
 
-    In logarithms, so that no probability is clamped: pytorch-ood keeps p within [1e-7, 1 - 1e-7] (and averages), which
-    at gamma = 0.1 adds up to 0.2 a class and reorders confident images.
+    Computed with logarithms, so that no probability is clamped: pytorch-ood keeps p within [1e-7, 1 - 1e-7] (and
+    averages), which at gamma = 0.1 adds up to 0.2 per class and reorders confident images.
     """
 
     gamma: float = 0.1

@@ -20,8 +20,8 @@ class GMM(Method):
     pi_k the class's share; shape [N], higher means more uncertain.
 
     Without shrinkage a class needs more images than dimensions (pytorch-ood adds 1e-6 to the diagonal instead).
-    Directions in which no training feature varies are left out. By definition there are as many covariances as classes:
-    with 1,000 classes of 50 images in 512 dimensions the score takes a few milliseconds an image.
+    Directions in which no training feature varies are left out. There are as many covariances as classes: with 1,000
+    classes of 50 images in 512 dimensions, scoring takes a few milliseconds per image.
     """
 
     shrinkage: float = 0.1
@@ -52,7 +52,7 @@ class GMM(Method):
     def _component(self, rows: Tensor, k: int) -> tuple[Tensor, float, float, Tensor]:
         """`root`, `base`, `gain` and log det of a class in whitened space: d' P d = base |d|^2 + gain |root d|^2.
 
-        With fewer images than dimensions by the matrix inversion lemma, in a system of as many unknowns as images.
+        With fewer images than dimensions, the matrix inversion lemma gives a system with as many unknowns as images.
         """
         s, (n, dims) = self.shrinkage, rows.shape
         if s > 0 and n < dims:

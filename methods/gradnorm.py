@@ -19,9 +19,9 @@ class GradNorm(Method):
     score = -‖∂CE(u, softmax(z / T)) / ∂W‖₁, u the uniform distribution; shape [N], higher means more uncertain.
 
     At the weight of the last layer, as published (`layers` None), the gradient is the outer product e hᵀ with
-    e = (softmax(z / T) - 1/C) / T, so the norm is ‖e‖₁ ‖h‖₁: no backward pass. `layers` may be glob patterns of
-    parameter names instead (`("*",)` for all), summed over the sets; `norm` "l2_squared" then comes from one batched
-    backward pass, "l1" from one backward pass an image.
+    e = (softmax(z / T) - 1/C) / T, so the norm is ‖e‖₁ ‖h‖₁: no backward pass. `layers` may instead be glob patterns of
+    parameter names (`("*",)` for all), over which the norm is summed; then `norm` "l2_squared" takes one batched
+    backward pass, "l1" one backward pass per image.
     """
 
     temperature: float = 1.0

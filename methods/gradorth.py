@@ -16,7 +16,7 @@ from ._gradients import uniform_residual
 class GradOrth(Method):
     """GradOrth. Behpour et al., 2023, arXiv:2308.00310.
 
-    V: the leading right singular vectors of the training features [N, D] that hold the share `threshold` of their
+    V are the leading right singular vectors of the training features [N, D] that contain the share `threshold` of their
     squared norm. The gradient of the last layer's weight under the cross-entropy to the uniform distribution is e hᵀ.
     score = -‖e hᵀ V Vᵀ‖_F = -‖e‖₂ ‖Vᵀ h‖₂; shape [N], higher means more uncertain (little of the gradient lies in the
     subspace of in-distribution data). No backward pass.

@@ -1,4 +1,4 @@
-"""Gradprint, and the representation of channel-wise gradients that it scores besides norms."""
+"""Gradprint, and a representation that it scores in addition to gradient norms: channel-wise gradients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ._profiles import distance_around, fit_around, log_distance, moments
 
 
 def shift_columns(network: Network, at_most: int) -> Tensor:
-    """Columns of the one-dimensional gradients that belong to biases of normalisation layers, evenly thinned.
+    """Columns of `SmallGrads` that belong to biases of normalisation layers, at most `at_most`, evenly spaced.
 
-    Those of all biases where no normalisation layer has one; of all one-dimensional parameters where there is no bias.
+    If no normalisation layer has a bias, those of all biases; without any, those of all one-dimensional parameters.
     """
     model = network.model
     norms = {id(getattr(m, "bias", None)) for m in model.modules() if isinstance(m, Normalisation)}
@@ -58,13 +58,12 @@ class GradPrint(Method):
     (a) v = log ‖g_p‖² for each parameter set p, g the gradient under the cross-entropy to the uniform distribution;
     (b) w = log(|g_c| + ε_c) for each channel c of the biases of normalisation layers, g the gradient under the
     cross-entropy to the predicted class, ε_c a ten-thousandth of the channel's root mean square in training.
-    Of each, the log of the squared Mahalanobis distance to the mean of the predicted class, standardised on
-    in-distribution training images (but for those alone in their class, which are its mean); score = their sum;
-    shape [N], higher means more uncertain. No outlier is seen.
-    Two backward passes.
+    For each, take the log of the squared Mahalanobis distance to the mean of the predicted class, standardised on
+    in-distribution training images (except those that are alone in their class, and hence its mean); score = their sum;
+    shape [N], higher means more uncertain. No outliers are seen. Two backward passes.
 
-    `shrinkage` and `shift_shrinkage` weigh the covariances' own diagonals. Networks without normalisation use all
-    biases; beyond `columns` channels, evenly spaced ones.
+    `shrinkage` and `shift_shrinkage` are the weights of the covariances' own diagonals. Networks without normalisation
+    use all biases. At most `columns` channels are used, evenly spaced.
     """
 
     shrinkage: float = 0.1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from howsure import GradNorms, Loss, Method, Reps, Uniform
 from howsure.detector import log_norms, standardiser
+
+from ._neighbours import kth_distance
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class GradVectorKNN(Method):
 
     v = (log ‖g_1‖², …, log ‖g_P‖²), g_p the gradient of `loss` with respect to parameter set p, each standardised on
     in-distribution training images. score = distance of v to its k-th nearest neighbour among theirs; shape [N],
-    higher means more uncertain. No outlier is seen. One backward pass.
+    higher means more uncertain. No outliers are seen. One backward pass.
     """
 
     loss: Loss = field(default_factory=Uniform)
@@ -36,6 +37,4 @@ class GradVectorKNN(Method):
         return {"mean": mean, "gain": gain, "bank": ((v - mean) * gain).float()}
 
     def score(self, reps: Reps, mean: Tensor, gain: Tensor, bank: Tensor) -> Tensor:
-        v = ((log_norms(reps[GradNorms(self.loss)]) - mean) * gain).float()
-        k = min(self.k, len(bank))
-        return torch.cat([torch.cdist(part, bank).kthvalue(k, dim=1).values for part in v.split(1024)])
+        return kth_distance(((log_norms(reps[GradNorms(self.loss)]) - mean) * gain).float(), bank, self.k)

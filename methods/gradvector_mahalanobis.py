@@ -19,7 +19,7 @@ class GradVectorMahalanobis(Method):
 
     v = (log ‖g_1‖², …, log ‖g_P‖²), g_p the gradient of `loss` with respect to parameter set p. score = squared
     Mahalanobis distance of v to the mean of the predicted class (`per_class`), or to one mean, of in-distribution
-    training images; shape [N], higher means more uncertain. No outlier is seen. One backward pass.
+    training images; shape [N], higher means more uncertain. No outliers are seen. One backward pass.
 
     `shrinkage` is the weight of the covariance's own diagonal.
     """

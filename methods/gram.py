@@ -1,4 +1,4 @@
-"""Gram matrices of feature maps, and the representation they are scored on."""
+"""Gram matrices, and the representation they score: row sums of the Gram matrices of feature maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOOR = 1e-6
 
 
 def gram_rows(value: Tensor, layer: nn.Module) -> Tensor:
-    """Row sums of the Gram matrices of order 1 to 10, with their root, `[n, 10, C]`, float32."""
+    """Row sums of the Gram matrices of order p = 1 to 10, to the power 1 / p, `[n, 10, C]`, float32."""
     x = by_channel(value, layer).double()
     largest = x.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
     x, rows, power = x / largest, [], torch.ones((), dtype=torch.float64, device=x.device)
@@ -28,7 +28,7 @@ def gram_rows(value: Tensor, layer: nn.Module) -> Tensor:
 
 @dataclass(frozen=True)
 class GramRows(Representation[dict[str, Tensor]]):
-    """Row sums of Gram matrices of order 1 to 10 at the ends of the network's stages, `{layer: [N, 10, C_l]}`."""
+    """Row sums of Gram matrices of order 1 to 10 at the last layer of each stage, `{layer: [N, 10, C_l]}`."""
 
     layers: tuple[str, ...] | None = None
 
@@ -52,10 +52,10 @@ class Gram(Method):
     channels, of how far a value lies outside the range [min, max] of training images of the predicted class, relative
     to the nearer end. score = Σ_l δ_l / E[δ_l]; shape [N], higher means more uncertain. One forward pass.
 
-    Row sums, as in the authors' code, where the paper's text takes the upper triangle (a thousand times the memory).
-    That code, not the paper's formula, also divides by the softmax confidence. The expectation is over every tenth
-    training image of each predicted class, which the ranges leave out (the paper: a validation split). Layers are the
-    ends of the network's stages; the paper takes every convolution and activation.
+    Row sums are used as in the authors' code; the paper's text uses the upper triangle, which takes a thousand times as
+    much memory. The code, unlike the paper's formula, also divides by the softmax confidence. The expectation is over
+    every tenth training image of each predicted class, which the ranges leave out (the paper uses a validation split).
+    Layers are the last of each stage; the paper uses every convolution and activation.
     """
 
     power: int = POWERS
@@ -95,7 +95,7 @@ class Gram(Method):
 
 
 def _every_tenth(predicted: Tensor) -> Tensor:
-    """Whether an image's place among those of its class is a tenth, `[N]`."""
+    """Whether each image is a tenth one of its predicted class, `[N]`."""
     order, counts = predicted.argsort(stable=True), predicted.bincount()
     place = torch.empty_like(predicted)
     place[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[predicted[order]]
@@ -103,7 +103,7 @@ def _every_tenth(predicted: Tensor) -> Tensor:
 
 
 def _ranges(x: Tensor, predicted: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Least and largest values of each class, `[classes, D]`; those of all rows for a class never predicted."""
+    """Smallest and largest values for each class, `[classes, D]`; a class never predicted has those of all rows."""
     index = predicted[:, None].expand_as(x)
     low, high = x.amin(0).repeat(classes, 1), x.amax(0).repeat(classes, 1)
     return (

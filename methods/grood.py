@@ -1,4 +1,4 @@
-"""GROOD, and the representation of its made-up outliers: features of maps mixed with another class's mean."""
+"""GROOD, and the representation of its synthetic outliers: features from maps mixed with another class's mean."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ._passes import changed, features
 
 @dataclass(frozen=True)
 class MixedFeatures(Representation[Tensor]):
-    """Penultimate features when the first stage's map is mixed with the second most likely class's mean, `[N, D]`.
+    """Penultimate features after the first stage's map is mixed with the second most likely class's mean, `[N, D]`.
 
-    The map becomes `lam * map + (1 - lam) * mean`; the mean is one value a channel.
+    The map becomes `lam * map + (1 - lam) * mean`, with one mean per channel.
     """
 
     cost = "passes"
@@ -54,15 +54,15 @@ class MixedFeatures(Representation[Tensor]):
 class Grood(Method):
     """GROOD. ElAraby et al., 2023, arXiv:2312.14427.
 
-    Prototypes μ_c: mean features of the classes; μ_o: mean feature of made-up outliers. With L the cross-entropy of
-    softmax(-‖h - μ_c‖, …, -‖h - μ_o‖) to the predicted class, g = ∂L / ∂μ_o = p_o (h - μ_o) / ‖h - μ_o‖. score =
+    The prototypes μ_c are the mean features of the classes, μ_o is that of synthetic outliers. With L the cross-entropy
+    of softmax(-‖h - μ_c‖, …, -‖h - μ_o‖) to the predicted class, g = ∂L / ∂μ_o = p_o (h - μ_o) / ‖h - μ_o‖. score =
     distance of g to its k-th nearest neighbour among those of correctly classified training images; shape [N],
-    higher means more uncertain. No backward pass: g has a closed form. One more forward pass, for the outliers.
+    higher means more uncertain. No backward pass, since g has a closed form; one more forward pass for the outliers.
 
-    An outlier is a training image whose first feature map is mixed with the mean of the second most likely class. The
-    paper mixes with the mean map, here its channels' means (maps of all training images would not fit in memory). The
-    authors' code in OpenOOD mixes with 0.5 and by default takes validation outliers instead. Classes without a training
-    image have no prototype.
+    A synthetic outlier is a training image whose first feature map is mixed with the mean of the second most likely
+    class. The paper mixes in the mean map; here it is the mean of each channel, since the maps of all training images
+    would not fit in memory. The authors' code in OpenOOD uses lam = 0.5 and by default validation outliers instead.
+    Classes without training images have no prototype.
     """
 
     lam: float = 0.8

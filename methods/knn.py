@@ -15,8 +15,8 @@ class KNN(Method):
 
     score = |v - v_(k)|, v = h / |h|, v_(k) the k-th nearest of the training v; shape [N], higher means more uncertain.
 
-    All training images are kept; `k` is capped at their number. Its definition compares every image with all of them:
-    10,000 images against 50,000 in 512 dimensions take about 10 seconds on two cores.
+    All training images are kept, and `k` is capped at their number. By definition every image is compared with all of
+    them: 10,000 images against 50,000 in 512 dimensions take about 10 seconds on two cores.
     """
 
     k: int = 50

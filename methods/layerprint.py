@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from howsure import Batch, Features, Logits, Method, Network, Representation, Reps, Tap
 from howsure.layers import by_channel
 from howsure.readings import few_at_a_time, rms_difference
-from howsure.representations import ImageIds
+from howsure.representations import NO_LAYERS, ImageIds
 
 from ._neighbours import kth_distance, unit
-from ._profiles import NO_LAYERS, distance_around, first_half, fit_around, log_distance, moments, telling_layers
+from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
 
 SHRINKAGE = 0.1
 RIDGE = 0.1
 
 
 def channel_statistics(value: Tensor, layer: nn.Module) -> Tensor:
-    """Of each channel: mean, deviation, and root mean square difference of positions one apart and a row apart.
+    """For each channel the mean, the standard deviation, and the root mean square difference of positions one apart and
+    one row apart, `[n, 4, C]`.
 
-    `[n, 4, C]`. A row is the root of the number of positions; of fewer than four, the differences are 0.
+    The length of a row is the square root of the number of positions; with fewer than four, the differences are 0.
     """
     return few_at_a_time(_statistics, by_channel(value, layer))
 
@@ -40,7 +41,7 @@ def _statistics(x: Tensor) -> Tensor:
 
 
 def first_layers(network: Network) -> list[str]:
-    """At most four of the telling layers, evenly spaced over their first half."""
+    """At most four of the `telling_layers`, evenly spaced over their first half."""
     names = telling_layers(network)
     half = (len(names) + 1) // 2
     return [names[i] for i in sorted({round(i * (half - 1) / 3) for i in range(4)})] if names else []
@@ -62,10 +63,10 @@ class ChannelStatistics(Representation[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class StatisticDistances(Representation[Tensor]):
-    """How much further the statistics of each layer lie from what the features say they are than usual, `[N, L]`.
+    """How much more than usual the statistics of each layer deviate from what the features predict, `[N, L]`.
 
-    The channel means and the logs of their three spreads are predicted from the unit features by ridge regression. The
-    log squared Mahalanobis length of what is left, less its own prediction from the features, is the layer's entry.
+    The channel means and the logs of the three spreads are predicted from the unit features by ridge regression. A
+    layer's entry is the log squared Mahalanobis length of the residual, minus its own prediction from the features.
     Fitted on one half of the training images.
     """
 
@@ -107,16 +108,16 @@ class StatisticDistances(Representation[Tensor]):
 class LayerPrint(Method):
     """Layerprint: statistics of the first layers' channels, and energy and neighbours at the last. This project.
 
-    At up to four layers, evenly spaced over the first half (of the normalisation layers; where all normalise by layer,
-    of the linear layers but the last): x_l = of each channel the mean over positions and the logs of its deviation and
-    of the root mean square difference of neighbours, along and across. With u the unit features and E[· | u] linear
-    in them, m_l = log squared Mahalanobis length of x_l - E[x_l | u], d_l = m_l - E[m_l | u], and D = Mahalanobis
-    length of (d_1, …, d_L). With s(·) for standardising,
+    At up to four layers, evenly spaced over the first half of the normalisation layers (if all are layer norms: of the
+    linear layers but the last), x_l holds for each channel the mean over positions and the logs of the standard
+    deviation and of the root mean square differences of neighbours, along and across. With u the unit features and
+    E[· | u] linear in them, m_l = log squared Mahalanobis length of x_l - E[x_l | u], d_l = m_l - E[m_l | u], and D =
+    Mahalanobis length of (d_1, …, d_L). With s(·) for standardising,
     score = max(0, s(s(Σ_l d_l) + ½ s(D))) + s(s(-logsumexp(z)) + s(knn)), knn = distance to the k-th nearest feature of
-    unit norm; shape [N], higher means more uncertain. No outlier is seen. One forward pass.
+    unit norm; shape [N], higher means more uncertain. No outliers are seen. One forward pass.
 
-    All up to d_l and the neighbours are fitted on one half of the training images; D and s on the other half.
-    `shrinkage` is the weight of its own diagonal in the covariance of what is left of x_l; in that of D it is 0.1.
+    One half of the training images gives everything up to d_l and the neighbours; D and s are fitted on the other half.
+    `shrinkage` is the weight of the diagonal in the covariance of the residuals of x_l; in that of D it is 0.1.
     """
 
     k: int = 10

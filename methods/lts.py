@@ -16,7 +16,7 @@ class LTS(Method):
 
     score = -logsumexp(s z), s = (sum(relu(h)) / sum of its largest)^2; shape [N], higher means more uncertain.
 
-    The largest are the activations above the image's percentile: 95 is the paper's p = 5 %, the share that is summed.
+    The largest are the activations above the image's percentile; 95 is the paper's p = 5 %, the share that is summed.
     """
 
     percentile: float = 95.0

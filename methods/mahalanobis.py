@@ -18,9 +18,9 @@ class Mahalanobis(Method):
     score = min_k (h - mu_k)' S^-1 (h - mu_k), S the covariance of training features around their class's mean;
     shape [N], higher means more uncertain.
 
-    Features only: `mahalanobis_layers` has the input step and the combination over layers. S^-1 is the pseudo-inverse;
-    `shrinkage` is the weight of S's own diagonal. pytorch-ood adds 1e-6 to the diagonal of the sum (not the mean) of
-    outer products.
+    Penultimate features only; `mahalanobis_layers` has the input step and the combination over layers. S^-1 is the
+    pseudo-inverse; `shrinkage` is the weight of S's own diagonal. pytorch-ood adds 1e-6 to the diagonal of the sum (not
+    the mean) of outer products.
     """
 
     shrinkage: float = 0.0

@@ -22,9 +22,9 @@ from ._passes import output_at, recorded, tracked
 class LayerDistances(Representation[Tensor]):
     """Smallest squared Mahalanobis distance to a class mean at each layer, `[N, L]`, float64.
 
-    Channel means of feature maps, one covariance a layer shared by the classes. For each layer the input first moves by
-    `epsilon` (in pixel values) along the sign of the gradient that makes that layer's distance smaller. Layers that are
-    alike on all training images (dead ones) are left out.
+    Distances are between channel means of feature maps, with one covariance per layer for all classes. For each layer
+    the input first moves by `epsilon` (in pixel values) so as to reduce that layer's distance, along the sign of its
+    gradient. Layers that are constant on the training images (dead ones) are left out.
     """
 
     cost = "passes"
@@ -46,16 +46,15 @@ class LayerDistances(Representation[Tensor]):
         return state
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
-        gaussians = {}
-        for key in sorted(key for key in state if key[4:].startswith("means ")):
-            name, columns = key[10:], state[f"{key[:4]}whiten {key[10:]}"]
-            gaussians[name] = state[key].to(batch.images.device), columns.to(batch.images.device)
+        gaussians: dict[str, list[Tensor]] = {}
+        for key in sorted(state):  # "000 means LAYER", "000 whiten LAYER", "001 means …"
+            gaussians.setdefault(key.split(" ", 2)[2], []).append(state[key].to(batch.images.device))
         if not self.epsilon:
             readings = LayerMeans().compute(batch)
             return torch.stack([_closest(readings[name], *gaussian) for name, gaussian in gaussians.items()], 1)
         return self._stepped(batch, gaussians)
 
-    def _stepped(self, batch: Batch, gaussians: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    def _stepped(self, batch: Batch, gaussians: dict[str, list[Tensor]]) -> Tensor:
         model, columns = batch.network.model, []
         gradients = batch.share("layer distances", lambda: _gradients(batch, gaussians))
         for (name, gaussian), gradient in zip(gaussians.items(), gradients, strict=True):
@@ -65,7 +64,7 @@ class LayerDistances(Representation[Tensor]):
         return torch.stack(columns, 1)
 
 
-def _gradients(batch: Batch, gaussians: dict[str, tuple[Tensor, Tensor]]) -> list[Tensor]:
+def _gradients(batch: Batch, gaussians: dict[str, list[Tensor]]) -> list[Tensor]:
     """Gradient of each layer's distance with respect to the input; the same for every ε."""
     model = batch.network.model
     with torch.enable_grad(), recorded(model, tuple(gaussians)) as maps:
@@ -75,7 +74,7 @@ def _gradients(batch: Batch, gaussians: dict[str, tuple[Tensor, Tensor]]) -> lis
         return [torch.autograd.grad(d, x, retain_graph=True)[0] for d in distances]
 
 
-def _at(output: Tensor, name: str, batch: Batch, gaussian: tuple[Tensor, Tensor]) -> Tensor:
+def _at(output: Tensor, name: str, batch: Batch, gaussian: list[Tensor]) -> Tensor:
     return _closest(channel_means(output, module(batch.network.model, name)), *gaussian)
 
 
@@ -90,10 +89,10 @@ class MahalanobisLayers(Method):
     At each layer l: M_l = min_c (f_l(x_l) - μ_lc)ᵀ Σ_l⁻¹ (f_l(x_l) - μ_lc), f_l the channel means of the feature map
     and x_l = x - ε sign(∇ M_l(x)). score = log-odds of a logistic regression on (M_1, …, M_L), trained on held-out
     in-distribution images and outliers; shape [N], higher means more uncertain. L + 1 forward and L backward passes,
-    each as far as its layer.
+    each only as far as its layer.
 
-    Layers are the ends of the network's stages. The distances are standardised before the regression (the authors'
-    code feeds them raw); classes of equal weight; `kind` may also be the two-layer detector.
+    Layers are the last of each stage. The distances are standardised before the regression (the authors' code uses them
+    raw), and both classes have equal weight; `kind` "mlp" is the two-layer detector instead.
     """
 
     epsilon: float = 0.0014

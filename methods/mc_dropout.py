@@ -16,7 +16,7 @@ CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def dropouts(model: nn.Module) -> dict[str, float]:
-    """Names and rates of the dropout layers that drop anything."""
+    """Names and rates of the dropout layers with a rate above 0."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Dropout, *CHANNEL))}
     return {name: m.p for name, m in layers.items() if m.p > 0}
 
@@ -25,8 +25,8 @@ def dropouts(model: nn.Module) -> dict[str, float]:
 class StochasticLogits(Representation[Tensor]):
     """Logits of `samples` passes with dropout on, `[N, samples, C]`; everything else stays in eval mode.
 
-    Pass s drops the same units for every image: it is one thinned network, drawn once. So a score depends neither on
-    the batch nor on the order of images, and no mode of the model is touched.
+    Each pass drops the same units for every image: it is one thinned network, drawn once. So scores depend neither on
+    the batch nor on the order of images. No module is switched to training mode.
     """
 
     cost = "passes"
@@ -64,7 +64,7 @@ class MCDropout(Method):
     score = H(mean_s p_s) ("entropy"), or H(mean_s p_s) - mean_s H(p_s) ("mutual_information"), over S passes with
     dropout on; shape [N], higher means more uncertain. S forward passes.
 
-    One mask a pass, shared by all images (a sample of the network's weights), where the paper draws one an image.
+    Each pass has one mask, shared by all images (a sample of the network's weights); the paper draws one per image.
     """
 
     samples: int = 20

@@ -15,8 +15,9 @@ class MCM(Method):
 
     score = log((1 - p) / p), p = max_c softmax(z / tau)_c; shape [N], higher means more uncertain.
 
-    The paper's z are cosines between an image and class names; here they are the classifier's logits, as in OpenOOD.
-    The paper's confidence p ranks the same, but ties where it rounds to one, as most images' does at tau = 0.01.
+    In the paper, z are cosines between an image and class names; here they are the classifier's logits, as in OpenOOD.
+    The paper's confidence p gives the same ranking, but ties if it rounds to one, as it does for most images at
+    tau = 0.01.
     """
 
     tau: float = 1.0

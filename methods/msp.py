@@ -15,8 +15,8 @@ class MSP(Method):
 
     score = 1 - max_c softmax(z)_c; shape [N], higher means more uncertain.
 
-    The paper's confidence is max p. One minus it ranks the same and is summed from the other classes, so that images
-    whose probability rounds to one do not tie.
+    The paper's confidence is max p. One minus it gives the reverse ranking; it is summed from the other classes, so
+    that images whose probability rounds to one do not tie.
     """
 
     needs = (Logits(),)

@@ -1,4 +1,4 @@
-"""Neuron activation coverage, and the representation it scores where layers are named."""
+"""Neuron activation coverage, and the representation it scores if layers are named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from ._passes import recorded, tracked
 
 @dataclass(frozen=True)
 class NeuronStates(Representation[dict[str, Tensor]]):
-    """`(Σ z) (Σ ∂CE / ∂z)` at named layers, sums over positions, CE to the uniform one, `{layer: [N, C_l]}`."""
+    """`(Σ z) (Σ ∂CE / ∂z)` at named layers, summed over positions, `{layer: [N, C_l]}`.
+
+    CE is the cross-entropy to the uniform distribution.
+    """
 
     cost = "passes"
     layers: tuple[str, ...] = ()
@@ -42,9 +45,10 @@ class NAC(Method):
     neurons and layers; shape [N], higher means more uncertain.
 
     At the penultimate features, the default, the gradient has a closed form: no backward pass. Named `layers` take one;
-    the authors' runs on residual networks take these features and the first three stages.
-    `samples` training images, evenly spaced, as in the paper (`r` counts images). The authors' code spaces the M parts
-    more densely around 1/2 and tunes α, r and M for each layer and network; here they are the same for all layers.
+    the authors' runs on residual networks use the penultimate features and the first three stages.
+
+    `samples` training images are used, evenly spaced, as in the paper (`r` counts images). The authors' code spaces the
+    M parts more densely around 1/2 and tunes α, r and M for each layer and network; here all layers share them.
     """
 
     alpha: float = 100.0
@@ -74,7 +78,7 @@ class NAC(Method):
         return -torch.stack(covered).mean(0)
 
     def _parts(self, reps: Reps) -> dict[str, Tensor]:
-        """Which of the M parts each state lies in, `[N, C_l]`."""
+        """Which of the M parts each state is in, by layer, `[N, C_l]`."""
         if self.layers:
             states = reps[NeuronStates(self.layers)]
         else:

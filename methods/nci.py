@@ -16,7 +16,7 @@ class NCI(Method):
     score = -(h - mu) . w_y / |h - mu| - alpha |h|_1, y the predicted class, mu the mean training feature; shape [N],
     higher means more uncertain.
 
-    `alpha` is the default of the authors' code and of OpenOOD, which have the same formula; pytorch-ood's is 0.
+    The default of `alpha` is that of the authors' code and of OpenOOD, which have the same formula; pytorch-ood's is 0.
     """
 
     alpha: float = 1e-4

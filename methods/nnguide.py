@@ -18,8 +18,8 @@ class NNGuide(Method):
     score = -E(z) * mean of the k largest E(z_i) v . v_i, v = h / |h|, E = logsumexp, over a bank of training images i;
     shape [N], higher means more uncertain.
 
-    `bank` is the share of training images kept, evenly spaced (OpenOOD keeps the first ones); the defaults are
-    OpenOOD's, pytorch-ood's are k = 10 and all images. `k` is capped at the bank's size.
+    `bank` is the share of training images kept, evenly spaced (OpenOOD keeps the first ones). The defaults are
+    OpenOOD's; pytorch-ood's are k = 10 and all images. `k` is capped at the bank's size.
     """
 
     k: int = 100

@@ -17,8 +17,8 @@ from ._softmax import doubt, log_odds
 class PerturbedLogits(Representation[Tensor]):
     """Logits of `x + epsilon * sign(gradient of log max softmax(z / temperature))`, `[N, C]`.
 
-    `epsilon` is in pixel values of inputs in [0, 1]. The gradient is that of log (p / (1 - p)), p = max softmax(z /
-    temperature): its sign is the same, and does not drown in rounding where the network is sure.
+    `epsilon` is in pixel values in [0, 1]. The gradient computed is that of log(p / (1 - p)), p = max softmax(z /
+    temperature): it has the same sign, and is not lost in rounding when the network is confident.
     """
 
     cost = "passes"
@@ -43,8 +43,8 @@ class Odin(Method):
     score = 1 - max softmax(z(x') / T) with x' = x + ε sign(∇ log max softmax(z(x) / T)); shape [N], higher means more
     uncertain. Two forward passes and one backward pass to the input.
 
-    ε is in pixel values of inputs in [0, 1], divided by the transform's standard deviation per channel, as the authors'
-    code does. A gradient of exactly zero moves nothing (there it counts as positive).
+    ε is in pixel values in [0, 1] and is divided by the transform's standard deviation per channel, as in the authors'
+    code. Where the gradient is exactly zero, the input does not move (in their code, zero counts as positive).
     """
 
     temperature: float = 1000.0

@@ -23,9 +23,9 @@ class PNML(Method):
     score = log sum_c p_c / (p_c + (1 - p_c) p_c^g) / log C, p = softmax(W v + b), v = h / |h|;
     g = q / (1 + q), q = v' (V'V)^-1 v for training features V of unit rows; shape [N], higher means more uncertain.
 
-    A ridge of 1e-7 makes V'V invertible, so that g goes to 1 for v outside the span of V and rounding is not magnified.
-    pytorch-ood takes the pseudo-inverse, which ignores the part of v outside the span; so does the authors' code, which
-    takes the squared length of that part for g where it is larger, and puts a constant 1 before v.
+    A ridge of 1e-7 makes V'V invertible, so that g approaches 1 for v outside the span of V and rounding is not
+    magnified. pytorch-ood uses the pseudo-inverse, which ignores the part of v outside the span; so does the authors'
+    code, which uses the squared length of that part for g if it is larger, and prepends a constant 1 to v.
     """
 
     needs = (Features(), Head())
@@ -46,7 +46,7 @@ class PNML(Method):
             log_p, log_rest = log_odds_parts(z)
             odds = (log_rest - log_p / (1 + q)).exp()
             top = torch.zeros_like(z, dtype=torch.bool).scatter(1, z.argmax(1, keepdim=True), True)
-            # the sum less one, term by term, which would vanish beside the one of the top class
+            # the sum minus one, term by term: small terms would vanish next to the top class's, which is close to one
             above_one = torch.where(top, -odds / (1 + odds), 1 / (1 + odds)).sum(1)
             return above_one.log1p() / max(math.log(len(head.bias)), 1e-12)
 

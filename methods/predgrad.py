@@ -18,7 +18,7 @@ class PredGrad(Method):
     score = ‖∇ CE(softmax(z), argmax z)‖₂ over the parameter sets whose names match `layers` (glob patterns; all of them
     by default); shape [N], higher means more uncertain. One backward pass.
 
-    The paper feeds this and five other norms of each layer's gradient to a logistic regression that separates errors.
+    The paper feeds this and five other norms of each layer's gradient to a logistic regression that detects errors.
     """
 
     layers: tuple[str, ...] = ("*",)

@@ -18,9 +18,9 @@ class Purview(_Detector):
     """Probing the purview of neural networks. Lee et al., 2023, arXiv:2304.02834.
 
     The vectors of squared gradient norms under several confounding labels, with the first n classes set to one for each
-    n in `hot` (None: all of them), side by side, go through two fully connected layers trained on held-out
-    in-distribution images and outliers (adversarial ones too, where they are given). score = log-odds of "outlier";
-    shape [N], higher means more uncertain. One backward pass a label.
+    n in `hot` (None: all of them), are concatenated and go through two fully connected layers trained on held-out
+    in-distribution images and outliers (adversarial ones too, if given). score = log-odds of "outlier"; shape [N],
+    higher means more uncertain. One backward pass per label.
 
     The norms enter as standardised logs.
     """

@@ -1,4 +1,4 @@
-"""RankFeat, and the representation it scores: logits after the largest singular value of a feature map is removed."""
+"""RankFeat, and the representation it scores: logits without the first singular component of a feature map."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class RankFeat(Method):
     """RankFeat. Song et al., 2022, arXiv:2209.08590.
 
     score = -T logsumexp(z / T), z the mean of the logits that the network gives when the feature map A [C, positions]
-    of one of its last two stages is replaced by A - s₁ u₁ v₁ᵀ; shape [N], higher means more uncertain. Two
-    forward passes.
+    of either of its last two stages is replaced by A - s₁ u₁ v₁ᵀ; shape [N], higher means more uncertain. Two forward
+    passes.
 
-    Exact, by the eigenvectors of the smaller Gram matrix, where the authors' code also offers power iteration.
+    Exact, from the eigenvectors of the smaller Gram matrix; the authors' code also offers power iteration.
     """
 
     temperature: float = 1.0

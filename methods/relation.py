@@ -17,7 +17,7 @@ class Relation(Method):
     score = -sum_i k_i^power over training images i, k_i = max(0, v . v_i) * (p . p_i), v = h / |h|, p = softmax(z);
     shape [N], higher means more uncertain.
 
-    Relations up to `threshold` are left out, as in the authors' code. Its definition compares every image with every
+    Relations up to `threshold` are ignored, as in the authors' code. By definition every image is compared with every
     training image: 10,000 images against 50,000 with 512 features and 1,000 classes take about 30 seconds on two cores.
     """
 

@@ -14,7 +14,7 @@ class Renyi(Method):
     """Rényi entropy of the softmax. Rényi, 1961, classic.
 
     score = log(sum_c p_c^alpha) / (1 - alpha) in nats; Shannon's entropy at alpha = 1, -log max p at infinity;
-    shape [N], higher means more uncertain. At alpha = 2 it ranks as `doctor` does.
+    shape [N], higher means more uncertain. At alpha = 2 it ranks images like `doctor`.
     """
 
     alpha: float = 0.5

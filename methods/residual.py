@@ -13,8 +13,8 @@ from ._null_space import origin_and_null_space, residual_norm
 class Residual(Method):
     """Residual in the null space of the features. Wang et al., 2022, arXiv:2203.10807.
 
-    score = |P (h - o)|, o = -pinv(W) b, P the projection on all but the `dim` main directions of training features
-    h - o; shape [N], higher means more uncertain. The part of `vim` without the logits.
+    score = |P (h - o)|, o = -pinv(W) b, P the projection onto all but the `dim` principal directions of training
+    features h - o; shape [N], higher means more uncertain. It is `vim` without the logits.
     """
 
     dim: int | None = None

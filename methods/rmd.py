@@ -18,7 +18,7 @@ class RMD(Method):
     score = min_k d_k(h) - d_0(h), d_k the squared Mahalanobis distance to class k (tied covariance), d_0 that to one
     Gaussian of all training features (covariance S_0); shape [N], higher means more uncertain.
 
-    `shrinkage` is the weight of each covariance's own diagonal; inverses are pseudo-inverses. Both distances see the
+    `shrinkage` is the weight of each covariance's own diagonal; inverses are pseudo-inverses. Both distances use the
     directions in which S_0 varies by more than rounding, so that those that do not depend on the class cancel.
     """
 

@@ -32,7 +32,7 @@ class RTS(Method):
 
     score = mean of the variances of the temperature that divides the logits, as a head trained with the network
     predicts them; shape [N], higher means more uncertain: training makes the temperature large where the network errs.
-    OpenOOD's code returns the same number as a confidence. Only for models with a method `temperature_variance`.
+    OpenOOD's code returns the same number as a confidence. Only for models that have a method `temperature_variance`.
     """
 
     needs = (TemperatureVariance(),)

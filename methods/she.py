@@ -15,8 +15,8 @@ class SHE(Method):
     score = -h . S_y, y the predicted class, S_y the mean feature of its correctly classified training images;
     shape [N], higher means more uncertain.
 
-    The inner product, as in the paper. oodeel takes the largest product over all classes. A class without a correctly
-    classified image gets the mean of all that are correct (of all images where none is).
+    The inner product is the paper's; oodeel takes the largest product over all classes. A class without a correctly
+    classified image gets the mean of all correctly classified ones (or of all images, if there are none).
     """
 
     needs = (Features(), Logits(), Labels())

@@ -19,7 +19,7 @@ class SSD(Method):
     score = (v - mu)' S^-1 (v - mu), v = h / |h|, mu and S the mean and covariance of training v; shape [N], higher
     means more uncertain.
 
-    One cluster, the paper's choice. The paper trains its own features without labels; these are the classifier's.
+    There is one cluster, the paper's choice. The paper trains features without labels; these are the classifier's.
     `shrinkage` is the weight of S's own diagonal; S^-1 is the pseudo-inverse.
     """
 

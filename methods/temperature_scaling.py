@@ -22,8 +22,9 @@ class TemperatureScaling(Method):
     T minimises the mean of logsumexp(z / T) - z_y / T over ID validation images;
     score = 1 - max_c softmax(z / T)_c; shape [N], higher means more uncertain.
 
-    The loss is convex in 1/T, so its derivative's one root is found, not a gradient descended. T stays within 100 times
-    the mean gap between the largest logit and the others, either way: without a wrong prediction the optimum is 0.
+    The loss is convex in 1/T, so T is found as the only root of its derivative, without gradient descent. T stays
+    between a hundredth and 100 times the mean gap between the largest logit and the others, since without a wrong
+    prediction the optimum would be 0.
     """
 
     needs = (Logits(), Labels())

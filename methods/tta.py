@@ -18,7 +18,7 @@ CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 
 @dataclass(frozen=True)
 class ViewLogits(Representation[Tensor]):
-    """Logits of the image, its mirror image, and crops moved to the corners, `[N, V, C]`; the same for every image."""
+    """Logits of the image, its mirror image, and crops moved towards the corners, `[N, V, C]`; the views are fixed."""
 
     cost = "passes"
     flip: bool = True
@@ -45,7 +45,7 @@ class TTA(Method):
 
     score = H(mean_v p_v) - mean_v H(p_v) ("mutual_information"), or H(mean_v p_v) ("entropy"), over the image, its
     mirror image (`flip`) and `crops` crops moved by the share `shift` towards a corner, edges repeated; shape [N],
-    higher means more uncertain. The views are fixed, where papers draw them at random.
+    higher means more uncertain. The views are fixed, whereas papers draw them at random.
     """
 
     flip: bool = True

@@ -17,8 +17,8 @@ class ViM(Method):
     score = alpha |P (h - o)| - logsumexp(z), P and o as in `residual`, alpha = mean of max z over mean of |P (h - o)|
     on training images; shape [N], higher means more uncertain.
 
-    The paper's score is the virtual class's softmax probability, of which this is the log-odds. oodeel by default
-    centres features on their mean instead of o.
+    The paper's score is the softmax probability of the virtual class; this is its log-odds. By default, oodeel centres
+    features on their mean instead of o.
     """
 
     dim: int | None = None

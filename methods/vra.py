@@ -15,14 +15,14 @@ from ._prune import percentile_of
 class VRA(Method):
     """Variational rectified activation. Xu et al., 2023, arXiv:2302.11716.
 
-    score = -logsumexp(W a(h) + b), a(h_j) = 0 below the low percentile of feature j over training images, the high
-    percentile above it, h_j + gamma between; shape [N], higher means more uncertain.
+    score = -logsumexp(W a(h) + b), where a(h_j) is 0 below the low percentile of feature j over training images, the
+    high percentile above that, and h_j + gamma in between; shape [N], higher means more uncertain.
 
-    gamma = 0 is the paper's VRA, above 0 its VRA+. Percentiles are each feature's own, as in the authors' code for
-    CIFAR, whose values for CIFAR-10 are the defaults; on ImageNet it has one pair of thresholds for all, in units of
-    the activations. OpenOOD takes percentiles over all features, and from 1 % to 15 % as the low one: of the outputs
-    of a ReLU more are zero as a rule, and then nothing is left of VRA but ReAct. OpenOOD and pytorch-ood lift low
-    activations to the low percentile instead of zeroing them.
+    gamma = 0 is the paper's VRA, gamma > 0 its VRA+. Percentiles are per feature, as in the authors' code for CIFAR,
+    whose values for CIFAR-10 are the defaults; for ImageNet it has one pair of thresholds for all features, in units of
+    the activations. OpenOOD takes percentiles over all features, with low ones from 1 % to 15 %: since usually more of
+    a ReLU's outputs are zero than that, VRA then reduces to ReAct. OpenOOD and pytorch-ood raise low activations to the
+    low percentile instead of setting them to zero.
     """
 
     percentile_low: float = 60.0
@@ -35,7 +35,9 @@ class VRA(Method):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         if self.percentile_low > self.percentile_high:
-            raise UserError(f"vra: percentile_low {self.percentile_low} exceeds percentile_high {self.percentile_high}")
+            raise UserError(
+                f"vra: percentile_low = {self.percentile_low} must not exceed percentile_high = {self.percentile_high}"
+            )
         h = train[Features()]
         return {"low": percentile_of(h, self.percentile_low, 0), "high": percentile_of(h, self.percentile_high, 0)}
 

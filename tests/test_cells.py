@@ -418,7 +418,7 @@ class _Peeks(Method):
 
 def test_a_score_may_not_read_labels(conv_net):
     trial = make_trial(_Peeks(), conv_net)
-    with pytest.raises(UserError, match=r"score reads Labels\(\).*in `fit` alone"):
+    with pytest.raises(UserError, match=r"score reads Labels\(\).*only in `fit`"):
         scored(trial.method, trial.reps, trial.state, "'some'")
 
 
@@ -429,5 +429,5 @@ def test_what_is_not_a_finite_number_is_named_and_not_scored(name, value, conv_n
     trial = make_trial(METHODS[name](), conv_net)
     rep = next(rep for rep in trial.reps if rep in (Features(), Logits()))
     trial.reps[rep][3, 0] = value
-    with pytest.raises(CellError, match=f"'some': {type(rep).__name__} of 1 of 24 images are NaN or infinite"):
+    with pytest.raises(CellError, match=f"'some': {type(rep).__name__} is NaN or infinite for 1 of 24 images"):
         scored(trial.method, trial.reps, trial.state, "'some'")

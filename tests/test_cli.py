@@ -123,7 +123,7 @@ MISTAKES = {
     "unknown device": (["run", "digits", "--device", "tpux"], "unknown device 'tpux'"),
     "device without a way": (["run", "digits", "--device", "mps"], "unknown device 'mps'; use auto, cpu"),
     "device without data": (["run", "digits", "--device", "meta"], "unknown device 'meta'"),
-    "a library's name": (["new", "method", "torch"], "'torch' is a module that Python can import"),
+    "a library's name": (["new", "method", "torch"], "'torch' is a Python module, which the new file would hide"),
     "no results": (["table", "."], "no results.csv"),
     "no such plugin": (["list", "methods", "--plugin", "nowhere.py"], "nowhere.py: no such plugin file"),
     "unknown method to check": (["check", "energi"], "did you mean"),
@@ -206,7 +206,7 @@ def test_a_network_that_guesses_is_told(suite, capsys, tmp_path):
     [
         (OSError(28, "No space left on device", "/some/file"), 2, "/some/file: No space left on device"),
         (OSError("no\nroute"), 2, "no route"),
-        (ValueError("two\nlines"), 1, "ValueError: two lines; a fault of howsure or of a plugin"),
+        (ValueError("two\nlines"), 1, "ValueError: two lines; a fault in howsure or in a plugin"),
     ],
 )
 def test_what_nobody_foresaw_is_one_line(error, status, says, capsys, monkeypatch):
@@ -244,7 +244,7 @@ PLUGINS = {
     ),
     "no dataclass": (
         "from howsure import Method\n\nclass Bare(Method):\n    pass\n",
-        ["run", "digits", "--methods", "{}"], 2, "method {}: Bare is no dataclass; put @dataclass",
+        ["run", "digits", "--methods", "{}"], 2, "method {}: Bare is not a dataclass; decorate it with @dataclass",
     ),
     "needs that are no tuple": (
         "from dataclasses import dataclass\nfrom howsure import Logits, Method\n\n@dataclass(frozen=True)\n"
@@ -252,7 +252,7 @@ PLUGINS = {
         ["run", "digits", "--methods", "{}"], 2, "method {}: needs is a Logits, but must be a tuple",
     ),
     "no method": (
-        "from howsure import Dataset\n\nclass Data(Dataset):\n    pass\n", ["check"], 2, "{}.py: no method in it",
+        "from howsure import Dataset\n\nclass Data(Dataset):\n    pass\n", ["check"], 2, "{}.py: contains no method",
     ),
 }  # fmt: skip
 

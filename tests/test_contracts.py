@@ -113,12 +113,12 @@ def test_a_bad_method_is_caught(contract):
     ("members", "says"),
     [
         ({"score": Method.score}, "has no score; write"),
-        ({"supervision": "train"}, "unknown supervision 'train'; choose of none, id-train, outliers"),
+        ({"supervision": "train"}, "unknown supervision 'train'; choose one of none, id-train, outliers"),
         ({"needs": Logits()}, "needs is a Logits, but must be a tuple"),
-        ({"needs": (Logits,)}, "which is no representation; write one with its brackets"),
-        ({"supervision": "id-train"}, "supervision 'id-train' does not go with no fit"),
-        ({"fit": lambda self, train: {}}, "supervision 'none' does not go with a fit"),
-        ({"grid": {"kk": (1, 2)}}, "grid names no field: kk"),
+        ({"needs": (Logits,)}, "which is not a representation; write an instance"),
+        ({"supervision": "id-train"}, "supervision 'id-train' requires a fit"),
+        ({"fit": lambda self, train: {}}, "supervision 'none' does not allow a fit"),
+        ({"grid": {"kk": (1, 2)}}, "grid names 'kk', which is not a field"),
         ({"k": 3, "__annotations__": {"k": int}, "grid": {"k": 3}}, "grid of k is a int, but must be a tuple"),
     ],
 )
@@ -129,6 +129,19 @@ def test_a_wrong_declaration_is_one_line_and_does_not_run(monkeypatch, members, 
     monkeypatch.setitem(METHODS._classes, "bad", cls)
     with pytest.raises(UserError, match=f"method bad: .*{says}"):
         make_method("bad", {})
+
+
+def _exiting(*_):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    "members", [{"score": _exiting}, {"skip": _exiting}, {"supervision": "id-train", "fit": _exiting}]
+)
+def test_a_method_that_exits_fails(members):
+    problems = [problem for _, problem in check_method("bad", bad(**members)) if problem]
+    assert problems
+    assert all("SystemExit: 0" in problem for problem in problems)
 
 
 def test_one_mistake_is_told_once_a_network_with_the_line_of_the_plugin():
@@ -168,7 +181,7 @@ class _Endless(Logits):
 def test_a_representation_that_is_not_finite_is_told():
     cls = bad(needs=(_Endless(),), score=lambda self, reps: reps[_Endless()].amax(1).nan_to_num())
     told = [problem for _, problem in check_method("bad", cls) if problem]
-    assert all("_Endless of 24 of 24 images are NaN or infinite" in problem for problem in told)
+    assert all("_Endless is NaN or infinite for 24 of 24 images" in problem for problem in told)
     assert told
 
 

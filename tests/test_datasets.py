@@ -2,7 +2,10 @@
 
 import gzip
 import os
+import tarfile
 import types
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -148,7 +151,7 @@ def test_missing_and_empty_folders(tmp_path):
         dataset.split("test")
     assert not isinstance(error.value, MissingData)
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    with pytest.raises(UserError, match="no image in it"):
+    with pytest.raises(UserError, match="contains no image"):
         resolve("imagefolder:empty", tmp_path).split("test")
 
 
@@ -404,7 +407,7 @@ def test_a_huge_label_is_no_class(tmp_path):
     save(tmp_path / "huge.npz", x=X, y=Y + 10**9)
     source = resolve("npz:huge.npz", tmp_path)
     assert len(source.split("test")) == 2
-    with pytest.raises(UserError, match="label 1000000001 in y; labels number the classes"):
+    with pytest.raises(UserError, match="label 1000000001 in y; number the classes"):
         _ = source.classes
 
 
@@ -573,7 +576,7 @@ def test_a_corrupted_download_is_missing_data(root, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", broken)
     (root / "cifar-10-batches-py").mkdir()
-    with pytest.raises(MissingData, match="corrupted; howsure data fetch cifar10"):
+    with pytest.raises(MissingData, match="corrupted; run `howsure data fetch cifar10`"):
         resolve("cifar10").split("test")
 
 
@@ -587,6 +590,18 @@ def test_a_failed_download_is_one_line(root, monkeypatch, name):
     monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fail)
     with pytest.raises(UserError, match=f"{name}: download failed \\(no route to host\\)"):
         resolve(name).fetch()
+
+
+@pytest.mark.parametrize("error", [tarfile.ReadError, zipfile.BadZipFile, zlib.error])
+def test_a_download_that_is_no_archive_is_one_line(root, monkeypatch, error):
+    """Such as a page that says that the file has moved; it stays in the folder, and would be taken for the archive."""
+
+    def fail(*args, **options):
+        raise error("not an archive")
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fail)
+    with pytest.raises(UserError, match=rf"lsun-crop: download failed \(not an archive\); remove .* in {root}"):
+        resolve("lsun-crop").fetch()
 
 
 def test_what_is_there_need_not_be_fetched(root):
@@ -650,16 +665,16 @@ def test_tiny_imagenet_from_either_layout(root):
 def test_half_a_tiny_imagenet_is_missing_data(root):
     val = root / "tiny-imagenet-200" / "val"
     folder_of(root / "tiny-imagenet-200", {"train/n1/images/a.JPEG": 1, "val/images/val_0.JPEG": 3})
-    with pytest.raises(MissingData, match=r"no .*val_annotations\.txt; howsure data fetch tiny-imagenet"):
+    with pytest.raises(MissingData, match=r"no .*val_annotations\.txt; run `howsure data fetch tiny-imagenet`"):
         resolve("tiny-imagenet").split("test")
     (val / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t1\t1\n")
-    with pytest.raises(MissingData, match=r"no class 'n2' in .*train; howsure data fetch tiny-imagenet"):
+    with pytest.raises(MissingData, match=r"no class 'n2' in .*train; run `howsure data fetch tiny-imagenet`"):
         resolve("tiny-imagenet").split("test")
 
 
 def test_cifar10_as_a_folder(root):
     dataset = resolve("cifar10-jpeg")
-    assert "put one folder of images a class there" in str(dataset.missing())
+    assert "put one folder of images per class there" in str(dataset.missing())
     folder_of(root / "cifar10-jpeg", {"train/cat/1.jpg": 1, "test/dog/1.jpg": 2, "test/airplane/1.jpg": 2})
     assert dataset.split("test").y.tolist() == [0, 5]
     folder_of(root / "cifar10-jpeg", {"test/unicorn/1.jpg": 2})

@@ -8,7 +8,7 @@ import pytest
 from torch._utils import ExceptionWrapper
 
 from howsure import UserError
-from howsure.errors import one_line, told
+from howsure.errors import described, one_line
 
 
 def raised_by_a_worker(error: Exception) -> Exception:
@@ -29,6 +29,6 @@ def test_an_error_of_a_worker_is_what_it_said():
 
 
 def test_an_unforeseen_error_of_a_worker_is_what_it_said():
-    text = told(raised_by_a_worker(ZeroDivisionError("division by zero")))
+    text = described(raised_by_a_worker(ZeroDivisionError("division by zero")))
     assert text.endswith(": ZeroDivisionError: division by zero")
     assert "Traceback" not in text

@@ -149,13 +149,13 @@ def test_representations_may_need_others_that_are_fitted_themselves():
 def test_mistakes_are_told():
     model, train = networks()[0].model, inputs("train")
     for arguments, text in (
-        (("confound_detector", model, train), "must be shown outliers"),
-        (("energy", model, train, train), "sees no outliers"),
+        (("confound_detector", model, train), "learns from outliers"),
+        (("energy", model, train, train), "does not learn from outliers"),
         (("energi", model, train), "did you mean energy"),
         (("energy", model, iter(train)), "only once"),
-        (("energy", model, []), "no batch"),
-        (("energy", model, [(*train[0], train[0][1])]), "a batch holds 3 things; give inputs and labels"),
-        (("energy", model, [train[0][0]]), "a batch holds Tensor; give inputs and labels"),
+        (("energy", model, []), "at least one batch"),
+        (("energy", model, [(*train[0], train[0][1])]), "got a batch of length 3; give pairs of inputs and labels"),
+        (("energy", model, [train[0][0]]), "got a batch that is a Tensor; give pairs of inputs and labels"),
         (("energy", model, [(train[0][0].byte(), train[0][1])]), "floating"),
         (("energy", nn.Conv2d(3, 2, 1), train), "logits"),
         (("ensemble", model, train), "cannot score this network"),

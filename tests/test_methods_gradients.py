@@ -127,7 +127,7 @@ def test_l1_norms_of_frozen_parameters(conv: Network) -> None:
 
 
 def test_layers_that_do_not_exist(conv: Network) -> None:
-    with pytest.raises(UserError, match="no parameter set is called encoder"):
+    with pytest.raises(UserError, match="no parameter set matches encoder"):
         scores_of(conv, "gradnorm", layers=("encoder*",))
 
 

@@ -183,8 +183,8 @@ def test_refusals() -> None:
     for name in ("grood", "mahalanobis_layers"):
         assert "feature map" in str(refusal(METHODS[name](), flat)), "what it needs cannot be had"
     alone = replace(conv, model=nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), members=[])
-    for name in ("layerprint", "actprint"):
-        assert "one row an image" in str(refusal(METHODS[name](), alone))
+    for name in ("layerprint", "actprint", "activation_detector", "activation_norm_detector"):
+        assert "one row per image" in str(refusal(METHODS[name](), alone))
         assert refusal(METHODS[name](), flat) is None
 
 

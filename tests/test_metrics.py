@@ -134,7 +134,7 @@ def test_no_interval_where_resamples_tell_nothing():
         ([1], [], "shifted scores are empty"),
         ([1, np.nan, np.inf], [1], r"2 of 3 ID scores are not finite \(first: image 1, nan\)"),
         ([1], [-np.inf], "1 of 1 shifted scores are not finite"),
-        ([[1, 2]], [1], r"ID scores must be one number an image, got shape \[1, 2\]"),
+        ([[1, 2]], [1], r"ID scores must be one number per image, got shape \[1, 2\]"),
     ],
 )
 def test_bad_scores_are_one_clear_line(id_scores, shift_scores, message):

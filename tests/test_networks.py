@@ -116,7 +116,7 @@ def test_members_are_trained_from_other_seeds(tmp_path, images):
 @pytest.mark.parametrize(
     ("use", "options", "says"),
     [
-        ("untaught", {}, "no recipe"),
+        ("untaught", {}, "has no recipe for training it"),
         ("tiny", {"train_images": None}, "is not trained yet"),
         ("tiny", {"members": 1, "checkpoint": "x.pt"}, "members = 1"),
         ("untaught", {"members": 1}, "members = 1"),
@@ -140,7 +140,7 @@ def raises(self, num_classes):
         ({"build": lambda self, n: None}, r"backbone 'tiny': build\(\) returned a NoneType; it must return"),
         ({"build": lambda self, n: nn.Linear(5, n)}, r"tiny: fails on images \[1, 4, 4\]"),
         ({"input": None}, "backbone 'tiny': its class has no `input`; give it a howsure.InputSpec"),
-        ({"recipe": Recipe(epochs=2, lr=1e30)}, "tiny: gives logits that are NaN or infinite"),
+        ({"recipe": Recipe(epochs=2, lr=1e30)}, "tiny: its logits are NaN or infinite"),
     ],
 )
 def test_a_backbone_that_does_not_serve_is_one_line_and_not_kept(tmp_path, images, monkeypatch, changes, says):
@@ -241,10 +241,10 @@ def rename(old: str, new: str) -> dict[str, torch.Tensor]:
         (weights(10), "a network of 10 classes, but the data has 2"),
         (rename("1.weight", "fc.weight"), r"lacks '1.weight' and it has 'fc.weight', unknown"),
         ({**weights(), "2.weight": torch.zeros(1)}, "it has '2.weight', unknown to the network"),
-        ({**weights(), "1.weight": torch.zeros(2, 9)}, r"'1.weight' is \[2, 9\], the network 't' has \[2, 16\]"),
-        ({}, "no state dict in it"),
-        ([1, 2], "no state dict in it"),
-        ({"epoch": 3}, "no state dict in it"),
+        ({**weights(), "1.weight": torch.zeros(2, 9)}, r"'1.weight' is \[2, 9\], but in the network 't' \[2, 16\]"),
+        ({}, "contains no state dict"),
+        ([1, 2], "contains no state dict"),
+        ({"epoch": 3}, "contains no state dict"),
         (Tiny().build(2), "holds more than tensors"),
     ],
 )
@@ -316,7 +316,7 @@ def test_a_failed_download_says_to_give_a_checkpoint(monkeypatch, module, functi
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(module, function, fail)
-    with pytest.raises(UserError, match=r"no pretrained weights to be had \(no route to host\); give checkpoint"):
+    with pytest.raises(UserError, match=r"pretrained weights are unavailable \(no route to host\); give checkpoint"):
         load_network("n", use, num_classes=10)
 
 
@@ -489,7 +489,7 @@ def make(num_classes):
     [
         ("broken", "x = 1\nimport nothing_of_that_name\n", {}, r"broken\.py:2: ModuleNotFoundError"),
         ("syntax", "def make(:\n", {}, r"syntax\.py:1: SyntaxError"),
-        ("none", "x = 1\n", {}, "no function 'make' in it"),
+        ("none", "x = 1\n", {}, "contains no function 'make'"),
         ("raises", "def make():\n    return 1 / 0\n", {}, r"raises\.py:2: ZeroDivisionError"),
         ("exits", "def make():\n    raise SystemExit('not\\nhere')\n", {}, r"exits\.py:2: SystemExit: not here"),
         ("number", "def make():\n    return 1\n", {}, "returned a int; it must return a torch.nn.Module"),
@@ -500,7 +500,7 @@ def make(num_classes):
         ("fails", PLAIN, {"size": [5, 5]}, r"fails on images \[3, 5, 5\]"),
         ("map", PLAIN.replace("nn.Flatten(), nn.Linear(48, 10)", "nn.Conv2d(3, 10, 1)"), {}, "to logits"),
         ("boxed", BOXED, {}, r"not to dict; wrap it in a module whose forward returns network\(x\)\['logits'\]"),
-        ("std", PLAIN, {"std": [0.5]}, "one value a channel, 1 or 3; got 3 and 1"),
+        ("std", PLAIN, {"std": [0.5]}, "one value per channel, 1 or 3; got 3 and 1"),
         ("zero", PLAIN, {"std": [0.5, 0.0, 0.5]}, "std must be above 0"),
         ("no_number", PLAIN, {"std": [float("nan"), 0.5, 0.5]}, "std must be above 0"),
         ("size", PLAIN, {"size": [32]}, r"size must be \[height, width\]"),
@@ -581,7 +581,7 @@ def plain():
 
 @pytest.mark.parametrize(
     ("function", "says"),
-    [("chance", "each time"), ("company", "beside other images"), ("softmax", "probabilities"), ("plain", "")],
+    [("chance", "each time"), ("company", "in different batches"), ("softmax", "probabilities"), ("plain", "")],
 )
 def test_what_makes_scores_doubtful_is_told(function, says, tmp_path, capsys):
     (tmp_path / "net.py").write_text(DOUBTFUL)

@@ -54,8 +54,9 @@ def test_a_broken_file_names_file_and_line(tmp_path):
         import_file(tmp_path / "worse.py")
 
 
-def test_a_broken_package_does_not_take_the_rest_down(registry, tmp_path, monkeypatch):
-    (tmp_path / "third_party_broken.py").write_text("import torch\n\nraise RuntimeError('no licence')\n")
+@pytest.mark.parametrize("error", ["RuntimeError", "SystemExit"])
+def test_a_broken_package_does_not_take_the_rest_down(error, registry, tmp_path, monkeypatch):
+    (tmp_path / "third_party_broken.py").write_text(f"import torch\n\nraise {error}('no licence')\n")
     (tmp_path / "third_party_fine.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     points = [
@@ -65,7 +66,7 @@ def test_a_broken_package_does_not_take_the_rest_down(registry, tmp_path, monkey
     monkeypatch.setattr("howsure.registry.entry_points", lambda group: points)
     assert "fine_one" in registry
     assert "msp" in registry
-    with pytest.raises(UserError, match=r"third_party_broken\.py:3: RuntimeError: no licence"):
+    with pytest.raises(UserError, match=rf"third_party_broken\.py:3: {error}: no licence"):
         registry["broken_one"]
 
 

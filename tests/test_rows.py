@@ -1,4 +1,4 @@
-"""Which images are looked at together, and for what."""
+"""Which images go through the network together, and for what."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPS = [Costly(0), Logits(), Head(), Costly(1), Costly(2)]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=20))
-def test_what_is_lacking_is_looked_at_once_and_nothing_else(rows):
+def test_what_is_missing_is_computed_once_and_nothing_else(rows):
     lack = torch.tensor(rows)
     lack[1:, 2] = False
     found = list(passes(lack, REPS))
@@ -51,9 +51,9 @@ def test_rows_joined_in_any_order_are_those_of_all(seed):
     rows = Rows()
     for part in order.split([7, 0, 9, 4]):
         index = part.sort().values
-        assert rows.lack(index).all()
+        assert rows.missing(index).all()
         rows = rows.join(Rows({key: value[index] for key, value in whole.items()}, index))
-        assert not rows.lack(index).any()
+        assert not rows.missing(index).any()
         back = Rows.from_file(rows.to_file())
         assert all(torch.equal(back.take(part)[key], whole[key][part]) for key in whole)
     assert all(torch.equal(rows.take(None)[key], whole[key]) for key in whole)

@@ -20,7 +20,8 @@ def test_the_written_test_passes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("msp", "already"), ("My-Score", "no method name"), ("class", "no method name")]
+    ("name", "message"),
+    [("msp", "already"), ("My-Score", "not a valid method name"), ("class", "not a valid method name")],
 )
 def test_bad_names(name, message, tmp_path):
     with pytest.raises(UserError, match=message):

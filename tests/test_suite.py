@@ -119,12 +119,12 @@ def test_all_corruptions(write):
         (
             '"npz:folder/dtd.npz"',
             '"imagefolder:日本語"\n[[shift]]\nname = "x"\ndata = "digits"',
-            r"mine\.toml:13: shift\.0\.name: '' cannot be a name; give `name`, of letters",
+            r"mine\.toml:13: shift\.0\.name: '' cannot be a name; give a `name` of letters",
         ),
         (
             "[corruptions]",
             '[method.x]\nuse = "msp"\n[corruptions]',
-            r"mine\.toml: no entry of `methods` names the variant",
+            r"mine\.toml: the variant 'x' is not in `methods`",
         ),
         ("id = ", "# ", r"mine\.toml: id: field required"),
     ],
@@ -187,7 +187,7 @@ def test_a_variant_is_a_method_under_a_name_of_its_own(write):
         ("hot = 2", "hit = 2", "unknown setting of the loss confound 'hit'; did you mean hot"),
         ('kind = "confound"', 'kind = "confund"', "unknown loss 'confund'; did you mean confound"),
         ('use = "confound_detector"', 'use = "confound_detectr"', "unknown method 'confound_detectr'"),
-        ('{ kind = "confound", hot = 2 }', '"confound"', "loss = 'confound' must be a loss, in a suite { kind"),
+        ('{ kind = "confound", hot = 2 }', '"confound"', r"loss = 'confound' must be a loss \(in a suite: { kind"),
     ],
 )
 def test_mistakes_in_a_variant_are_one_line(write, old, new, message):

@@ -60,7 +60,7 @@ def test_protocols_stay_apart(paths):
 
 def test_best_first_and_bold_with_supervision(tmp_path):
     lines = written(tmp_path, results(*TWO), "ood_none_auroc.md").splitlines()
-    assert lines[0] == "# AUROC, ood, protocol none, net; means weigh all cells alike"
+    assert lines[0] == "# AUROC, ood, protocol none, net; means give all cells equal weight"
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
         "method", "supervision", "mean", "near mean", "far mean", "y", "x"
     ]  # fmt: skip

@@ -10,8 +10,8 @@ from howsure.plugins import METHODS
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("confound", {"mode": "normalized"}, "choose 'sum' or 'normalised' or 'log'"),
-        ("confound_detector", {"kind": "linear"}, "choose 'mlp' or 'logistic'"),
+        ("confound", {"mode": "normalized"}, "must be 'sum' or 'normalised' or 'log'"),
+        ("confound_detector", {"kind": "linear"}, "must be 'mlp' or 'logistic'"),
         ("knn", {"k": "five"}, "must be an integer"),
         ("knn", {"k": (1, 2)}, "must be an integer"),
         ("knn", {"k": True}, "must be an integer"),
@@ -28,7 +28,7 @@ from howsure.plugins import METHODS
         ("tta", {"crops": 5}, "from 0 to 4"),
         ("tta", {"crops": -1}, "from 0 to 4"),
         ("confound", {"loss": "confound"}, "must be a loss"),
-        ("gradnorm", {"layers": "fc"}, "must be a tuple, in a suite a list or None"),
+        ("gradnorm", {"layers": "fc"}, r"must be a tuple \(in a suite: a list\) or None"),
     ],
 )
 def test_wrong_values(name, values, says):

@@ -1,10 +1,10 @@
-"""Draws the sheet that the data set `letters` is cut from: letters in the fonts that matplotlib ships.
+"""Draws the sheet that the data set `letters` is cut from, in fonts that come with matplotlib.
 
     python benchmarks/letters/draw.py datasets/letters.png
 
-A row a font, a column a letter. A bitmap of 32×32, white on black, the letter scaled to its full height; each pixel
-counts a block of 4×4, as in the digits. The sheet is kept, since fonts come and go with matplotlib (this needs 3.11),
-and Pillow's drawing changes.
+There is one row per font and one column per letter. A letter is a bitmap of 32×32, white on black, scaled to its full
+height; a pixel counts the white ones in a block of 4×4, as in the digits. The sheet is kept because matplotlib's fonts
+(this needs 3.11) and Pillow's drawing change between versions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FONTS = (
 
 
 def sheet() -> Image.Image:
-    """Grey, 8×8 pixels a letter."""
+    """The sheet in grey, with 8×8 pixels per letter."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     faces = [ImageFont.truetype(str(folder / f"{font}.ttf"), 64) for font in FONTS]
     rows = [[_counted(_bitmap(face, letter)) for letter in (*UPPER, *LOWER)] for face in faces]
@@ -35,7 +35,7 @@ def sheet() -> Image.Image:
 
 
 def _bitmap(face: ImageFont.FreeTypeFont, letter: str) -> np.ndarray:
-    """A letter as a 0/1 bitmap `[32, 32]`, scaled to fill the height, or the width where it is wider, and centred."""
+    """A letter as a 0/1 bitmap `[32, 32]`, scaled to fill the height, or the width if it is wider, and centred."""
     page = Image.new("L", (192, 192))
     ImageDraw.Draw(page).text((64, 64), letter, fill=255, font=face)
     glyph = page.crop(page.getbbox())
@@ -47,7 +47,7 @@ def _bitmap(face: ImageFont.FreeTypeFont, letter: str) -> np.ndarray:
 
 
 def _counted(bitmap: np.ndarray) -> np.ndarray:
-    """How many pixels of each block of 4×4 are set, 16 as 255: uint8 `[8, 8]`."""
+    """How many pixels in each block of 4×4 are set, scaled so that 16 gives 255, uint8 `[8, 8]`."""
     counts = bitmap.reshape(SIDE, 4, SIDE, 4).sum(axis=(1, 3))
     return np.round(counts * 255 / 16).astype(np.uint8)
 

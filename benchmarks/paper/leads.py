@@ -1,8 +1,8 @@
 """The paper's detector against every other method on the same images.
 
-`python benchmarks/paper/leads.py NAME RUN_FOLDER...` writes `results/reference/NAME/leads.parquet`: of each network,
-protocol, shift, severity and seed the lead of the detector over each method, in AUROC, with its 95 % interval
-(`howsure.lead.auroc_lead`). Several runs of one suite, each with some of its methods, are taken together.
+`python benchmarks/paper/leads.py NAME RUN_FOLDER...` writes `results/reference/NAME/leads.parquet`: for each network,
+protocol, shift, severity and seed, the detector's lead in AUROC over each other method, with its 95 % interval
+(`howsure.lead.auroc_lead`). Several runs of one suite with different methods are merged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DETECTOR = "confound_detector"
 
 
 def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
-    """A row a cell, shift and other method."""
+    """One row per cell of the detector, shift and other method."""
     found: dict[tuple[str, int, str], list[tuple[Path, Cell]]] = {}
     for folder in folders:
         for cell in RunFolder(folder).cells():
@@ -33,7 +33,7 @@ def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
         if DETECTOR not in scores:
             raise SystemExit(
                 f"no finished cell of {DETECTOR} on {backbone} with seed {seed} under {protocol}; "
-                "run it, or give its folder too"
+                "run it, or also give the folder of its run"
             )
         detector = scores.pop(DETECTOR)
         for method, its in scores.items():
@@ -48,8 +48,8 @@ def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", help="of the folder under results/reference/")
-    parser.add_argument("run", nargs="+", type=Path, help="folder of a run of one suite")
+    parser.add_argument("name", help="a folder in results/reference/")
+    parser.add_argument("run", nargs="+", type=Path, help="folders of runs of one suite")
     chosen = parser.parse_args()
     table = pd.DataFrame(leads(chosen.run))
     table.round({"lead": 4, "low": 4, "high": 4}).to_parquet(REFERENCE / chosen.name / "leads.parquet", index=False)

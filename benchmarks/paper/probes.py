@@ -1,11 +1,11 @@
-"""What the paper's detector looks at, and how many outliers it must see: `python benchmarks/paper/probes.py`.
+"""What the paper's detector relies on, and how many outliers it needs: `python benchmarks/paper/probes.py`.
 
-On the shifts of a suite, under `same-shift`, over its seeds. Writes to `results/reference/paper-probes-jpeg/`:
+For each shift and seed of a suite, under `same-shift`. Writes to `results/reference/paper-probes-jpeg/`:
 
-- `importance.csv`: fall of the AUROC on the test part when the norms of some parameter sets are permuted among all test
-  images: each set by itself, then all sets of a stage and all sets of a kind together;
-- `learning.csv`: AUROC on the test part of detectors that saw that many outliers of the fit part, and all its
-  in-distribution images.
+- `importance.csv`: by how much the AUROC on the test part falls when the norms of some parameter sets are permuted
+  among all test images: for each set by itself, and for all sets of a stage or of a kind together;
+- `learning.csv`: AUROC on the test part of detectors fitted on different numbers of outliers from the fit part, and on
+  all of its in-distribution images.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def vectors(bench: Bench, detector: str, split: str) -> Tensor:
-    """What a detector looks at, for all images of a split, `[N, D]`."""
+    """A detector's input vectors for all images of a split, `[N, D]`."""
     method = make_method(detector, {})
     return method.vectors(bench.reps(split, method.needs, detector))  # type: ignore[attr-defined]
 
 
 def parts(bench: Bench, detector: str, shift: str) -> dict[int, tuple[Tensor, Tensor]]:
-    """In-distribution and shifted vectors of the fit and of the test part."""
+    """In-distribution and shifted vectors of the fit part and of the test part."""
     both = {split: vectors(bench, detector, split) for split in ("test", shift)}
     return {
         part: (both["test"][bench.part("test", part)], both[shift][bench.part(shift, part)]) for part in (FIT, TEST)
@@ -69,6 +69,7 @@ def parts(bench: Bench, detector: str, shift: str) -> dict[int, tuple[Tensor, Te
 
 
 def importance(bench: Bench, shift: str) -> Iterator[dict[str, object]]:
+    """Rows of `importance.csv`."""
     data = parts(bench, "confound_detector", shift)
     state = fit_detector(*data[FIT])
     inside, outside = data[TEST]
@@ -107,6 +108,7 @@ def kind(name: str) -> str:
 
 
 def learning(bench: Bench, shift: str) -> Iterator[dict[str, object]]:
+    """Rows of `learning.csv`."""
     for detector in DETECTORS:
         data = parts(bench, detector, shift)
         inside, outside = data[FIT]

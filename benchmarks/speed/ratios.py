@@ -2,9 +2,9 @@
 
     python benchmarks/speed/ratios.py --device cpu --repeats 7
 
-prints a Markdown table. Every ratio is a quotient of medians within one process, the two sides taken in turn, so that
-a busy machine slows both. "best split" divides by the ordinary pass at its own fastest split of the batch. Memory is
-the peak of what a pass allocates in tensors, parameter gradients included.
+prints a Markdown table. Every ratio is a quotient of medians within one process; both sides are timed alternately, so
+that a busy machine slows both. "best split" divides by the ordinary pass with the batch split in the way that is
+fastest for it. Memory is the peak of what a pass allocates in tensors, including parameter gradients.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def cifar_resnet(depth: int) -> nn.Module:
 
 
 def resnet18_small_stem() -> nn.Module:
-    """torchvision's ResNet-18 with the 3×3 stem without pooling that is usual for 32×32 images."""
+    """torchvision's ResNet-18 with a 3×3 stem and no pooling, as is usual for 32×32 images."""
     net = torchvision.models.resnet18(num_classes=10)
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     return net
@@ -104,7 +104,7 @@ def seconds(action: Callable[[], None], device: str) -> float:
 
 
 def compare(name: str, device: str, repeats: int, batch: int | None) -> tuple[float, float, float, float]:
-    """Ratios to the ordinary pass, to its best split and to it in channels-last format, and the first in seconds."""
+    """Ratios to the ordinary pass, to its best split and to it in channels-last format, and the seconds it takes."""
     model, x = prepare(name, device, batch)
     splits = sorted({len(x), -(-len(x) // 2), -(-len(x) // 4)})
     actions: dict[str, Callable[[], None]] = {"engine": lambda: engine(model, x)}
@@ -123,7 +123,7 @@ def compare(name: str, device: str, repeats: int, batch: int | None) -> tuple[fl
 
 
 def peak(name: str, device: str, action: Callable[[nn.Module, Tensor], None], batch: int | None) -> int:
-    """Peak of the tensor memory that one pass allocates, in bytes, parameter gradients included."""
+    """The peak of the tensor memory that one pass allocates, in bytes, including parameter gradients."""
     model, x = prepare(name, device, batch)
     action(model, x)
     model.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
 """How long each method takes to fit 50,000 training images and to score 10,000: `python benchmarks/speed/scale.py`.
 
-Made-up features of 512 channels, 1,000 classes and their logits. Methods that need representations of their own (maps,
-gradients, passes) are left out: what those cost is the network's.
+Uses synthetic features with 512 channels, and logits of 1,000 classes. Methods that need other representations (maps,
+gradients, passes) are left out, since their cost depends on the network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def made_up(n: int, channels: int, classes: int) -> tuple[Reps, Reps, Reps]:
-    """Training and test images in clusters around their classes' means, and outliers around none."""
+    """Synthetic training and test images in clusters around their class means, and outliers in weaker clusters."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, channels, generator=generator)
     head = HeadWeights(centres / channels**0.5, torch.zeros(classes))
@@ -55,7 +55,7 @@ def reps(x: Tensor, y: Tensor, head: HeadWeights) -> Reps:
 
 
 def times(method: Method, train: Reps, test: Reps, outliers: Reps) -> tuple[float, float]:
-    """Seconds of `fit` and of `score`, once each."""
+    """Seconds that `fit` and `score` take, each run once."""
     started = time.perf_counter()
     state = {} if method.supervision == "none" else method.fit(*_seen(method, train, outliers))
     fitted = time.perf_counter()

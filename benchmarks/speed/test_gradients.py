@@ -1,7 +1,7 @@
-"""The gradient engine beside other ways to the same numbers, with pytest-benchmark: ``tox -e speed``.
+"""The gradient engine against other ways to the same numbers, with pytest-benchmark: ``tox -e speed``.
 
-Each network of ``ratios.py`` is a group. The yardstick is ``ordinary``: forward, summed loss, backward, which gives no
-per-sample norms at all. Every other way is compared with the engine before it is timed.
+Each network in ``ratios.py`` is a group. The yardstick is ``ordinary``: forward, summed loss, backward, which gives no
+per-sample norms at all. The results of every other way are compared with the engine's before it is timed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def vmap_of_grad(model: nn.Module) -> Way:
 
 
 def backpack(model: nn.Module) -> Way:
-    """BackPACK's ``BatchL2Grad``, after its converter, which takes networks apart into layers."""
+    """BackPACK's ``BatchL2Grad``, after its converter has broken the network down into layers."""
     package = pytest.importorskip("backpack")
     from backpack.extensions import BatchL2Grad
 

@@ -1,8 +1,8 @@
-"""Suites to choose a method on without a look at any reported shift: `python benchmarks/validation/make.py FOLDER`.
+"""Suites for choosing a method without seeing any reported shift: `python benchmarks/validation/make.py FOLDER`.
 
-Made of training splits alone. Some classes are held back from networks: they are the near shift. The images of the
-others are split into those to train on and those to alter; no alteration is one of the reported corruptions, though
-some are relatives. Writes suite files and their images; then, for each,
+They are made from training splits alone. Some classes are held back from networks and serve as the near shift. The
+images of the others are divided into those to train on and those to alter; no alteration is one of the reported
+corruptions, though some are related. Writes suite files and their images; run each with
 `howsure run FOLDER/NAME.toml --plugin benchmarks/validation/networks.py`.
 """
 
@@ -35,7 +35,10 @@ Change = Callable[[Image.Image, Rng], Image.Image]
 
 @dataclass(frozen=True)
 class Study:
-    """A data set, the classes held back, and the networks: trained on the spot, or one that exists."""
+    """A data set, the classes held back, and the networks, which are trained on the spot or exist already.
+
+    `more` are further lines for each backbone in the suite's file.
+    """
 
     data: str
     held_back: tuple[int, ...]
@@ -53,7 +56,7 @@ STUDIES = {
     "cifar": Study("cifar10-jpeg", (2, 5, 9), ("colour-vgg", "colour-vit")),
     "cifar-seen": Study("cifar10-jpeg", (), ("cifar-resnet20",), RESNET20),
 }
-"""`cifar-seen`: a network that was trained on all images, those to alter among them."""
+"""In `cifar-seen`, the network was trained on all images, including those to alter."""
 
 
 def main(folder: Path) -> None:
@@ -72,7 +75,7 @@ def main(folder: Path) -> None:
 
 
 def images_of(study: Study, folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`train`, `test`, and the shifts: `near` where classes are held back, and one an alteration."""
+    """Images and labels of `train`, `test` and the shifts: `near` if classes are held back, and one per alteration."""
     images, rng = resolve(study.data, folder).split("train"), np.random.default_rng(0)
     shown = rng.permutation(np.flatnonzero(~np.isin(images.y, study.held_back)))
     out, train = np.split(shown, [round(HELD_OUT * len(shown))])
@@ -115,7 +118,7 @@ def pictures(images: Images, index: np.ndarray) -> list[Image.Image]:
 
 
 def changes(images: list[Image.Image]) -> Iterator[tuple[str, Change]]:
-    """The alterations of these images, by name; some are for images in colour alone."""
+    """The alterations of these images, by name; some are only for colour images."""
     for kind in ("patch_shuffle", "pixel_shuffle", "inversion"):
         yield kind, lambda im, rng, kind=kind: as_image(alter(np.asarray(im, np.float64), kind, rng))
     yield "mixture", lambda im, rng: Image.blend(im, images[int(rng.integers(len(images)))], 0.5)
@@ -196,7 +199,7 @@ def scan_lines(im: Image.Image, rng: Rng) -> Image.Image:
 
 
 def phase(im: Image.Image, rng: Rng) -> Image.Image:
-    """Its spectrum's phases moved at random, by a quarter of a turn or so."""
+    """Shifts the phases of the image's spectrum at random, by up to a fifth of a turn."""
     x = np.asarray(im, float)
     noise = np.angle(np.fft.rfft2(rng.normal(size=x.shape[:2])))
     turn = np.exp(0.4j * noise).reshape(*noise.shape, *[1] * (x.ndim - 2))

@@ -1,4 +1,4 @@
-"""Two networks for colour images that train in minutes, to choose methods on."""
+"""Two networks for colour images that train in minutes, for choosing methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ColourVGG(Backbone):
 
 
 class ColourViT(Backbone):
-    """timm's vision transformer: 5 blocks of width 96, a token for 4×4 pixels. 0.5 M parameters."""
+    """timm's vision transformer: 5 blocks of width 96, one token per 4×4 pixels. 0.5 M parameters."""
 
     name = "colour-vit"
     input = COLOUR

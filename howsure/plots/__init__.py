@@ -1,7 +1,7 @@
-"""Plots of a run, redrawn from its `results.csv`, `timing.csv` and `scores/`: PNG and SVG.
+"""Plots of a run, drawn from its `results.csv`, `timing.csv` and `scores/`, as PNG and SVG.
 
-No plot mixes protocols. Where lines are drawn, they are those of the best methods and of the ones that every paper
-compares with; heat map, histograms and costs show all.
+No plot mixes protocols. Line plots show the best methods and the baselines that every paper compares with; the heat
+map, the histograms and the cost plot show all methods.
 """
 
 from .write import write_plots

@@ -1,4 +1,4 @@
-"""What a method costs, and what it is worth."""
+"""The cost plot: AUROC against time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _SUPERVISION = {"none": ("o", "#56B4E9"), "id-train": ("s", "#0072B2"), "outlier
 
 
 def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol: str) -> Figure | None:
-    """The leaderboard's mean AUROC against time an image, in forward passes; the line joins the best for the cost.
+    """The leaderboard's mean AUROC against the time per image, in forward passes; None if nothing was timed.
 
-    It passes by methods that lack cells: their means do not compare. None where nothing was timed.
+    The line connects the methods that no cheaper one beats. It leaves out those that lack cells, since their means are
+    not comparable.
     """
     points = board.set_index("method")[["supervision", "mean"]].rename(columns={"mean": "value"})
     points = points.join(costs.groupby("method")["ratio_to_forward"].mean()).dropna()
@@ -29,7 +30,7 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
         return None
     figure = Figure(figsize=(9, 6.5))
     axes = axes_at(figure, 0.75, 0.65, 8, 5.4)
-    axes.set(xlabel="time an image / time of a forward pass (log scale)", ylabel="mean AUROC, groups of shifts alike")
+    axes.set(xlabel="time per image / time of a forward pass (log scale)", ylabel="mean AUROC over groups of shifts")
     axes.set_title(f"Protocol {protocol}", loc="left", fontsize=10)
     axes.grid(color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -52,14 +53,14 @@ def cost(rows: pd.DataFrame, costs: pd.DataFrame, board: pd.DataFrame, protocol:
     first = [*front, *(i for i, m in enumerate(points.index) if m in BASELINES)]
     left_out = label_points(figure, axes, ratio, value, names, list(dict.fromkeys([*first, *range(len(points))])))
     notes = ["* mean over fewer shifts or backbones"] if any("*" in name for name in names) else []
-    notes += [f"{left_out} names left out, where they would cover others"] if left_out else []
+    notes += [f"{left_out} names omitted for lack of space"] if left_out else []
     notes += ["below 0.5 drawn at 0.5"] if (points["value"] < 0.5).any() else []
     figure.text(0.972, 0.015, "; ".join(notes), fontsize=8, ha="right")
     return figure
 
 
 def _apart(values: np.ndarray, least: float) -> tuple[float, float]:
-    """Both ends of values, moved `least` apart where they are nearer, as those of one value: ticks need room."""
+    """The smallest and the largest value, moved apart if they are closer than `least`, to leave room for ticks."""
     middle, half = (values.min() + values.max()) / 2, max(np.ptp(values), least) / 2
     return float(middle - half), float(middle + half)
 
@@ -69,7 +70,7 @@ def _kinds(supervision: pd.Series) -> list[str]:
 
 
 def _marker(kind: str) -> dict[str, Any]:
-    """A marker for what a method was fitted on, hollow where its hyper-parameters were tuned on outliers."""
+    """A marker for what a method was fitted on, hollow if its hyper-parameters were tuned on outliers."""
     base, _, tuned = kind.partition("+")
     marker, colour = _SUPERVISION[base]
     inside = "white" if tuned else colour
@@ -79,18 +80,18 @@ def _marker(kind: str) -> dict[str, Any]:
 def _supervision_legend(figure: Figure, kinds: Sequence[str]) -> None:
     handles = [Line2D([], [], linestyle="", label="supervision:")]
     handles += [Line2D([], [], **_marker(kind), label=kind) for kind in kinds]
-    handles.append(Line2D([], [], color="#7F7F7F", linewidth=1, label="best for the cost"))
+    handles.append(Line2D([], [], color="#7F7F7F", linewidth=1, label="best at its cost"))
     figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=8, frameon=False, columnspacing=1)
 
 
 def _cost_names(values: pd.Series, starred: dict[str, str]) -> list[str]:
-    """Names of points; one below 0.5 is drawn there, to leave room for the others, and its value is named."""
+    """The points' labels; those below 0.5, which are drawn at 0.5, include their value."""
     names = map(str, values.index)
     return [starred.get(m, m) + (f" ({two_digits(v)})" if v < 0.5 else "") for m, v in zip(names, values, strict=True)]
 
 
 def _front(ratio: np.ndarray, value: np.ndarray) -> list[int]:
-    """Points that no other beats at less cost, by cost."""
+    """Indices of the points that no cheaper one beats, by cost."""
     best, front = -np.inf, []
     for i in np.lexsort([-value, ratio]):
         if value[i] > best:

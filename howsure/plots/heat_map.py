@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from ..tables import ordered
 from .style import STAR_NOTE, axes_at, inches_of, two_digits, with_stars
 
-_COLUMN = 0.36  # inches of a column
+_COLUMN = 0.36  # width in inches
 
 
 def heat_map(rows: pd.DataFrame, methods: Sequence[str], protocol: str) -> Figure:
-    """AUROC of every method on every shift, mean over backbones and severities; below 0.5 in grey."""
+    """AUROC of every method on every shift, averaged over backbones and severities; values below 0.5 are grey."""
     groups = ordered(rows["group"])
     columns = [(g, c) for g in groups for c in ordered(rows.loc[rows["group"] == g, "column"])]
     means = rows.groupby(["method", "group", "column"])["value"].mean().unstack([1, 2])
@@ -60,7 +60,7 @@ def heat_map(rows: pd.DataFrame, methods: Sequence[str], protocol: str) -> Figur
 
 
 def _places(groups: Sequence[str]) -> np.ndarray:
-    """Where columns stand, in widths of a column: groups apart, each as wide as its name at least."""
+    """Positions of the columns, in column widths; groups are set apart, each at least as wide as its name."""
     places, end = [], 0.0
     for start, stop in _runs(groups):
         spare = max(0.35, inches_of([groups[start]], 8.5) / _COLUMN + 0.35 - (stop - start))
@@ -70,6 +70,7 @@ def _places(groups: Sequence[str]) -> np.ndarray:
 
 
 def _runs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of equal names."""
     start = 0
     for end in range(1, len(names) + 1):
         if end == len(names) or names[end] != names[start]:

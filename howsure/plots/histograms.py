@@ -19,13 +19,13 @@ from .style import OKABE_ITO, axes_at, inches_of
 _COLOURS = {"near": "#D55E00", "far": "#0072B2", "corruption": "#009E73"}
 
 _LEAST = 5.8
-"""Inches of width, for the title and the legend of few panels."""
+"""Minimal width in inches, which title and legend need."""
 
 
 def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
-    """Scores of every method: in-distribution filled, shifted sets as outlines; each panel has its own scale.
+    """Scores of every method: in-distribution images filled, shifted sets as outlines; each panel has its own scale.
 
-    Scales are linear around the ID median and logarithmic far from it (asinh): many scores have long tails.
+    Scales are linear around the ID median and logarithmic far from it (asinh), since many scores have long tails.
     """
     columns = min(5, len(panels))
     rows = -(-len(panels) // columns)
@@ -48,7 +48,7 @@ def histograms(panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
 
 
 def _draw_panels(axes: Axes, panels: dict[str, dict[str, np.ndarray]], columns: int, kinds: Sequence[str]) -> None:
-    """All panels on one pair of axes, a unit square each, and all of one colour at once: one axes each is slow."""
+    """Draw all panels as unit squares of one Axes object, colour by colour: one Axes object per panel would be slow."""
     outlines: dict[str, list[np.ndarray]] = {kind: [] for kind in ("id", *kinds)}
     base = []
     for place, (method, heights) in enumerate(panels.items()):
@@ -73,10 +73,10 @@ def _set_colour(kind: str, kinds: Sequence[str]) -> str:
 def histogram(
     scores: dict[str, tuple[np.ndarray, np.ndarray]], groups: Mapping[str, str], bins: int = 40
 ) -> dict[str, np.ndarray]:
-    """Shares of ID (`id`) and of each group of shifts, by bin, over the middle 99 %; what lies outside, at the ends.
+    """Shares per bin of ID images (`id`) and of each group of shifts; what is outside the middle 99 % is at the ends.
 
-    Each shift lies as it does beside its own ID scores: where a detector is fitted, or a method tuned, for each shift,
-    these are others for each.
+    Each shift is scaled by its own ID scores, which differ between shifts if a detector is fitted, or a method tuned,
+    for each shift.
     """
     sets: dict[str, list[np.ndarray]] = {"id": []}
     for shift, (low, high) in scores.items():
@@ -91,7 +91,7 @@ def histogram(
 
 
 def _squeezed(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
-    """asinh of scores in quartile ranges from the median of `low`: linear near it, logarithmic far off."""
+    """asinh of the scores' distance from the median of `low`, in interquartile ranges of `low`."""
     quarter, middle, three = np.quantile(low.astype(np.float64), [0.25, 0.5, 0.75])
     scale = max(three - quarter or low.std() or 1.0, 1e-300 * max(np.abs(low).max(), np.abs(high).max()))
     return [np.arcsinh((v.astype(np.float64) - middle) / scale) for v in (low, high)]

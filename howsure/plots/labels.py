@@ -1,4 +1,4 @@
-"""Names beside points, none over another."""
+"""Labels next to points, without overlaps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _HALO = [withStroke(linewidth=2, foreground="white")]
 def label_points(
     figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], order: Sequence[int]
 ) -> int:
-    """Names beside points, in that order, each where it covers no point and no other name; how many had no place."""
+    """Place names next to points, in the given order, so that they cover no point and no other name.
+
+    Returns:
+        How many names found no place.
+    """
     left_out = 0
     canvas = FigureCanvasAgg(figure)
     renderer = canvas.get_renderer()
@@ -62,7 +66,7 @@ def _free_place(
     scale: float,
     radii: Sequence[int],
 ) -> tuple[float, float, bool] | None:
-    """Left and bottom of a free box near a point, in pixels, and whether it is next to it."""
+    """Left and bottom of a free box near a point, in pixels, and whether it is right next to it; None without space."""
     for radius in radii:
         for angle in np.deg2rad([0, 180, 90, 270, 30, -30, 150, 210, 60, -60, 120, 240]):
             dx, dy = np.cos(angle) * radius * scale, np.sin(angle) * radius * scale

@@ -16,7 +16,7 @@ _GRID = np.linspace(0, 1, 101)
 def roc(
     curves: dict[tuple[str, str], np.ndarray], chosen: Sequence[str], stars: Mapping[str, str], protocol: str
 ) -> Figure:
-    """ROC curves by group of shifts: at each share of ID flagged, the mean share of shifted images flagged."""
+    """ROC curves by group of shifts: the mean share of shifted images flagged against that of ID images flagged."""
     groups = ordered(g for g, _ in curves)
     figure, panels = panels_of(len(groups), 3.4, 3.4, legend_width(chosen), columns=3)
     for axes, group in zip(panels, groups, strict=True):
@@ -35,7 +35,7 @@ def roc(
 
 
 def roc_curve(id_scores: np.ndarray, shift_scores: np.ndarray) -> np.ndarray:
-    """Share of shifted images flagged where a share `_GRID` of ID is; ties are joined by straight lines."""
+    """The share of shifted images flagged at each share of ID images in `_GRID`; ties give straight lines."""
     thresholds = np.unique(np.concatenate([id_scores, shift_scores]))[::-1]
     flagged = [
         np.append(0, len(s) - np.searchsorted(np.sort(s), thresholds, "left")) / len(s)

@@ -1,4 +1,4 @@
-"""AUROC as corruptions grow worse."""
+"""AUROC against the severity of corruptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .style import legend, legend_width, panels_of, style, with_stars
 
 
 def severity(rows: pd.DataFrame, chosen: Sequence[str], protocol: str) -> Figure:
-    """AUROC against severity: all corruptions, then each family, mean over its types and backbones."""
+    """AUROC against severity, for all corruptions and for each family, averaged over types and backbones."""
     stars = with_stars(rows)
     rows = rows[rows["method"].isin(chosen)]
     families = ["all corruptions", *ordered(rows["group"])]

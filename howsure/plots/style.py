@@ -1,7 +1,6 @@
-"""What the plots share: colours, lines and markers, legends, and places in inches.
+"""What the plots share: colours, lines and markers, legends, and layout in inches.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart, each with a line style and a marker of
-its own.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; lines also differ in dashes and markers.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _TOP = 6
 
 
 def best_and_baselines(methods: Sequence[str]) -> list[str]:
-    """The best, and of the others those that every paper compares with; best first."""
+    """The best methods, and the baselines that every paper compares with; best first."""
     return [m for place, m in enumerate(methods) if place < _TOP or m in BASELINES]
 
 
 def style(method: str, chosen: Sequence[str]) -> dict[str, Any]:
-    """A colour, a dash and a marker, so that no two lines share more than one of them."""
+    """A colour, a dash pattern and a marker; no two lines share more than one of them."""
     place = list(chosen).index(method)
     lap, colour = divmod(place, len(OKABE_ITO))
     dash = DASHES[(place + lap) % len(DASHES)]
@@ -38,7 +37,7 @@ def style(method: str, chosen: Sequence[str]) -> dict[str, Any]:
 
 
 def legend(figure: Figure, chosen: Sequence[str], names: Mapping[str, str], title: str, **more: Any) -> None:
-    """A legend of the methods drawn, by name; each has the line that it has among the chosen."""
+    """A legend for the methods in `names`, with the lines that `style` gives them among the `chosen`."""
     handles = [Line2D([], [], **{**style(m, chosen), **more}, label=name) for m, name in names.items()]
     title += "\n* some cells missing" if any(name.endswith("*") for name in names.values()) else ""
     figure.legend(
@@ -51,7 +50,7 @@ def legend_width(methods: Sequence[str]) -> float:
 
 
 def panels_of(count: int, width: float, height: float, beside: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, inches each, and room on the right for a legend."""
+    """A figure with `count` panels of `width` by `height` inches, and `beside` inches on the right for a legend."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(0.35 + columns * width + beside, 0.3 + rows * height))
@@ -66,23 +65,23 @@ def panels_of(count: int, width: float, height: float, beside: float, columns: i
 
 
 def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place given in inches."""
+    """Axes at a position given in inches."""
     w, h = figure.get_size_inches()
     return figure.add_axes((left / w, bottom / h, width / w, height / h))
 
 
 def with_stars(rows: pd.DataFrame) -> dict[str, str]:
-    """Names with a star of the methods that lack cells that others have, and so have other means."""
+    """By name, the starred names of the methods that lack cells that others have."""
     whole = len(rows.dropna(subset="value").drop_duplicates(CELL))
     count = rows.groupby("method")["value"].count()
     return {str(m): f"{m}*" for m in count.index[count < whole]}
 
 
 def two_digits(value: float) -> str:
-    """Two digits without the leading zero; a full 1 only where it is one to two digits."""
+    """A value in [0, 1] with two digits and without the leading zero; a dash if it is missing."""
     return "–" if value != value else f"{value:.2f}".removeprefix("0")
 
 
 def inches_of(names: Sequence[str], points: float) -> float:
-    """Inches that the longest name takes, about."""
+    """The approximate width of the longest name, in inches."""
     return max(map(len, names)) * points * 0.6 / 72

@@ -25,13 +25,13 @@ _SUFFIXES = (".png", ".svg")
 
 
 def write_plots(folder: Path) -> list[Path]:
-    """Draw `folder/plots/*.png|.svg`, in place of those of an earlier call: what results, timing and scores allow.
+    """Draw `folder/plots/*.png|.svg`, replacing those of an earlier call, as far as there are results, timings, scores.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: the folder holds no results, a file that is not a table of them, or cannot be written to.
+        UserError: the folder contains no results, they cannot be read, or the folder cannot be written to.
     """
     results = tidy(read_results(folder))
     costs = read_costs(folder)
@@ -62,7 +62,7 @@ def _figures(folder: Path, rows: pd.DataFrame, protocol: str, costs: pd.DataFram
 def _of_scores(
     folder: Path, auroc: pd.DataFrame, board: pd.DataFrame, chosen: Sequence[str], protocol: str
 ) -> Iterator[tuple[str, Figure]]:
-    """ROC curves averaged over backbones, and the histograms of each backbone's first seed."""
+    """The histograms of each backbone's first seed, and ROC curves averaged over backbones and seeds."""
     groups = dict(zip(auroc["shift"], headline(auroc), strict=True))
     curves: dict[tuple[str, str], list[np.ndarray]] = {}
     for backbone in ordered(auroc["backbone"]):
