@@ -119,7 +119,7 @@ class Extractor:
         # gradients last: what an interruption leaves out is computed beside them then too, to the same last bits
         for split, rep in product((split for split, _ in asked), sorted(reps, key=lambda rep: bool(rep.losses()))):
             if found[split.fingerprint, rep] is not there[split.fingerprint, rep]:
-                self._keep(split, rep, found[split.fingerprint, rep])
+                found[split.fingerprint, rep] = self._keep(split, rep, found[split.fingerprint, rep])
         return found
 
     def _look(
@@ -146,9 +146,10 @@ class Extractor:
                 rows = self._read[key] = Rows.from_file(arrays)
         return rows
 
-    def _keep(self, split: Split, rep: Representation[Any], rows: Rows) -> None:
+    def _keep(self, split: Split, rep: Representation[Any], rows: Rows) -> Rows:
+        """Store rows; returns them as they are mapped from there, so that no memory is theirs alone."""
         if not self.store:
-            return
+            return rows
         key = self._key(split, rep)
         try:
             self.store.put(key, rows.to_file())
@@ -157,6 +158,10 @@ class Extractor:
             self.store = Memory()
             self.store.put(key, rows.to_file())
         self._read.pop(key, None)
+        kept = Rows.from_file(self.store.get(key) or {})
+        if _same(kept.index, rows.index) and kept.arrays.keys() == rows.arrays.keys():
+            return kept
+        return rows
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
         """The state of a fitted representation."""
@@ -186,6 +191,10 @@ def _asked(wanted: Sequence[Wanted]) -> list[tuple[Split, Tensor]]:
     for _, mask in masks.values():
         mask[0] |= not mask.any()
     return [(split, mask.nonzero().squeeze(1)) for split, mask in masks.values()]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _lack(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
