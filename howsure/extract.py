@@ -211,7 +211,7 @@ def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     """
     drawn = np.random.get_state()
     try:
-        with contained(), torch.random.fork_rng():
+        with contained(), torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             np.random.seed(seed)
             state = work()

@@ -260,6 +260,16 @@ def test_what_a_fit_draws_by_numpy_goes_by_the_seed():
     assert np.random.get_state()[1].tolist() == before
 
 
+def test_a_fit_beside_several_gpus_warns_of_nothing(monkeypatch):
+    states = {0: torch.ones(1), 1: torch.zeros(1)}
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", states.get)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.pop(device))
+    assert seeded(0, lambda: {"x": torch.rand(1)})
+    assert states == {}
+
+
 def test_an_image_that_is_not_there_is_an_error(conv_net, split):
     for wrong in (-1, len(split)):
         with pytest.raises(IndexError):
