@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,14 +136,24 @@ class _Archive(_Torchvision):
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
     url: ClassVar[str]
-    md5: ClassVar[str | None] = None
+    md5: ClassVar[str]
 
     def images(self, split: str) -> Images:
         return FolderImages(data_root() / self.files[0])
 
     def fetch(self) -> None:
-        fetch = torchvision.datasets.utils.download_and_extract_archive
-        download(self.name, lambda: fetch(self.url, str(data_root()), filename=Path(self.url).name, md5=self.md5))
+        download(self.name, self._unpack)
+
+    def _unpack(self) -> None:
+        """Unpacked beside, then moved into place: half of it, after an interruption, would pass for the whole."""
+        utils, file, folder = torchvision.datasets.utils, Path(self.url).name, Path(self.files[0]).parts[0]
+        utils.download_url(self.url, str(data_root()), file, self.md5)
+        with tempfile.TemporaryDirectory(prefix=".", dir=data_root()) as beside:
+            utils.extract_archive(str(data_root() / file), beside)
+            if (data_root() / folder).exists():
+                shutil.copytree(Path(beside) / folder, data_root() / folder, dirs_exist_ok=True)
+            else:
+                (Path(beside) / folder).rename(data_root() / folder)
 
 
 class LSUNResize(_Archive):
@@ -159,6 +171,7 @@ class LSUNCrop(_Archive):
     name = "lsun-crop"
     files = ("LSUN",)
     url = "https://www.dropbox.com/s/raw/fhtsw1m3qxlwj6h/LSUN.tar.gz"
+    md5 = "458a0a0ab8e5f1cb4516d7400568e460"
 
 
 class ISUN(_Archive):
@@ -167,6 +180,7 @@ class ISUN(_Archive):
     name = "isun"
     files = ("iSUN",)
     url = "https://www.dropbox.com/s/raw/ssz7qxfqae0cca5/iSUN.tar.gz"
+    md5 = "be77b0f2c26fda898afac5f99645ee70"
 
 
 class TinyImageNet(_Archive):

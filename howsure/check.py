@@ -262,7 +262,7 @@ def split(name: str) -> Split:
 def networks() -> tuple[Network, ...]:
     """The tiny networks, with random weights; in the convolutional one, batch-norm statistics are random too."""
     spec = InputSpec((16, 16), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)
         convs = [_conv_net() for _ in range(3)]
         conv = Network("convolutional network", convs[0], spec, CLASSES, members=convs[1:])

@@ -122,7 +122,7 @@ class Extractor:
         # gradients are stored last: after an interruption, the rest is then recomputed with them, to the same last bit
         for split, rep in product((split for split, _ in requests), sorted(reps, key=lambda rep: bool(rep.losses()))):
             if found[split.fingerprint, rep] is not stored[split.fingerprint, rep]:
-                self._keep(split, rep, found[split.fingerprint, rep])
+                found[split.fingerprint, rep] = self._keep(split, rep, found[split.fingerprint, rep])
         return found
 
     def _compute(
@@ -149,9 +149,10 @@ class Extractor:
                 rows = self._read[key] = Rows.from_file(arrays)
         return rows
 
-    def _keep(self, split: Split, rep: Representation[Any], rows: Rows) -> None:
+    def _keep(self, split: Split, rep: Representation[Any], rows: Rows) -> Rows:
+        """Store rows; returns them as they are mapped from there, so that no memory is theirs alone."""
         if not self.store:
-            return
+            return rows
         key = self._key(split, rep)
         try:
             self.store.put(key, rows.to_file())
@@ -160,6 +161,10 @@ class Extractor:
             self.store = Memory()
             self.store.put(key, rows.to_file())
         self._read.pop(key, None)
+        kept = Rows.from_file(self.store.get(key) or {})
+        if _same(kept.index, rows.index) and kept.arrays.keys() == rows.arrays.keys():
+            return kept
+        return rows
 
     def state(self, rep: Representation[Any]) -> dict[str, Tensor]:
         """The state of a fitted representation, fitted if need be."""
@@ -194,6 +199,10 @@ def _merged(selections: Sequence[Selection]) -> list[tuple[Split, Tensor]]:
     return [(split, mask.nonzero().squeeze(1)) for split, mask in masks.values()]
 
 
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
 def _missing(rep: Representation[Any], rows: Rows, images: Tensor) -> Tensor:
     """Which images to process, bool `[n]`: for a representation that belongs to the network, one is enough."""
     missing = rows.missing(images)
@@ -208,7 +217,7 @@ def seeded(seed: int, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     """
     drawn = np.random.get_state()
     try:
-        with contained(), torch.random.fork_rng():
+        with contained(), torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             np.random.seed(seed)
             state = work()

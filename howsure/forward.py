@@ -48,9 +48,12 @@ def run_pass(
                     value = rep.pack(rep.compute(batch, **states.get(rep, {})))
                 rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
         progress(len(images))
-    return Reps(
-        {rep: rep.unpack({k: torch.cat([r[k] for r in found]) for k in found[0]}) for rep, found in rows.items()}
-    )
+    return Reps({rep: rep.unpack(_joined(rows.pop(rep))) for rep in list(rows)})
+
+
+def _joined(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The rows of all batches, whose own go as they are joined: of many layers of many images they fill the memory."""
+    return {key: torch.cat([batch.pop(key) for batch in found]) for key in list(found[0])}
 
 
 def _forward(

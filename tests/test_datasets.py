@@ -1,11 +1,13 @@
 """Data sets: the embedded ones, folders, npz and IDX files, torchvision's, published corruptions, and bad files."""
 
 import gzip
+import hashlib
 import os
 import tarfile
 import types
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -587,7 +589,7 @@ def test_a_failed_download_is_one_line(root, monkeypatch, name):
 
     for cls in ("CIFAR10", "MNIST", "EMNIST", "Places365", "DTD"):
         monkeypatch.setattr(torchvision.datasets, cls, fail)
-    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fail)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fail)
     with pytest.raises(UserError, match=f"{name}: download failed \\(no route to host\\)"):
         resolve(name).fetch()
 
@@ -599,9 +601,47 @@ def test_a_download_that_is_no_archive_is_one_line(root, monkeypatch, error):
     def fail(*args, **options):
         raise error("not an archive")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fail)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", lambda *args: None)
+    monkeypatch.setattr(torchvision.datasets.utils, "extract_archive", fail)
     with pytest.raises(UserError, match=rf"lsun-crop: download failed \(not an archive\); remove .* in {root}"):
         resolve("lsun-crop").fetch()
+
+
+ARCHIVES = {"lsun": "LSUN_resize/LSUN_resize", "isun": "iSUN/iSUN_patches", "lsun-crop": "LSUN/test"}
+
+
+@pytest.fixture
+def archive(root, tmp_path_factory, monkeypatch):
+    """What puts a data set's archive below the data root, as downloaded; cut short if that is asked."""
+
+    def give(name, spoil=lambda content: content):
+        place, first = tmp_path_factory.mktemp("archive"), Path(ARCHIVES[name]).parts[0]
+        folder_of(place / ARCHIVES[name], {f"{i}.jpg": i for i in range(40)})
+        file = root / Path(DATASETS[name].url).name
+        with tarfile.open(file, "w:gz") as packed:
+            packed.add(place / first, first)
+        file.write_bytes(spoil(file.read_bytes()))
+        monkeypatch.setattr(DATASETS[name], "md5", hashlib.md5(file.read_bytes()).hexdigest())
+
+    return give
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_is_fetched(root, archive, name):
+    assert len(DATASETS[name].md5) == 32
+    archive(name)
+    for _ in range(2):
+        resolve(name).fetch()
+        assert resolve(name).missing() is None
+        assert len(resolve(name).split("test")) == 40
+    assert [path for path in root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_half_an_archive_is_still_missing(root, archive):
+    archive("lsun", lambda content: content[: len(content) // 2])
+    with pytest.raises(UserError, match="lsun: download failed"):
+        resolve("lsun").fetch()
+    assert "howsure data fetch lsun" in str(resolve("lsun").missing())
 
 
 def test_what_is_there_need_not_be_fetched(root):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,13 +37,14 @@ from howsure.cells import refusal
 from howsure.check import snapshot
 from howsure.extract import Extractor, seeded, union
 from howsure.forward import run_pass
-from howsure.images import Subset
+from howsure.images import Joined, Subset
 from howsure.plugins import METHODS
 from howsure.readings import channel_moments
 from howsure.representations import ImageIds
 from howsure.rows import INDEX
 from howsure.split import Pixels, Split, batches
 from howsure.store import Store
+from howsure.timing import peak_memory
 
 EVERYTHING = (
     Logits(), Features(), Head(), Labels(), LayerMeans(), LayerMoments(), ActivationNorms(), GradNorms(),
@@ -132,6 +134,29 @@ def test_ten_methods_cost_one_pass_over_each_split(counted, images, tmp_path):
     for split in splits:
         extractor(split, needed)
     assert sum(seen) == len(splits) * len(images), "a second run reads what is stored"
+
+
+@dataclass(frozen=True)
+class Wide(Representation):
+    """Many numbers an image, in ten arrays."""
+
+    def compute(self, batch, **state):
+        return {f"array {i}": batch.logits[:, :1].expand(-1, 1000).contiguous() for i in range(10)}
+
+
+def test_a_pass_holds_its_rows_once(conv_net, images):
+    loaded = list(batches(Split("some", Joined([images] * 40)), conv_net))
+    size = 40 * len(images) * 10 * 1000 * 4
+    assert peak_memory(conv_net.device, lambda: run_pass(conv_net, loaded, (Wide(),))) < 1.5 * size
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="it tells what is mapped")
+def test_what_is_stored_is_left_to_its_file(conv_net, split, tmp_path):
+    arrays = Extractor(conv_net, Store(tmp_path), split)(split, (Wide(),))[Wide()]
+    with open("/proc/self/maps") as maps:
+        mapped = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(".safetensors")]
+    spans = [(int(low, 16), int(high, 16)) for low, high in mapped]
+    assert all(any(low <= v.data_ptr() < high for low, high in spans) for v in arrays.values())
 
 
 def test_splits_together_share_batches_and_keep_their_rows(counted, images, tmp_path):
@@ -233,6 +258,16 @@ def test_what_a_fit_draws_by_numpy_goes_by_the_seed():
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert np.random.get_state()[1].tolist() == before
+
+
+def test_a_fit_beside_several_gpus_warns_of_nothing(monkeypatch):
+    states = {0: torch.ones(1), 1: torch.zeros(1)}
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", states.get)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.pop(device))
+    assert seeded(0, lambda: {"x": torch.rand(1)})
+    assert states == {}
 
 
 def test_an_image_that_is_not_there_is_an_error(conv_net, split):
