@@ -114,7 +114,7 @@ def run(
     device: str,
     plugin: Any,
 ) -> None:
-    """Run a suite: every method on every shift and backbone.
+    """Run a suite: each of its methods on every shift and backbone.
 
     SUITE is a name shown by `howsure list suites`, or a TOML file.
     """

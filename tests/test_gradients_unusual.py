@@ -710,8 +710,9 @@ def test_images_in_an_order_of_their_own_never_exchange_their_norms(n):
         lambda t, on: t.transpose(dim0=0, dim1=int(on)),
         lambda t, on: t.permute([1, 0, 2] if on else [0, 1, 2]),
         lambda t, on: torch.einsum("abc->bac" if on else "abc->abc", t),
+        lambda t, on: torch.stack(t.unbind(int(on))),
     ],
-    ids=["positions", "keywords", "list", "equation"],
+    ids=["positions", "keywords", "list", "equation", "taken apart"],
 )
 def test_samples_that_are_moved_elsewhere_in_the_same_shape(moved):
     def run(net: Net, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ INDEXING = {"__getitem__", "__setitem__", "index", "index_select", "index_put", 
              "index_add_", "gather", "take_along_dim", "take", "scatter", "scatter_", "scatter_add",
              "scatter_add_"}  # fmt: skip
 ORDERING = {"roll", "flip", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "rot90", "einsum",
-            "stack", "cat", "concat", "unsqueeze"}  # fmt: skip
+            "stack", "cat", "concat", "unsqueeze", "unbind"}  # fmt: skip
 """Calls that may move the samples to another dimension, which their arguments other than tensors tell."""
 SHAPE_ONLY = {
     *("type_as", "expand_as", "view_as", "reshape_as", "to"),
