@@ -66,9 +66,9 @@ class Trainer:
             _check_writable(cache)
             network = replace(network, device=self.device)
             training.train(network, self.images, self.backbone.recipe, seed, self.progress)
-            network = replace(network, device=torch.device("cpu"))
             check_output(network, self.use)
             record = self.record(network, seed)
+            network = replace(network, device=torch.device("cpu"))
             try:
                 _keep(network, record, file)
             except (OSError, SafetensorError) as error:

@@ -10,11 +10,12 @@ import timm
 import torch
 from pretended_gpu import pretended_gpu, waits
 
-from howsure import Confound, Predicted
+from howsure import Confound, Predicted, Recipe, training
 from howsure.cells import refusal
 from howsure.check import make_trial, networks
 from howsure.gradients import grad_sq_norms, one_by_one
-from howsure.plugins import METHODS
+from howsure.networks import load_network
+from howsure.plugins import BACKBONES, METHODS
 
 LOSSES = (Confound(), Predicted())
 
@@ -56,3 +57,20 @@ def test_a_method_gets_and_scores_what_it_does_on_the_cpu(name, network):
         )
     on_cpu = method.score(want.reps, **want.state)
     torch.testing.assert_close(scores, on_cpu, rtol=0, atol=1e-2 * float(on_cpu.std()))
+
+
+def test_a_network_is_trained_and_judged_there(monkeypatch, tmp_path, images):
+    judged, accuracy = [], training.accuracy
+
+    def judge(network, *others):
+        judged.append(network.device)
+        return accuracy(network, *others)
+
+    monkeypatch.setattr(training, "accuracy", judge)
+    monkeypatch.setattr(BACKBONES["small-cnn"], "recipe", Recipe(epochs=1, lr=0.001))
+    given = {"num_classes": 4, "train_images": images, "test_images": images, "cache": tmp_path}
+    with pretended_gpu() as gpu:
+        there = load_network("small", "small-cnn", device=gpu, **given)
+        assert judged == [gpu, gpu]
+        assert next(there.model.parameters()).device == gpu
+    assert load_network("small", "small-cnn", **given).accuracy == there.accuracy
