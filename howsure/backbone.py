@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from PIL import Image
 from torch import nn
+
+from .images import eight_bits
+
+RESAMPLING = {m.name.lower(): m for m in Image.Resampling}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,14 @@ class InputSpec:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """An image at this size, uint8 `[H, W, channels]`."""
+        image = eight_bits(image).convert("L" if self.channels == 1 else "RGB")
+        height, width = self.size
+        if self.crop is not None or (image.height, image.width) != (height, width):
+            image = _resize(image, height, width, self.crop, RESAMPLING[self.interpolation])
+        return np.asarray(image).reshape(height, width, self.channels)
 
 
 @dataclass(frozen=True)
@@ -56,3 +70,14 @@ class Backbone:
     def build(self, num_classes: int) -> nn.Module:
         """A freshly initialised classifier, `[N, channels, *size] -> [N, num_classes]`."""
         raise NotImplementedError
+
+
+def _resize(image: Image.Image, height: int, width: int, crop: float | None, how: Image.Resampling) -> Image.Image:
+    """Resize and centre-crop, identical to timm and torchvision to the pixel."""
+    if crop is None:
+        return image.resize((width, height), how)
+    least = [int(side / crop + 1e-6) for side in (width, height)]
+    scale = max(side / given for side, given in zip(least, image.size, strict=True))
+    sides = [max(side, int(given * scale + 1e-6)) for side, given in zip(least, image.size, strict=True)]
+    left, top = round((sides[0] - width) / 2), round((sides[1] - height) / 2)
+    return image.resize((sides[0], sides[1]), how).crop((left, top, left + width, top + height))

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from .backbone import InputSpec
 from .errors import UserError, why
 from .gradients.result import no_logits
-from .images import eight_bits
 from .keys import layers_of
 from .layers import find_heads, stages
-
-RESAMPLING = {m.name.lower(): m for m in Image.Resampling}
 
 
 @dataclass(eq=False)
@@ -104,11 +101,7 @@ class Network:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An image at the network's input size, uint8 `[H, W, channels]`."""
-        image = eight_bits(image).convert("L" if self.input.channels == 1 else "RGB")
-        height, width = self.input.size
-        if self.input.crop is not None or (image.height, image.width) != (height, width):
-            image = _resize(image, height, width, self.input.crop, RESAMPLING[self.input.interpolation])
-        return np.asarray(image).reshape(height, width, self.input.channels)
+        return self.input.prepare(image)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 pixels `[N, H, W, channels]` as inputs `[N, channels, H, W]`."""
@@ -120,17 +113,6 @@ class Network:
     def std(self) -> Tensor:
         """`input.std` as `[1, channels, 1, 1]`: a step of ε in pixel values is one of ε / std in the inputs."""
         return torch.tensor(self.input.std, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
-
-
-def _resize(image: Image.Image, height: int, width: int, crop: float | None, how: Image.Resampling) -> Image.Image:
-    """Resize and centre-crop, identical to timm and torchvision to the pixel."""
-    if crop is None:
-        return image.resize((width, height), how)
-    least = [int(side / crop + 1e-6) for side in (width, height)]
-    scale = max(side / given for side, given in zip(least, image.size, strict=True))
-    sides = [max(side, int(given * scale + 1e-6)) for side, given in zip(least, image.size, strict=True)]
-    left, top = round((sides[0] - width) / 2), round((sides[1] - height) / 2)
-    return image.resize((sides[0], sides[1]), how).crop((left, top, left + width, top + height))
 
 
 @torch.no_grad()

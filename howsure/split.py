@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,8 +59,8 @@ class Prepared(TorchDataset[Item]):
     Items in `kept`, by index, are taken from there; with `keep`, new ones are added to it.
     """
 
-    def __init__(self, split: Split, network: Network, kept: dict[int, Item] | None = None, keep: bool = False) -> None:
-        self.split, self.network, self.keep = split, network, keep
+    def __init__(self, split: Split, spec: InputSpec, kept: dict[int, Item] | None = None, keep: bool = False) -> None:
+        self.split, self.input, self.keep = split, spec, keep
         self.kept = {} if kept is None else kept
 
     def __len__(self) -> int:
@@ -73,8 +74,8 @@ class Prepared(TorchDataset[Item]):
 
     def _prepare(self, index: int) -> Item:
         image, label = self.split.images[index]
-        pixels = self.network.prepare(image)
-        clean = pixels if self.split.clean is None else self.network.prepare(self.split.clean[index][0])
+        pixels = self.input.prepare(image)
+        clean = pixels if self.split.clean is None else self.input.prepare(self.split.clean[index][0])
         identity = image_id(clean)
         if self.split.corruption:
             kind, severity = self.split.corruption
@@ -100,12 +101,12 @@ class Pixels:
         size = sum(i not in kept for i in index) * network.input.channels * math.prod(network.input.size)
         fits = size <= self._room
         self._room -= size if fits else 0
-        return Subset(Prepared(split, network, kept, fits), index)
+        return Subset(Prepared(split, network.input, kept, fits), index)
 
 
 def batches(split: Split, network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
     """Batches of `(inputs of the network [n, channels, H, W], labels [n], ids [n])`, in order."""
-    return load([Prepared(split, network)], network, batch_size)
+    return load([Prepared(split, network.input)], network, batch_size)
 
 
 def load(prepared: Sequence[TorchDataset[Item]], network: Network, batch_size: int | None = None) -> Iterator[Loaded]:
@@ -113,8 +114,17 @@ def load(prepared: Sequence[TorchDataset[Item]], network: Network, batch_size: i
     workers = 0 if network.device.type == "cpu" else min(8, torch.get_num_threads())
     own = torch.Generator()  # a DataLoader would otherwise draw from the global one, which a later `fit` may use
     size = batch_size or images_at_once(network)
-    for pixels, labels, ids in DataLoader(ConcatDataset(prepared), size, num_workers=workers, generator=own):
+    loader: DataLoader[Item] = DataLoader(
+        ConcatDataset(prepared), size, num_workers=workers, multiprocessing_context=_start() if workers else None,
+        generator=own,
+    )  # fmt: skip
+    for pixels, labels, ids in loader:
         yield network.normalise(pixels), labels, ids
+
+
+def _start() -> str | None:
+    """How workers start: as forks where that can be, since data sets of plugins cannot be sent to others."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
 def images_at_once(network: Network) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -42,7 +43,7 @@ from howsure.plugins import METHODS
 from howsure.readings import channel_moments
 from howsure.representations import ImageIds
 from howsure.rows import INDEX
-from howsure.split import Pixels, Split, batches
+from howsure.split import Pixels, Prepared, Split, batches
 from howsure.store import Store
 from howsure.timing import peak_memory
 
@@ -289,8 +290,8 @@ def test_batches_hold_fewer_of_larger_images(conv_net, images, side, size):
 
 
 def test_pixels_are_prepared_once_for_networks_with_the_same_input(conv_net, images, monkeypatch):
-    seen, prepare = [], Network.prepare
-    monkeypatch.setattr(Network, "prepare", lambda network, image: [seen.append(1), prepare(network, image)][1])
+    seen, prepare = [], InputSpec.prepare
+    monkeypatch.setattr(InputSpec, "prepare", lambda spec, image: [seen.append(1), prepare(spec, image)][1])
     pixels, split = Pixels(), Split("noisy", images, ("gaussian_noise", 3))
     first = Extractor(conv_net, None, split, pixels)(split, (Pixel(),))
     again = Extractor(replace(conv_net, name="other"), None, split, pixels)(split, (Pixel(),))
@@ -303,6 +304,16 @@ def test_pixels_are_prepared_once_for_networks_with_the_same_input(conv_net, ima
     small = Extractor(conv_net, None, split, Pixels())
     assert small(split, (Pixel(),))[Pixel()].equal(small(split, (Pixel(),))[Pixel()])
     assert len(seen) == 4 * len(images), "too large to keep"
+
+
+def test_workers_need_no_network(conv_net, images):
+    """Where they do not start as forks, what they load from is sent to them."""
+    prepared = Prepared(Split("noisy", images, ("gaussian_noise", 3)), conv_net.input)
+    sent = pickle.dumps(prepared)
+    assert len(sent) < 2 * images.x.nbytes + 10_000
+    pixels, label, identity = pickle.loads(sent)[1]
+    assert np.array_equal(pixels, prepared[1][0])
+    assert (label, identity) == prepared[1][1:]
 
 
 def test_gradients_share_the_pass(counted, split):
