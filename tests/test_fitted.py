@@ -164,7 +164,7 @@ def test_mistakes_are_told():
             fit(*arguments)
     with pytest.raises(UserError, match="floating"):
         fit("energy", model, train)(TEST[0])
-    with pytest.raises(UserError, match="one a channel"):
+    with pytest.raises(UserError, match="one per channel"):
         fit("odin", model, train, std=[0.5])
     with pytest.raises(UserError, match="NaN"):
         fit("energy", model, train)(TEST / 0)
