@@ -63,7 +63,8 @@ def leads(rows: pd.DataFrame, against: Sequence[str], run: str) -> pd.DataFrame:
             lead = values[DETECTOR] - values[best]
             its, theirs = values[DETECTOR].mean(), values[best].mean()
             found.append((*cell, its, best, theirs, lead.mean(), lead.std(), halves[(*cell, best)]))
-    return pd.DataFrame(found, columns=[*CELL, "detector", "best", "its", "lead", "sd", "half"])
+    table = pd.DataFrame(found, columns=[*CELL, "detector", "best", "its", "lead", "sd", "half"])
+    return table.sort_values("protocol", key=lambda names: names.map(PROTOCOLS.index), kind="stable", ignore_index=True)
 
 
 def signed(mean: float, sd: float, half: float) -> str:
