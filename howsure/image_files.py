@@ -49,7 +49,7 @@ class FileImages(Images):
             except OSError as error:
                 raise UserError(f"{file}: not a readable image ({why(error)}); repair or remove it") from error
             times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
-            line = f"{file.relative_to(self.folder)} {label} {stat.st_size} {times}\n"
+            line = f"{os.path.relpath(file, self.folder)} {label} {stat.st_size} {times}\n"
             digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
 

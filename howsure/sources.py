@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .data import Dataset, data_root, located
-from .errors import MissingData, UserError, why
+from .errors import UserError, why
 from .image_files import FileImages, FolderImages
 from .images import ArrayImages, Images
 from .plugins import DATASETS
@@ -180,9 +180,7 @@ class ImageList(Dataset):
         Raises:
             MissingData: the first image is not there. UserError: the file is not as described.
         """
-        reason = self.missing()
-        if reason:
-            raise MissingData(reason)
+        self.require(name)
         paths = [self.folder / path for path, _ in self.entries]
         return FileImages(paths, [label for _, label in self.entries], self.folder)
 
