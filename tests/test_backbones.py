@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
 
 from howsure import ArrayImages, Network
 from howsure.backbone import InputSpec, Recipe
@@ -106,3 +108,10 @@ def test_shift_moves_whole_images_and_lets_zeros_in(most, seed, channels):
     rows, columns = out[..., 0].nonzero()[:, 1:].T
     assert (rows - 4).abs().max() <= most
     assert (columns - 4).abs().max() <= most
+
+
+def test_cifar_networks_see_other_shapes_as_openood_shows_them():
+    """The shorter side at 32 pixels, and the middle of it."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    theirs = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32)])(image)
+    assert np.array_equal(BACKBONES["cifar-resnet18"].input.prepare(image), np.asarray(theirs))

@@ -180,13 +180,13 @@ def test_a_list_takes_paths_from_its_own_folder(tmp_path):
     assert [np.asarray(image)[0, 0, 0] for image, _ in (images[0], images[1])] == [10, 20]
 
 
-def test_a_list_of_absolute_paths(tmp_path):
-    folder_of(tmp_path / "elsewhere", {"1.png": 10})
-    (tmp_path / "l.txt").write_text(f"{tmp_path / 'elsewhere' / '1.png'} 0\n")
+def test_a_list_of_absolute_paths(tmp_path, tmp_path_factory):
+    elsewhere = folder_of(tmp_path_factory.mktemp("elsewhere"), {"1.png": 10})
+    (tmp_path / "l.txt").write_text(f"{elsewhere / '1.png'} 0\n")
     images = resolve("imglist:l.txt", tmp_path).split("test")
     assert np.asarray(images[0][0])[0, 0, 0] == 10
     before = images.fingerprint
-    folder_of(tmp_path / "elsewhere", {"1.png": 11})
+    folder_of(elsewhere, {"1.png": 11})
     assert resolve("imglist:l.txt", tmp_path).split("test").fingerprint != before
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from howsure import (
     SmallGrads,
     UserError,
 )
+from howsure import split as split_module
 from howsure.backbone import InputSpec
 from howsure.cells import refusal
 from howsure.check import snapshot
@@ -314,6 +317,22 @@ def test_workers_need_no_network(conv_net, images):
     pixels, label, identity = pickle.loads(sent)[1]
     assert np.array_equal(pixels, prepared[1][0])
     assert (label, identity) == prepared[1][1:]
+
+
+def test_workers_are_forks_where_that_can_be(conv_net, images, monkeypatch):
+    """Not what Python starts by default (from 3.14 on no forks): data sets of plugins cannot be sent to others."""
+    given, loader = {}, split_module.DataLoader
+
+    def seen(*args, **options):
+        given.update(options)
+        return loader(*args)
+
+    monkeypatch.setattr(split_module, "DataLoader", seen)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), normalise=lambda pixels: pixels)
+    assert len(list(split_module.load([Prepared(Split("s", images), conv_net.input)], on_gpu))) == 1
+    assert given["num_workers"] > 0
+    starts = multiprocessing.get_all_start_methods()
+    assert given["multiprocessing_context"] == ("fork" if "fork" in starts else None)
 
 
 def test_gradients_share_the_pass(counted, split):
