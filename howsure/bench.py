@@ -55,8 +55,9 @@ class Bench:
 
     @cached_property
     def ids(self) -> dict[str, Reps]:
-        """Image hashes and labels of each split."""
-        return {name: self.extractor(split, (ImageIds(), Labels())) for name, split in self.splits.items()}
+        """Image hashes and labels of each split but `synthetic`, whose images go with their originals."""
+        splits = {name: split for name, split in self.splits.items() if name != "synthetic"}
+        return {name: self.extractor(split, (ImageIds(), Labels())) for name, split in splits.items()}
 
     def overlaps(self) -> Iterator[tuple[str, int, str]]:
         """Splits that share images but should not: `test` with a split to fit on, or a shift with any of the three.
@@ -84,9 +85,9 @@ class Bench:
         """Indices of the images of a part to fit or tune on.
 
         While tuning, at most 1,000 random images of the fit part and 500 of the validation part are used for each kind
-        of shift, the same share for each severity. Synthetic outliers belong to the parts of their originals.
+        of shift, the same share for each severity.
         """
-        index = self.part("train" if split == "synthetic" else split, part)
+        index = self.part(split, part)
         kinds = {shift.name: shift.kind for shift in self.shifts}
         severities = sum(kind == kinds.get(split) for kind in kinds.values())
         return spread(index, _MOST_TO_TUNE_ON[part] // max(1, severities), self.seed) if tuning else index

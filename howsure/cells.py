@@ -23,8 +23,10 @@ from .representation import Reps
 from .representations import Labels
 from .suite import Protocol
 
+Some = list[tuple[str, Tensor]]
+"""Names of splits, each with the indices of images."""
+MADE_OF_TRAINING = ("pseudo-unknown", "synthetic")
 _MOST_TO_FIT_ON = 8000
-_MADE_OF_TRAINING = ("pseudo-unknown", "synthetic")
 
 
 class CellError(Exception):
@@ -116,7 +118,7 @@ class Scorer:
 
     def _seen(self, protocol: Protocol, shift: Shift) -> tuple[str, ...]:
         """The sets of outliers that a method may be fitted on, or the protocol that makes them from training images."""
-        if protocol in _MADE_OF_TRAINING:
+        if protocol in MADE_OF_TRAINING:
             return (protocol,)
         return tuple(seen_outliers(protocol, shift, self.bench.divisible))
 
@@ -130,17 +132,17 @@ class Scorer:
         """Read all images to tune on in one pass, for all options at once."""
         some = self._to_validate_on(sets)
         if self.method.supervision == "outliers":
-            some = [*some, *chain(*self._to_fit_on(sets, FIT, tuning=True))]
+            some = [*some, *chain(*to_fit_on(self.bench, sets, FIT, tuning=True))]
         self.bench.read(some, _needs(options), self.name, self._fit_index(sets))
 
     def _to_validate_on(self, sets: tuple[str, ...]) -> Selection:
-        if sets[0] in _MADE_OF_TRAINING:
-            return [*chain(*self._to_fit_on(sets, VAL, tuning=True))]
+        if sets[0] in MADE_OF_TRAINING:
+            return [*chain(*to_fit_on(self.bench, sets, VAL, tuning=True))]
         return [(split, self.bench.indices(split, VAL, tuning=True)) for split in ("test", *sets)]
 
     def _validate(self, option: Method, sets: tuple[str, ...]) -> float:
         """AUROC of an option on the validation images."""
-        if sets[0] in _MADE_OF_TRAINING:
+        if sets[0] in MADE_OF_TRAINING:
             state = self._state(option, sets, tuning=True)
             pair = self._pair(option, sets, VAL, tuning=True)
             return auroc(*(scored(option, reps, state, sets[0]) for reps in pair))
@@ -183,7 +185,7 @@ class Scorer:
 
     def _fit_index(self, seen: tuple[str, ...] | None) -> Tensor | None:
         """Indices of the training images that representations may be fitted on; None for all."""
-        by_parts = ("pseudo-unknown",) if self.method.supervision == "outliers" else _MADE_OF_TRAINING
+        by_parts = ("pseudo-unknown",) if self.method.supervision == "outliers" else MADE_OF_TRAINING
         return self._not_held_out(seen, "train") if seen and seen[0] in by_parts else None
 
     def _not_held_out(self, sets: tuple[str, ...], split: str) -> Tensor:
@@ -200,25 +202,29 @@ class Scorer:
 
     def _pair(self, method: Method, seen: tuple[str, ...], part: int, tuning: bool) -> tuple[Reps, Reps]:
         """The representations that a method needs of the in-distribution images and of the outliers of one part."""
-        inside, outside = self._to_fit_on(seen, part, tuning)
+        inside, outside = to_fit_on(self.bench, seen, part, tuning)
         found = self.bench.read([*inside, *outside], method.needs, self.name, self._fit_index(seen))
         return Reps.concat(found[: len(inside)]), Reps.concat(found[len(inside) :])
 
-    def _to_fit_on(self, seen: tuple[str, ...], part: int, tuning: bool) -> tuple[Selection, Selection]:
-        """In-distribution images and outliers of one part: from shifts, or made from training images."""
-        bench = self.bench
-        if seen[0] in _MADE_OF_TRAINING:
-            index = bench.indices("train", part, tuning)
-            if seen[0] == "synthetic":
-                one, other = (spread(index[index % 2 == half], _MOST_TO_FIT_ON, bench.seed) for half in (0, 1))
-            else:
-                one, other = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, _MOST_TO_FIT_ON)
-            if not (len(one) and len(other)):
-                raise CellError(f"'train' is too small for protocol {seen[0]}: no known or no unknown image in a part")
-            return [("train", one)], [("synthetic" if seen[0] == "synthetic" else "train", other)]
+
+def to_fit_on(bench: Bench, seen: tuple[str, ...], part: int, tuning: bool = False) -> tuple[Some, Some]:
+    """In-distribution images and outliers of one part: from the shifts `seen`, or made from training images.
+
+    Raises:
+        CellError: a protocol is to make outliers from training images, and there are too few.
+    """
+    if seen[0] not in MADE_OF_TRAINING:
         indices = {split: bench.indices(split, part, tuning) for split in ("test", *seen)}
         inside = gather({"test": indices.pop("test")}, bench.seed, _MOST_TO_FIT_ON)
         return inside, gather(indices, bench.seed, len(inside[0][1]))
+    index = bench.indices("train", part, tuning)
+    if seen[0] == "synthetic":
+        one, other = (spread(index[index % 2 == half], _MOST_TO_FIT_ON, bench.seed) for half in (0, 1))
+    else:
+        one, other = pseudo_unknowns(bench.ids["train"][Labels()], index, bench.seed, _MOST_TO_FIT_ON)
+    if not (len(one) and len(other)):
+        raise CellError(f"'train' is too small for protocol {seen[0]}: no known or no unknown image in a part")
+    return [("train", one)], [("synthetic" if seen[0] == "synthetic" else "train", other)]
 
 
 def _needs(methods: Sequence[Method]) -> list[Any]:

@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .bench import Bench
 from .cell_keys import CellKeys
-from .cells import CellError, Scorer, candidates, certain, refusal, runs_under
+from .cells import MADE_OF_TRAINING, CellError, Scorer, candidates, certain, refusal, runs_under, to_fit_on
 from .corruptions import kinds
 from .data import cache_root
 from .errors import FAULTS, NoGradients, UserError, described, one_line
@@ -30,7 +31,7 @@ from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import Shift, unmet_need, without_severity
+from .protocol import FIT, Shift, unmet_need, without_severity
 from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
@@ -261,8 +262,9 @@ class Run:
                 self._extract(bench, plain)
 
     def _extract(self, bench: Bench, methods: dict[str, Method]) -> None:
-        """Pass once over each split, training first, for the union of what all methods need.
+        """Pass over each split, training first, for the union of what all methods need.
 
+        Of the training images and of what is made from them, detectors read those alone that they are fitted on.
         Representations that depend on values yet to be chosen from a grid are left to the cells.
         """
         untuned = "none" in self.suite.chosen_protocols()
@@ -273,20 +275,30 @@ class Run:
         read = (ImageIds(), Labels(), Logits())
         needed = list(dict.fromkeys(rep for some in (read, *needs.values()) for rep in some))
         fitted = [rep for rep in needed if rep.needs]
-        learning = [needs[n] for n, m in methods.items() if m.supervision == "id-train" or self._fits_on_train()]
-        plain = [rep for rep in union([read, *learning, *(rep.needs for rep in fitted)]) if not rep.needs]
-        total = sum(map(len, bench.splits.values()))
-        with self._bar(total, f"{bench.network.name}: passes", "image") as bar:
-            bench.extractor(bench.splits["train"], plain, progress=bar.update)
+        learning = [needs[n] for n, m in methods.items() if m.supervision == "id-train"]
+        detecting = [needs[n] for n, m in methods.items() if m.supervision == "outliers"]
+        splits = {name: split for name, split in bench.splits.items() if name != "synthetic"}
+        with self._bar(sum(map(len, splits.values())), f"{bench.network.name}: passes", "image") as bar:
+            bench.extractor(
+                splits.pop("train"), _plain([read, *learning, *(r.needs for r in fitted)]), progress=bar.update
+            )
             again = [rep for rep in fitted if any(rep in some for some in learning)]
             if again:
                 bench.extractor(bench.splits["train"], again)
-            for name, split in bench.splits.items():
-                if name != "train":
-                    bench.extractor(split, needed, progress=bar.update)
+            for split in splits.values():
+                bench.extractor(split, needed, progress=bar.update)
+            if detecting and (seen := self._made_of_training(bench)):
+                bar.total = bar.n + sum(len(index) for _, index in seen)
+                bench.extractor.together(seen, _plain(detecting), progress=bar.update)
 
-    def _fits_on_train(self) -> bool:
-        return bool({"pseudo-unknown", "synthetic"} & set(self.suite.chosen_protocols()))
+    def _made_of_training(self, bench: Bench) -> list[tuple[Split, Tensor]]:
+        """The training images, and the outliers made of such, that detectors are fitted on."""
+        seen: list[tuple[str, Tensor]] = []
+        for protocol in self._protocols(bench.divisible or bench.shifts):
+            if protocol in MADE_OF_TRAINING:
+                with suppress(CellError):
+                    seen += chain(*to_fit_on(bench, (protocol,), FIT))
+        return [(bench.splits[name], index) for name, index in seen]
 
     def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, Refusal], errors: np.ndarray) -> None:
         self.folder.begin(self.record)
@@ -411,6 +423,11 @@ class Run:
         return tqdm(
             total=total, desc=what, unit=unit, disable=True if self.quiet else None, leave=False, dynamic_ncols=True
         )
+
+
+def _plain(needs: Sequence[Sequence[Any]]) -> list[Any]:
+    """The representations in several lists, and those that they depend on, that are fitted on nothing."""
+    return [rep for rep in union(needs) if not rep.needs]
 
 
 def _reason(error: BaseException) -> str:

@@ -77,7 +77,7 @@ def test_too_few_training_images_to_make_unknowns_of(bench, protocol):
 def test_outliers_made_of_training_images_keep_fitting_tuning_and_scoring_apart(bench, protocol):
     SEEN.clear()
     next(Scorer(bench, "witness", Witness()).run(protocol))
-    ids = {name: bench.ids[name][ImageIds()] for name in ("train", "synthetic", "test", "other")}
+    ids = {name: bench.extractor(bench.splits[name], (ImageIds(),))[ImageIds()] for name in ("train", "synthetic")}
     own = ids["train"].tolist() + ids["synthetic"].tolist()
     fitted = SEEN["fit inside"] | SEEN["fit outside"]
     tuned = SEEN["scored"] & set(own)

@@ -29,7 +29,7 @@ from howsure.material import Material
 from howsure.plugins import DATASETS, METHODS
 from howsure.protocol import TEST, parts, seen_outliers
 from howsure.record import suite_from
-from howsure.representations import ImageIds
+from howsure.representations import ActivationNorms, ImageIds
 from howsure.results import RESULT_COLUMNS, TIMING_COLUMNS, Cell, CellName, RunFolder, read_scores
 from howsure.sources import Npz
 from howsure.suite import load_suite
@@ -429,6 +429,29 @@ def test_leave_one_out_never_fits_on_the_shift(material, tmp_path, monkeypatch):
     suite = write_suite(material, "left", ["confound_detector"], ["leave-one-out"])
     assert run("run", suite, "--out", tmp_path) == 0
     assert seen["fits"] == 4 + 1, "one for each of two sets and two corruption types, and one to time"
+
+
+def test_detectors_take_no_training_images_but_those_they_are_fitted_on(material, tmp_path, monkeypatch):
+    passed: set[int] = set()
+    fitted: set[tuple[float, ...]] = set()
+    compute, fit = ActivationNorms.compute, METHODS["activation_norm_detector"].fit
+
+    def note_images(self, batch):
+        passed.update(batch.ids.tolist())
+        return compute(self, batch)
+
+    def note_rows(self, train, outliers):
+        fitted.update(tuple(row) for reps in (train, outliers) for row in reps[ActivationNorms()].tolist())
+        return fit(self, train, outliers)
+
+    monkeypatch.setattr(ActivationNorms, "compute", note_images)
+    monkeypatch.setattr(METHODS["activation_norm_detector"], "fit", note_rows)
+    monkeypatch.setattr(Run, "_time", lambda *_: None)
+    suite = write_suite(material, "made", ["msp", "activation_norm_detector"], ["pseudo-unknown", "synthetic"])
+    assert run("run", suite, "--out", tmp_path) == 0
+    tested = 40 + 40 + 24  # known, outliers, inverted; a corrupted image has the id of the clean one
+    assert 20 < len(fitted) < 64
+    assert len(passed) == tested + len(fitted)
 
 
 def test_stored_test_parts_are_the_protocols(finished):
