@@ -109,7 +109,7 @@ def test_gradients_that_differ_from_pass_to_pass_are_not_taken_for_samples_that_
 
 def test_in_double_precision_such_differences_are_not_borne_but_taken_one_by_one(queued):
     net = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=5).double().eval()
-    with Restless():
+    with Restless(), pytest.warns(UserWarning, match="one at a time"):
         grad_sq_norms(net, torch.randn(4, 3, 64, 64).double(), LOSSES)
     assert [plan.one_by_one for plan in _plans[net].values()] == [True]
 

@@ -298,9 +298,13 @@ def test_samples_that_mix_a_little_in_single_precision_are_not_taken_one_at_a_ti
 def test_samples_that_are_only_sorted_go_one_at_a_time(how):
     x = images(12, 4)
     x[:4] = x[:4][x[:4].abs().sum(1).argsort()]  # in order at first
-    exact(Net(SORTED[how]), x)
+    with pytest.warns(UserWarning, match="one at a time") as told:
+        exact(Net(SORTED[how]), x)
+    assert len(told) == 1
+    assert told[0].filename == __file__
 
 
+@pytest.mark.filterwarnings("ignore:images go through the network one at a time")
 def test_a_choice_that_hangs_on_the_data_is_looked_at_every_time():
     net, x = Net(SORTED["the order of the data"]).double(), images(8, 4)
     x = x[x.abs().sum(1).argsort()]
@@ -689,6 +693,7 @@ def test_tensors_of_parameters_that_are_overwritten_are_an_error(how, n):
         grad_sq_norms(Net(run).double(), images(n, 4), spread)
 
 
+@pytest.mark.filterwarnings("ignore:images go through the network one at a time")
 @pytest.mark.parametrize("n", [4, 12, 24])
 def test_images_in_an_order_of_their_own_never_exchange_their_norms(n):
     net, g = Net(SORTED["the order of the data"]).double(), torch.Generator().manual_seed(0)
@@ -846,6 +851,7 @@ def test_integer_logits_are_an_error():
         grad_sq_norms(Net(lambda net, x: net.last(x).long()).double(), images(5, 4), spread)
 
 
+@pytest.mark.filterwarnings("ignore:images go through the network one at a time")
 def test_networks_that_route_their_samples_go_one_at_a_time():
     def run(net: Net, x: Tensor) -> Tensor:
         left = x[:, 0] > 0

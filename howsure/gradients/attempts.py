@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -125,6 +126,11 @@ def _learns(error: Exception, attempt: Attempt, plan: Plan, x: Tensor, sorts: Ca
         return True
     if isinstance(error, Meet) and not plan.one_by_one and sorts():
         plan.one_by_one = True
+        warnings.warn(
+            "images go through the network one at a time, which is slow: their gradients meet, though each has the same"
+            " logits alone as among others (a network that sorts or routes its images does this)",
+            stacklevel=4,
+        )
         return True
     return False
 

@@ -48,7 +48,7 @@ def grad_sq_norms(
     max_batch
         The most samples in one pass; by default chosen by the size of the activations. Networks that sort or route
         their samples, whose gradients meet although each alone has the logits that it has among others, always take
-        one at a time.
+        one at a time, and warn of it once.
     small
         True, or names, to return the gradients themselves of one-dimensional parameters (biases, the scales and shifts
         of normalisation) too.
