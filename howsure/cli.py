@@ -378,7 +378,10 @@ def score(
     if out is not None and not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"{out}: cannot write there (no permission); name another file with --out")
     inputs = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "size": _numbers(size, "--size", int)}
-    table = score_folder(backbone, method, train, images, checkpoint, pick_device(device), inputs)
+    try:
+        table = score_folder(backbone, method, train, images, checkpoint, pick_device(device), inputs)
+    except SystemExit as error:
+        raise UserError(described(error)) from error
     if out is None:
         click.echo(table.to_csv(index=False).encode(errors="surrogateescape"), nl=False)
     else:

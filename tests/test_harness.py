@@ -958,6 +958,7 @@ def test_a_cache_that_cannot_be_written_stops_no_run(material, tmp_path, capsys,
         (lambda z: z.amax(1) * torch.inf, "are NaN or infinite"),
         (lambda z: z.amax(1)[:-1], "they must have shape"),
         (lambda z: None, "score returned a NoneType"),
+        (lambda z: sys.exit(3), "SystemExit: 3"),
     ],
     indirect=["plugin"],
 )
