@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import UserError
 from .values import check_values
 
 
@@ -30,9 +31,9 @@ class Loss:
 class Confound(Loss):
     """Binary cross-entropy to an n-hot confounding label. Lee & AlRegib, 2020, arXiv:2008.08030, section 3.
 
-    The label has ones for the first `hot` classes; None means all of them, the paper's default. `output` says whether
-    probabilities are the sigmoid or the softmax of the logits. The loss is summed over classes, so that with the
-    sigmoid its gradient with respect to the logits is `sigmoid(z) - y`.
+    The label has ones for the first `hot` classes, from 0 to C; None means all of them, the paper's default. `output`
+    says whether probabilities are the sigmoid or the softmax of the logits. The loss is summed over classes, so that
+    with the sigmoid its gradient with respect to the logits is `sigmoid(z) - y`.
     """
 
     hot: int | None = None
@@ -40,6 +41,8 @@ class Confound(Loss):
 
     def __call__(self, logits: Tensor) -> Tensor:
         logits = logits.double()
+        if self.hot is not None and self.hot > logits.shape[1]:
+            raise UserError(f"Confound: hot = {self.hot} ones, but there are only {logits.shape[1]} classes")
         target = torch.zeros_like(logits)
         target[:, : self.hot] = 1
         if self.output == "sigmoid":
