@@ -23,6 +23,10 @@ class Loss:
     def __post_init__(self) -> None:
         check_values(self)
 
+    def skip(self, classes: int) -> str | None:
+        """Why there is no such loss for this number of classes, or None if there is."""
+        return None
+
     def __call__(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -39,10 +43,15 @@ class Confound(Loss):
     hot: int | None = None
     output: Literal["sigmoid", "softmax"] = "sigmoid"
 
+    def skip(self, classes: int) -> str | None:
+        if self.hot is None or self.hot <= classes:
+            return None
+        return f"a confounding label with {self.hot} ones needs as many classes; there are {classes}"
+
     def __call__(self, logits: Tensor) -> Tensor:
         logits = logits.double()
-        if self.hot is not None and self.hot > logits.shape[1]:
-            raise UserError(f"Confound: hot = {self.hot} ones, but there are only {logits.shape[1]} classes")
+        if fault := self.skip(logits.shape[1]):
+            raise UserError(fault)
         target = torch.zeros_like(logits)
         target[:, : self.hot] = 1
         if self.output == "sigmoid":

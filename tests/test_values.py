@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from howsure import Confound, Method, UserError
+from howsure.cells import refusal
+from howsure.check import networks
 from howsure.plugins import METHODS
 
 
@@ -60,8 +62,12 @@ def test_wrong_losses(values):
 def test_a_label_with_more_ones_than_classes():
     logits = torch.randn(3, 4)
     assert torch.equal(Confound(4)(logits), Confound()(logits))
-    with pytest.raises(UserError, match="hot = 5 ones, but there are only 4 classes"):
+    with pytest.raises(UserError, match="5 ones needs as many classes; there are 4"):
         Confound(5)(logits)
+    network = networks()[0]
+    for name, values in (("confound", {"loss": Confound(5)}), ("purview", {"hot": (0, 5)})):
+        assert "5 ones" in str(refusal(METHODS[name](**values), network))
+        assert refusal(METHODS[name](), network) is None
 
 
 @dataclass(frozen=True)
