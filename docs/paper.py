@@ -14,10 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from howsure.plots.cost import cost
 from howsure.plots.style import DASHES, MARKERS, OKABE_ITO
 from howsure.plugins import METHODS
-from howsure.results import read_results
-from howsure.tables import tidy
+from howsure.results import read_costs, read_results
+from howsure.tables import leaderboard, tidy
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS.parent / "results" / "reference"
@@ -194,6 +195,14 @@ def cost_table(run: str) -> str:
     return shown.rename(columns={"ratio_to_forward": "time beside a forward pass"}).to_markdown(index=False)
 
 
+def plot_cost(rows: pd.DataFrame, run: str, path: Path) -> None:
+    """Mean AUROC against the time beside a forward pass, where detectors saw the shift."""
+    told = rows[rows["protocol"] == "same-shift"]
+    figure = cost(told, read_costs(REFERENCE / run), leaderboard(told, "same-shift"), "same-shift")
+    assert figure is not None
+    figure.savefig(path, dpi=100)
+
+
 def plot_severity(rows: pd.DataFrame, path: Path) -> None:
     """Mean AUROC over corruption types by severity, a panel a protocol."""
     protocols = _present(rows)
@@ -324,6 +333,7 @@ def plots() -> None:
     target.mkdir(exist_ok=True)
     plot_leads(ood[ood["protocol"] != "none"], CONTROLS, RUNS[0], target / "leads.png")
     plot_severity(corruption, target / "severity.png")
+    plot_cost(ood, RUNS[0], target / "cost.png")
     plot_variants(variants, target / "variants.png")
     plot_learning(PROBES / "learning.csv", target / "learning.png")
     plot_importance(PROBES / "importance.csv", target / "importance.png")

@@ -31,7 +31,7 @@ from .method import Method
 from .metrics import misclassification
 from .network import Network
 from .networks import load_network
-from .protocol import FIT, Shift, unmet_need, without_severity
+from .protocol import FIT, TEST, VAL, Shift, unmet_need, without_severity
 from .record import new_record, now
 from .representations import ImageIds, Labels, Logits
 from .results import Cell, CellName, RunFolder, State
@@ -205,6 +205,7 @@ class Run:
         self.record["networks"].append({
             "name": spec.name, "use": spec.use, "seed": seed, "accuracy": network.accuracy, "digest": network.digest,
             "extract_s": round(extracted, 2), "splits": {name: len(split) for name, split in bench.splits.items()},
+            "parts": {name: [len(bench.part(name, part)) for part in (FIT, VAL, TEST)] for name in bench.ids},
         })  # fmt: skip
         self.folder.write_errors(spec.name, seed, errors)
         if set(self.suite.chosen_protocols()) != {"none"}:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import UserError
 from .values import check_values
 
 
@@ -22,6 +23,10 @@ class Loss:
     def __post_init__(self) -> None:
         check_values(self)
 
+    def skip(self, classes: int) -> str | None:
+        """Why there is no such loss for this number of classes, or None if there is."""
+        return None
+
     def __call__(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -30,16 +35,23 @@ class Loss:
 class Confound(Loss):
     """Binary cross-entropy to an n-hot confounding label. Lee & AlRegib, 2020, arXiv:2008.08030, section 3.
 
-    The label has ones for the first `hot` classes; None means all of them, the paper's default. `output` says whether
-    probabilities are the sigmoid or the softmax of the logits. The loss is summed over classes, so that with the
-    sigmoid its gradient with respect to the logits is `sigmoid(z) - y`.
+    The label has ones for the first `hot` classes, from 0 to C; None means all of them, the paper's default. `output`
+    says whether probabilities are the sigmoid or the softmax of the logits. The loss is summed over classes, so that
+    with the sigmoid its gradient with respect to the logits is `sigmoid(z) - y`.
     """
 
     hot: int | None = None
     output: Literal["sigmoid", "softmax"] = "sigmoid"
 
+    def skip(self, classes: int) -> str | None:
+        if self.hot is None or self.hot <= classes:
+            return None
+        return f"a confounding label with {self.hot} ones needs as many classes; there are {classes}"
+
     def __call__(self, logits: Tensor) -> Tensor:
         logits = logits.double()
+        if fault := self.skip(logits.shape[1]):
+            raise UserError(fault)
         target = torch.zeros_like(logits)
         target[:, : self.hot] = 1
         if self.output == "sigmoid":

@@ -175,6 +175,9 @@ class GradNorms(Representation[Tensor]):
     cost = "backward"
     loss: Loss = field(default_factory=Confound)
 
+    def skip(self, network: Network) -> str | None:
+        return self.loss.skip(network.num_classes)
+
     def losses(self) -> tuple[Loss, ...]:
         return (self.loss,)
 
@@ -189,6 +192,9 @@ class SmallGrads(Representation[Tensor]):
     cost = "backward"
     small = True
     loss: Loss = field(default_factory=Confound)
+
+    def skip(self, network: Network) -> str | None:
+        return self.loss.skip(network.num_classes)
 
     def losses(self) -> tuple[Loss, ...]:
         return (self.loss,)

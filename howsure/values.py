@@ -1,4 +1,4 @@
-"""Checks the hyper-parameters of methods and losses against their annotations, and against ranges by name."""
+"""Checks the hyper-parameters of methods and losses against their annotations and ranges."""
 
 from __future__ import annotations
 
@@ -12,15 +12,27 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from .errors import UserError
 
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("k", "m", "r", "tail", "samples", "hidden", "blocks"), ("at least 1", lambda v: v >= 1)),
-    **dict.fromkeys(("temperature", "tau", "power"), ("above 0", lambda v: v > 0)),
-    **dict.fromkeys(("shrinkage", "shift_shrinkage", "threshold"), ("from 0 to 1", lambda v: 0 <= v <= 1)),
-    **dict.fromkeys(("ridge", "epsilon", "weight_decay", "hot"), ("at least 0", lambda v: v >= 0)),
-    "crops": ("from 0 to 4", lambda v: 0 <= v <= 4),
+    **dict.fromkeys(
+        ("k", "samples", "hidden", "GEN.m", "NAC.m", "NAC.r", "OpenMax.tail", "OpenMax.alpha", "RankFeat.blocks",
+         "GradPrint.columns"),
+        ("at least 1", lambda v: v >= 1),
+    ),
+    **dict.fromkeys(("temperature", "tau", "GEN.gamma", "NAC.alpha", "Relation.power"), ("above 0", lambda v: v > 0)),
+    **dict.fromkeys(
+        ("shrinkage", "GradPrint.shift_shrinkage", "GradOrth.threshold", "Relation.threshold", "Grood.lam", "TTA.shift",
+         "_AdaScale.o"),
+        ("from 0 to 1", lambda v: 0 <= v <= 1),
+    ),
+    **dict.fromkeys(
+        ("epsilon", "weight_decay", "seed", "ComboOD.ridge", "Confound.hot", "NCI.alpha", "VRA.gamma",
+         "_AdaScale.lmbda"),
+        ("at least 0", lambda v: v >= 0),
+    ),
+    **dict.fromkeys(("_AdaScale.k1", "_AdaScale.k2"), ("from 0 to 100", lambda v: 0 <= v <= 100)),
     "Gram.power": ("from 1 to 10", lambda v: 1 <= v <= 10),
-    "OpenMax.alpha": ("at least 1", lambda v: v >= 1),
-}
-"""By field name, or by class and field name if the name means something else in other classes."""
+    "TTA.crops": ("from 0 to 4", lambda v: 0 <= v <= 4),
+}  # fmt: skip
+"""By class and field name; by field name alone only where it can mean nothing else in anybody's plugin."""
 
 WORDS = {
     "Loss": 'a loss (in a suite: { kind = "confound" })',
@@ -48,9 +60,9 @@ def check_values(owner: Any) -> None:
             what, kind = ("a number", Real) if float in numbers else ("an integer", Integral)
             if isinstance(value, bool) or not isinstance(value, kind):
                 raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {what}")
-            words, fine = RANGES.get(f"{type(owner).__name__}.{name}") or RANGES.get(name, ("", lambda _: True))
-            if not fine(value):
-                raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {words}")
+            for key in (name, *(f"{cls.__name__}.{name}" for cls in type(owner).__mro__)):
+                if key in RANGES and not RANGES[key][1](value):
+                    raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {RANGES[key][0]}")
 
 
 def _is_class(kind: Any) -> bool:

@@ -24,11 +24,13 @@ class LayerDistances(Representation[Tensor]):
 
     Distances are between channel means of feature maps, with one covariance per layer for all classes. For each layer
     the input first moves by `epsilon` (in pixel values) so as to reduce that layer's distance, along the sign of its
-    gradient. Layers that are constant on the training images (dead ones) are left out.
+    gradient. Layers that are constant on the training images (dead ones) are left out. `shrinkage` is the weight of
+    each covariance's own diagonal.
     """
 
     cost = "passes"
     epsilon: float = 0.0014
+    shrinkage: float = 0.0
 
     needs = (LayerMeans(), Labels())
 
@@ -42,7 +44,7 @@ class LayerDistances(Representation[Tensor]):
         for i, (name, x) in enumerate((live or layers).items()):
             means = class_means(x, labels, len(classes))
             state[f"{i:03d} means {name}"] = means
-            state[f"{i:03d} whiten {name}"] = whiten(x.double() - means[labels])
+            state[f"{i:03d} whiten {name}"] = whiten(x.double() - means[labels], self.shrinkage)
         return state
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
@@ -92,18 +94,20 @@ class MahalanobisLayers(Method):
     each only as far as its layer.
 
     Layers are the last of each stage. The distances are standardised before the regression (the authors' code uses them
-    raw), and both classes have equal weight; `kind` "mlp" is the two-layer detector instead.
+    raw), and both classes have equal weight; `kind` "mlp" is the two-layer detector instead. `shrinkage` is the weight
+    of each covariance's own diagonal.
     """
 
     epsilon: float = 0.0014
     kind: Literal["logistic", "mlp"] = "logistic"
+    shrinkage: float = 0.0
 
     supervision = "outliers"
     grid = {"epsilon": (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01)}
 
     @property
     def needs(self):
-        return (LayerDistances(self.epsilon),)
+        return (LayerDistances(self.epsilon, self.shrinkage),)
 
     def fit(self, train: Reps, outliers: Reps) -> dict[str, Tensor]:
         return fit_detector(train[self.needs[0]], outliers[self.needs[0]], self.kind)

@@ -49,6 +49,15 @@ def test_the_tables_of_a_page_are_those_of_the_kept_runs(page: str, its: str, mo
         assert f"<!-- {name} -->\n{table}\n<!-- end -->" in text, f"'{name}' is stale: run `python docs/{its}.py`"
 
 
+def test_every_question_of_the_paper_has_a_table_and_a_plot() -> None:
+    sections = re.split(r"^## ", (DOCS / "paper.md").read_text(), flags=re.MULTILINE)
+    answers = [s for s in sections if "<!-- end -->" in s and not s.startswith("On other networks")]
+    assert len(answers) == 6
+    for answer in answers:
+        (plot,) = re.findall(r"!\[.+\]\((paper/.+\.png)\)", answer)
+        assert (DOCS / plot).is_file(), plot
+
+
 def test_a_kept_run_takes_newer_methods_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = script("reference")
     monkeypatch.setenv("HOWSURE_DATA", str(tmp_path / "data"))

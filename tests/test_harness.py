@@ -187,7 +187,12 @@ def test_scores_under_a_protocol_are_those_of_its_test_part(finished):
 def test_the_run_says_what_it_was(finished):
     record = json.loads((finished / "run.json").read_text())
     assert {cell["state"] for cell in record["cells"]} == {"done"}
-    assert record["networks"][0]["splits"]["train"] == len(made_up("train"))
+    network = record["networks"][0]
+    assert network["splits"]["train"] == len(made_up("train"))
+    results = pd.read_csv(finished / "results.csv")
+    tested = results[(results["protocol"] == "same-shift") & (results["shift"] == "outliers")].iloc[0]
+    assert [network["parts"][split][2] for split in ("test", "outliers")] == [tested["n_id"], tested["n_shift"]]
+    assert {name: sum(sizes) for name, sizes in network["parts"].items()}.items() <= network["splits"].items()
     assert torch.__version__.startswith(record["versions"]["torch"])
     chosen = [c["chosen"] for c in record["cells"] if c["method"] == "gen" and c["protocol"] == "same-shift"]
     assert set(chosen[0]["outliers"]) == {"gamma", "m"}

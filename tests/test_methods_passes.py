@@ -228,18 +228,18 @@ def test_tta(network: Network) -> None:
         assert abs(scores[i] - (-(mean * mean.log()).sum() + (p * p.log()).sum(1).mean())) < 1e-6
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.01])
-def test_mahalanobis_over_layers(network: Network, epsilon: float) -> None:
-    from howsure.methods.mahalanobis_layers import LayerDistances
-
-    rep, train = LayerDistances(epsilon), pixels(60, 1)
+@pytest.mark.parametrize(("epsilon", "shrinkage"), [(0.0, 0.0), (0.01, 0.0), (0.01, 0.3)])
+def test_mahalanobis_over_layers(network: Network, epsilon: float, shrinkage: float) -> None:
+    (rep,), train = METHODS["mahalanobis_layers"](epsilon=epsilon, shrinkage=shrinkage).needs, pixels(60, 1)
     inner = read(network, train, rep.needs)
     found = read(network, pixels(), [rep], fitted=inner)[rep]
     labels = torch.arange(60) % 4
     for column, name in enumerate(stages(network.model, network.example())):
         f = inner[LayerMeans()][name].double()
         means = torch.stack([f[labels == c].mean(0) for c in range(4)])
-        precision = torch.linalg.pinv((f - means[labels]).T @ (f - means[labels]) / 60, hermitian=True)
+        covariance = (f - means[labels]).T @ (f - means[labels]) / 60
+        covariance = (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().diag()
+        precision = torch.linalg.pinv(covariance, hermitian=True)
         layer = network.model.get_submodule(name)
 
         def distance(
