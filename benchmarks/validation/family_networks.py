@@ -8,7 +8,6 @@ from itertools import pairwise
 import timm
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.convnext import ConvNeXt
-from timm.models.densenet import DenseNet
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import SwinTransformer
@@ -86,17 +85,6 @@ class PlainVGG(_Family):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
             layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
-
-
-class Dense(_Family):
-    """DenseNet, three blocks of three layers, growth 12; no pooling at the start."""
-
-    name = "densenet"
-
-    def build(self, num_classes: int) -> nn.Module:
-        model = DenseNet(12, (3, 3, 3), num_classes)
-        model.features.pool0 = nn.Identity()
-        return model
 
 
 class NFNet(_Family):
