@@ -97,6 +97,7 @@ def tables() -> dict[str, str]:
         "cifar": methods_table(cifar()),
         "digits": against_best(alone("digits")),
         "fifteen": over_seeds(alone("paper-digits", "same-shift")),
+        "families": against_best(alone("families")),
     }
 
 

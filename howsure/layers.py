@@ -134,9 +134,9 @@ def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> 
 def by_channel(out: Tensor, module: nn.Module | None = None) -> Tensor:
     """A layer's output as `[N, C, positions]`.
 
-    Accepts maps `[N, C, H, W]` and `[N, H, W, C]`, tokens `[N, L, C]` and vectors `[N, C]`. The layout is inferred from
-    the number of channels of `module`, if given, else from the shape: tokens, and maps whose second and third sides are
-    equal but differ from the last, have their channels last.
+    Accepts maps `[N, C, H, W]` and `[N, H, W, C]`, tokens `[N, L, C]` and vectors `[N, C]`. Linear layers have their
+    channels last. Else the layout is inferred from the number of channels of `module`, if given, or from the shape:
+    tokens, and maps whose second and third sides are equal but differ from the last, have their channels last.
     """
     if out.dim() == 2:
         return out.unsqueeze(2)
@@ -145,6 +145,8 @@ def by_channel(out: Tensor, module: nn.Module | None = None) -> Tensor:
 
 def channels_come_last(out: Tensor, module: nn.Module | None = None) -> bool:
     """Whether the channels of a map or of tokens come last, inferred as in `by_channel`."""
+    if isinstance(module, nn.Linear):
+        return True
     width = _width(module)
     if width is not None and (out.shape[1] == width) != (out.shape[-1] == width):
         return bool(out.shape[-1] == width)
@@ -153,7 +155,7 @@ def channels_come_last(out: Tensor, module: nn.Module | None = None) -> bool:
 
 def _width(module: nn.Module | None) -> int | None:
     if isinstance(module, nn.LayerNorm):
-        return int(module.normalized_shape[-1])
+        return int(module.normalized_shape[0 if len(module.normalized_shape) == 3 else -1])
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
     return getattr(module, "num_features", None) or getattr(module, "out_channels", None)

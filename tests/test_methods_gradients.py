@@ -415,6 +415,26 @@ def test_channel_statistics_of_a_map_and_of_vectors() -> None:
     assert vectors.tolist() == [[[1.0] * 3, *([[0.0] * 3] * 3)]] * 2
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(3, 16), (2, 8, 12, 16)),
+        (nn.Linear(3, 12), (2, 8, 12, 12)),
+        (nn.LayerNorm(16), (2, 8, 12, 16)),
+        (nn.LayerNorm([16, 12, 8]), (2, 16, 12, 8)),
+        (nn.Conv2d(3, 16, 1), (2, 16, 16, 8)),
+    ],
+)
+def test_channel_statistics_find_the_channels(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    from howsure.methods.layerprint import channel_statistics
+
+    last = shape[-1] == 16 or isinstance(layer, nn.Linear)
+    x = torch.arange(float(shape[-1] if last else shape[1]))
+    mean, deviation, *_ = channel_statistics((x if last else x[:, None, None]).expand(shape), layer).unbind(1)
+    assert torch.equal(mean, x.expand(2, -1))
+    assert not deviation.any()
+
+
 def test_layerprint_looks_at_four_layers_of_the_first_half() -> None:
     from howsure.methods.layerprint import first_layers
 

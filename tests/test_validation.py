@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from howsure.registry import import_file
 from howsure.suite import load_suite
 
-MAKE = import_file(Path(__file__).parents[1] / "benchmarks" / "validation" / "make.py")
+HERE = Path(__file__).parents[1] / "benchmarks" / "validation"
+MAKE = import_file(HERE / "make.py")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -44,3 +46,20 @@ def test_suite_files_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     suite = load_suite(str(tmp_path / "digits-a.toml"))
     assert [backbone.name for backbone in suite.backbone] == [f"digits-a.small-{k}" for k in ("cnn", "resnet", "vit")]
     assert [shift.group for shift in suite.shift].count("near") == 1
+
+
+def test_families_make_networks_glyphs_and_suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    families, networks = (import_file(HERE / name) for name in ("families.py", "family_networks.py"))
+    x, y = families.glyphs(families.KNOWN, 20, seed=0)
+    assert x.shape == (20, 32, 32)
+    assert np.ptp(x, (1, 2)).min() > 50
+    assert np.array_equal(x, families.glyphs(families.KNOWN, 20, seed=0)[0])
+    assert len(set(y)) > 10
+    (tmp_path / "glyphs.toml").write_text(families.toml("glyphs", ["near", "photos"]))
+    suite = load_suite(str(tmp_path / "glyphs.toml"))
+    assert [shift.group for shift in suite.shift] == ["near", "far"]
+    kinds = {kind.name: kind for kind in vars(networks).values() if isinstance(kind, type) and hasattr(kind, "name")}
+    assert {use for uses in families.NETWORKS.values() for use in uses} == set(kinds)
+    for kind in kinds.values():
+        assert kind().build(3).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
