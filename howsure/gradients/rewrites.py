@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,16 +51,6 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
         raise NotImplementedError
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
     return (scores + attn_mask).softmax(dim=-1) @ value
-
-
-def instance_norm(
-    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
-):
-    """Instance norm; with running statistics it is a batch norm, though torch's (2.8) writes to them all the same."""
-    if use_input_stats:
-        run = opened(cast("types.FunctionType", _F.instance_norm))
-        return run(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    return _F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
 def repeat_as_expand(t: Tensor, *sizes: Any) -> Tensor:

@@ -38,7 +38,7 @@ from .general import General
 from .graph import graph_of
 from .parameters import Contents
 from .plan import Plan
-from .rewrites import SOUND, attention, instance_norm, opened
+from .rewrites import SOUND, attention, opened
 from .rule import Rule
 from .rules import rule_for
 from .site import Site, Start, Tie
@@ -277,7 +277,7 @@ class Tracer(TorchFunctionMode):
                 pass
         if isinstance(func, types.FunctionType):
             with self:
-                return (instance_norm if func is F.instance_norm else opened(func))(*args, **kwargs)
+                return opened(func)(*args, **kwargs)
         return self._site(*General.bind(func, args, kwargs, self.weights), name)
 
     def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
