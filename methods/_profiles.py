@@ -19,21 +19,23 @@ _LAYERS: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def telling_layers(network: Network) -> tuple[str, ...]:
-    """Names of the layers to use: the normalisation layers or, if all of these are layer norms, the linear layers.
+    """Names of the layers to use: the normalisation layers or, if all of these are layer norms of tokens, the linear
+    layers.
 
-    Layer norm erases the norms that distinguish inputs, so the linear layers but the last serve better there. Layers
+    Layer norm erases the norms that distinguish tokens, so the linear layers but the last serve better there. Layers
     whose output does not have one row per image are left out.
     """
     if network not in _LAYERS:
-        model, example = network.model, network.example()
+        model, example, norms = network.model, network.example(), norm_layers(network.model)
         kinds = [m for m in model.modules() if isinstance(m, Normalisation)]
         linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in network.heads]
-        by_layer = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds)
-        names = linear if by_layer and len(linear) > 2 else norm_layers(model)
-        with torch.no_grad(), recorded(model, tuple(names)) as outputs:
+        with torch.no_grad(), recorded(model, tuple({*norms, *linear})) as outputs:
             model(example)
-        rows = [name for name in names if name in outputs and len(outputs[name]) == len(example)]
-        _LAYERS[network] = tuple(rows)
+        rows = {name for name, output in outputs.items() if len(output) == len(example)}
+        of_maps = sum(outputs[name].dim() == 4 for name in norms if name in rows)
+        by_layer = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds) and of_maps <= len(norms) / 2
+        names = linear if by_layer and len(linear) > 2 else norms
+        _LAYERS[network] = tuple(name for name in names if name in rows)
     return _LAYERS[network]
 
 

@@ -63,11 +63,11 @@ class MomentDistances(Representation[Tensor]):
 class ActPrint(Method):
     """Actprint: one-class distances of activations at every layer. This project.
 
-    At each normalisation layer (if all are layer norms: at each linear layer but the last), take the means and standard
-    deviations of the channels over positions; d_l is their log squared Mahalanobis distance to the mean of the
-    predicted class, fitted on one half of the in-distribution training images. D is the Mahalanobis distance of the
-    profile (d_1, …, d_L), fitted on the other half. score = D + Σ_l d_l - logsumexp(z), each term standardised on the
-    other half; shape [N], higher means more uncertain. No outliers are seen. One forward pass.
+    At each normalisation layer (if all are layer norms of tokens: at each linear layer but the last), take the means
+    and standard deviations of the channels over positions; d_l is their log squared Mahalanobis distance to the mean
+    of the predicted class, fitted on one half of the in-distribution training images. D is the Mahalanobis distance
+    of the profile (d_1, …, d_L), fitted on the other half. score = D + Σ_l d_l - logsumexp(z), each term standardised
+    on the other half; shape [N], higher means more uncertain. No outliers are seen. One forward pass.
 
     `shrinkage` is the weight of each covariance's own diagonal.
     """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import DenseNet
@@ -338,6 +340,14 @@ def test_actprint_looks_at_linear_layers_of_transformers() -> None:
     assert telling_layers(conv) == ("1", "5", "9")
     names = telling_layers(transformer)
     assert {name.rpartition(".")[2] for name in names} == {"qkv", "proj", "fc1", "fc2"}
+
+
+def test_actprint_looks_at_layer_norms_of_maps() -> None:
+    from howsure.methods.actprint import telling_layers
+
+    model = ConvNeXt(num_classes=4, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), patch_size=2)
+    names = telling_layers(Network("convnext", model, replace(networks()[0].input, size=(32, 32)), 4))
+    assert list(names) == [name for name, layer in model.named_modules() if isinstance(layer, nn.LayerNorm)]
 
 
 def test_actprint_with_few_images(conv: Network) -> None:
