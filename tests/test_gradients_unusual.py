@@ -67,7 +67,7 @@ class Net(nn.Module):
 
 def script(what):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore")
         return torch.jit.script(what)
 
 
