@@ -23,8 +23,8 @@ from .representation import Reps
 from .representations import Labels
 from .suite import Protocol
 
-Some = list[tuple[str, Tensor]]
-"""Names of splits, each with the indices of images."""
+Drawn = list[tuple[str, Tensor]]
+"""Names of splits, each with the indices of the images drawn from it."""
 MADE_OF_TRAINING = ("pseudo-unknown", "synthetic")
 _MOST_TO_FIT_ON = 8000
 
@@ -207,7 +207,7 @@ class Scorer:
         return Reps.concat(found[: len(inside)]), Reps.concat(found[len(inside) :])
 
 
-def to_fit_on(bench: Bench, seen: tuple[str, ...], part: int, tuning: bool = False) -> tuple[Some, Some]:
+def to_fit_on(bench: Bench, seen: tuple[str, ...], part: int, tuning: bool = False) -> tuple[Drawn, Drawn]:
     """In-distribution images and outliers of one part: from the shifts `seen`, or made from training images.
 
     Raises:

@@ -110,11 +110,11 @@ class LayerPrint(Method):
 
     At up to four layers, evenly spaced over the first half of the normalisation layers (if all are layer norms of
     tokens: of the linear layers but the last), x_l holds for each channel the mean over positions and the logs of the
-    standard deviation and of the root mean square differences of neighbours, along and across. With u the unit
-    features and E[· | u] linear in them, m_l = log squared Mahalanobis length of x_l - E[x_l | u], d_l = m_l - E[m_l
-    | u], and D = Mahalanobis length of (d_1, …, d_L). With s(·) for standardising, score = max(0, s(s(Σ_l d_l) + ½
-    s(D))) + s(s(-logsumexp(z)) + s(knn)), knn = distance to the k-th nearest feature of unit norm; shape [N], higher
-    means more uncertain. No outliers are seen. One forward pass.
+    standard deviation and of the root mean square differences of neighbours, along and across. With u the unit features
+    and E[· | u] linear in them, m_l = log squared Mahalanobis length of x_l - E[x_l | u], d_l = m_l - E[m_l | u], and
+    D = Mahalanobis length of (d_1, …, d_L). With s(·) for standardising,
+    score = max(0, s(s(Σ_l d_l) + ½ s(D))) + s(s(-logsumexp(z)) + s(knn)), knn = distance to the k-th nearest feature of
+    unit norm; shape [N], higher means more uncertain. No outliers are seen. One forward pass.
 
     One half of the training images gives everything up to d_l and the neighbours; D and s are fitted on the other half.
     `shrinkage` is the weight of the diagonal in the covariance of the residuals of x_l; in that of D it is 0.1.
