@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,7 +41,7 @@ class Confound(Loss):
     with the sigmoid its gradient with respect to the logits is `sigmoid(z) - y`.
     """
 
-    hot: int | None = None
+    hot: NonNegativeInt | None = None
     output: Literal["sigmoid", "softmax"] = "sigmoid"
 
     def skip(self, classes: int) -> str | None:
@@ -66,7 +67,7 @@ class Confound(Loss):
 class Uniform(Loss):
     """Cross-entropy to the uniform distribution at a temperature. Huang et al., 2021, arXiv:2110.00218, equation 3."""
 
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
 
     def __call__(self, logits: Tensor) -> Tensor:
         return -F.log_softmax(logits.double() / self.temperature, 1).mean(1)

@@ -13,6 +13,7 @@ METHOD = '''"""{title}: a method plugin for howsure."""
 
 from dataclasses import dataclass
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from howsure import Logits, Method, Reps
@@ -25,7 +26,7 @@ class {cls}(Method):
     score = -max(z / T); shape [N], higher means more uncertain.
     """
 
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
 
     needs = (Logits(),)
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from howsure import Batch, Features, Head, Method, Network, Representation, Reps, UserError
+from howsure.values import Fraction, Percentile
 
 from ._passes import features, input_gradient
-from ._prune import check
 
 LEVELS = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 99.0)
 
@@ -42,10 +43,10 @@ class PerturbedFeatures(Representation[Tensor]):
 @dataclass(frozen=True)
 class _AdaScale(Method):
     percentile: tuple[float, float] = (75.0, 85.0)
-    k1: float = 1.0
-    k2: float = 5.0
-    lmbda: float = 10.0
-    o: float = 0.05
+    k1: Percentile = 1.0
+    k2: Percentile = 5.0
+    lmbda: NonNegativeFloat = 10.0
+    o: Fraction = 0.05
 
     supervision = "id-train"
     fit_split = "val"
@@ -57,10 +58,8 @@ class _AdaScale(Method):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         low, high = self.percentile
-        check(low)
-        check(high)
-        if low > high:
-            raise UserError(f"adascale: percentile = ({low}, {high}); give the lower one first, as in ({high}, {low})")
+        if not 0 <= low <= high <= 100:
+            raise UserError(f"adascale: percentile = ({low}, {high}) must be two percentages, the lower one first")
         return {"reference": self._shift(train).sort().values}
 
     def factor(self, reps: Reps, reference: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from howsure import Method, Reps
@@ -13,9 +14,9 @@ from howsure.detector import Kind, fit_detector, score_detector
 @dataclass(frozen=True)
 class _Detector(Method):
     kind: Kind = "mlp"
-    hidden: int = 32
-    weight_decay: float = 0.01
-    seed: int = 0
+    hidden: PositiveInt = 32
+    weight_decay: NonNegativeFloat = 0.01
+    seed: NonNegativeInt = 0
 
     supervision = "outliers"
 

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from howsure import UserError
-
 from ._rows import by_rows
 
 CLOSE = 0.03
@@ -26,8 +24,6 @@ def kth_distance(queries: Tensor, bank: Tensor, k: int) -> Tensor:
     unit rows in single precision are wrong by 1e-7, which matters for distances below `CLOSE`: there, the neighbour is
     searched again in float64.
     """
-    if k < 1:
-        raise UserError(f"k = {k} neighbours; k must be at least 1")
     k = min(k, len(bank))
 
     def distance(x: Tensor) -> Tensor:
@@ -50,7 +46,5 @@ def _kth(x: Tensor, bank: Tensor, k: int) -> Tensor:
 
 def share_of_rows(n: int, share: float) -> Tensor:
     """Indices of `round(share * n)` (at least one) evenly spaced rows."""
-    if not 0 < share <= 1:
-        raise UserError(f"bank = {share} is the share of images kept; it must be above 0 and at most 1")
     size = max(1, round(share * n))
     return torch.linspace(0, n - 1, size, dtype=torch.float64).round().long()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from howsure import UserError
 from howsure.representations import HeadWeights
 
 from ._rows import by_rows
@@ -19,8 +18,6 @@ def origin_and_null_space(features: Tensor, head: HeadWeights, dim: int | None) 
     leaves no direction.
     """
     d = features.shape[1]
-    if dim is not None and dim < 0:
-        raise UserError(f"dim = {dim} principal directions; dim must be at least 0")
     if dim is None:
         dim = 1000 if d >= 2048 else 512 if d >= 768 else d // 2
     if dim >= d:

@@ -22,8 +22,9 @@ def telling_layers(network: Network) -> tuple[str, ...]:
     """Names of the layers to use: the normalisation layers or, if all of these are layer norms of tokens, the linear
     layers.
 
-    Layer norm erases the norms that distinguish tokens, so the linear layers but the last serve better there. Layers
-    whose output does not have one row per image are left out.
+    Layer norm erases the norms that distinguish tokens, so the linear layers but the last serve better there. Layer
+    norms are of maps if the first is, and most are: those of queries and keys are not. Layers whose output does not
+    have one row per image are left out.
     """
     if network not in _LAYERS:
         model, example, norms = network.model, network.example(), norm_layers(network.model)
@@ -32,9 +33,10 @@ def telling_layers(network: Network) -> tuple[str, ...]:
         with torch.no_grad(), recorded(model, tuple({*norms, *linear})) as outputs:
             model(example)
         rows = {name for name, output in outputs.items() if len(output) == len(example)}
-        of_maps = sum(outputs[name].dim() == 4 for name in norms if name in rows)
-        by_layer = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds) and of_maps <= len(norms) / 2
-        names = linear if by_layer and len(linear) > 2 else norms
+        of_maps = [output.dim() == 4 for name, output in outputs.items() if name in norms and name in rows]
+        on_maps = bool(of_maps) and of_maps[0] and sum(of_maps) > len(of_maps) / 2
+        of_tokens = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds) and not on_maps
+        names = linear if of_tokens and len(linear) > 2 else norms
         _LAYERS[network] = tuple(name for name in names if name in rows)
     return _LAYERS[network]
 

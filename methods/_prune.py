@@ -6,26 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from howsure import UserError
-
 LARGEST_RATIO = 500.0
 
 
 def percentile_of(values: Tensor, percentile: float, dim: int | None = None) -> Tensor:
     """The percentile (0 to 100) of all entries or along a dimension, with linear interpolation; float64."""
-    check(percentile)
     return torch.as_tensor(np.percentile(values.double().numpy(), percentile, axis=dim))
-
-
-def check(percentile: float) -> None:
-    """Raise UserError for a percentile outside 0 to 100."""
-    if not 0 <= percentile <= 100:
-        raise UserError(f"a percentile of {percentile} is not between 0 and 100; give it in per cent, such as 90")
 
 
 def kept(features: Tensor, percentile: float) -> int:
     """How many of the D activations are above the percentile: `D - round(D * percentile / 100)`, at least one."""
-    check(percentile)
     d = features.shape[1]
     return max(1, d - round(d * percentile / 100))
 

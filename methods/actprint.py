@@ -10,6 +10,7 @@ from torch import Tensor
 from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
 from howsure.readings import channel_moments
 from howsure.representations import NO_LAYERS, ImageIds
+from howsure.values import Fraction
 
 from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
 
@@ -72,7 +73,7 @@ class ActPrint(Method):
     `shrinkage` is the weight of each covariance's own diagonal.
     """
 
-    shrinkage: float = 0.1
+    shrinkage: Fraction = 0.1
 
     supervision = "id-train"
 

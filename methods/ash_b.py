@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from howsure import Features, Head, Method, Reps
+from howsure.values import Percentile
 
 from ._head import energy
 from ._prune import largest
@@ -23,7 +24,7 @@ class ASHB(Method):
     pytorch-ood fill them too, and differ if fewer than k activations are positive. Negative activations count as 0.
     """
 
-    percentile: float = 90.0
+    percentile: Percentile = 90.0
 
     needs = (Features(), Head())
     grid = {"percentile": (65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)}

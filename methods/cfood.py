@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from howsure import Features, Method, Reps, UserError
+from howsure import Features, Method, Reps
+from howsure.values import Share
 
 from ._neighbours import share_of_rows
 from ._rows import by_rows
@@ -27,8 +28,8 @@ class CFOOD(Method):
     An image is not its own neighbour. k is exact; OpenOOD rounds it up to one of 230 values.
     """
 
-    bank: float = 0.1
-    rho: float = 0.01
+    bank: Share = 0.1
+    rho: Share = 0.01
 
     needs = (Features(),)
     supervision = "id-train"
@@ -41,8 +42,6 @@ class CFOOD(Method):
         return {"bank": v, "distances": _sq_distances(v, v).fill_diagonal_(0).sort(1).values}
 
     def score(self, reps: Reps, bank: Tensor, distances: Tensor) -> Tensor:
-        if not 0 < self.rho <= 1:
-            raise UserError(f"cfood: rho = {self.rho} is a share; it must be above 0 and at most 1")
         n = len(bank)
         enough = max(1, math.ceil(self.rho * n))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from howsure import Features, Method, Reps
@@ -24,8 +25,8 @@ class ComboOD(Method):
     m from those. Distances below 1e-6 count as 1e-6.
     """
 
-    k: int = 50
-    ridge: float = 1.0
+    k: PositiveInt = 50
+    ridge: NonNegativeFloat = 1.0
 
     needs = (Features(),)
     supervision = "id-train"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from howsure import Features, Head, Method, Reps
 from howsure.representations import HeadWeights
+from howsure.values import Percentile
 
 from ._head import energy
 from ._prune import percentile_of
@@ -20,7 +21,7 @@ class DICE(Method):
     above the percentile of all contributions; shape [N], higher means more uncertain.
     """
 
-    percentile: float = 90.0
+    percentile: Percentile = 90.0
 
     needs = (Features(), Head())
     supervision = "id-train"

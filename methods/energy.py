@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from howsure import Logits, Method, Reps
@@ -15,7 +16,7 @@ class Energy(Method):
     score = -T logsumexp(z / T); shape [N], higher means more uncertain.
     """
 
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
 
     needs = (Logits(),)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from howsure import Logits, Method, Reps
@@ -19,8 +20,8 @@ class GEN(Method):
     averages), which at gamma = 0.1 adds up to 0.2 per class and reorders confident images.
     """
 
-    gamma: float = 0.1
-    m: int = 100
+    gamma: PositiveFloat = 0.1
+    m: PositiveInt = 100
 
     needs = (Logits(),)
     grid = {"gamma": (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "m": (10, 50, 100, 200, 500, 1000)}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from howsure import Features, Labels, Method, Reps, UserError
+from howsure.values import Fraction
 
 from ._gaussians import ROUNDING, present_classes, whiten
 from ._rows import by_rows
@@ -24,7 +25,7 @@ class GMM(Method):
     classes of 50 images in 512 dimensions, scoring takes a few milliseconds per image.
     """
 
-    shrinkage: float = 0.1
+    shrinkage: Fraction = 0.1
 
     needs = (Features(), Labels())
     supervision = "id-train"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from howsure import Features, Logits, Method, Reps, Uniform
@@ -24,7 +25,7 @@ class GradNorm(Method):
     backward pass, "l1" one backward pass per image.
     """
 
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     norm: Literal["l1", "l2_squared"] = "l1"
     layers: tuple[str, ...] | None = None
 

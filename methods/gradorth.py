@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from howsure import Features, Logits, Method, Reps
+from howsure.values import Fraction
 
 from ._gradients import uniform_residual
 
@@ -22,7 +23,7 @@ class GradOrth(Method):
     subspace of in-distribution data). No backward pass.
     """
 
-    threshold: float = 0.97
+    threshold: Fraction = 0.97
 
     supervision = "id-train"
     grid = {"threshold": (0.9, 0.95, 0.97, 0.99)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from howsure import Batch, GradNorms, Logits, Loss, Method, Network, Predicted, Representation, Reps, Uniform
 from howsure.detector import log_norms
 from howsure.layers import Normalisation
+from howsure.values import Fraction
 
 from ._profiles import distance_around, fit_around, log_distance, moments
 
@@ -66,9 +68,9 @@ class GradPrint(Method):
     use all biases. At most `columns` channels are used, evenly spaced.
     """
 
-    shrinkage: float = 0.1
-    shift_shrinkage: float = 0.6
-    columns: int = 2048
+    shrinkage: Fraction = 0.1
+    shift_shrinkage: Fraction = 0.6
+    columns: PositiveInt = 2048
 
     supervision = "id-train"
     test_params = {"columns": 16}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from howsure import GradNorms, Loss, Method, Reps, Uniform
@@ -22,7 +23,7 @@ class GradVectorKNN(Method):
     """
 
     loss: Loss = field(default_factory=Uniform)
-    k: int = 50
+    k: PositiveInt = 50
 
     supervision = "id-train"
     grid = {"k": (10, 50, 100, 200)}

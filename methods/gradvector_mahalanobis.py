@@ -9,6 +9,7 @@ from torch import Tensor
 
 from howsure import GradNorms, Logits, Loss, Method, Reps, Uniform
 from howsure.detector import log_norms
+from howsure.values import Fraction
 
 from ._profiles import distance_around, fit_around
 
@@ -26,7 +27,7 @@ class GradVectorMahalanobis(Method):
 
     loss: Loss = field(default_factory=Uniform)
     per_class: bool = True
-    shrinkage: float = 0.1
+    shrinkage: Fraction = 0.1
 
     supervision = "id-train"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
@@ -58,7 +60,7 @@ class Gram(Method):
     Layers are the last of each stage; the paper uses every convolution and activation.
     """
 
-    power: int = POWERS
+    power: Annotated[int, Interval(ge=1, le=POWERS)] = POWERS
     layers: tuple[str, ...] | None = None
 
     supervision = "id-train"

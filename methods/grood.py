@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from howsure import Batch, Features, Labels, LayerMeans, Logits, Method, Network, Representation, Reps
 from howsure.gaussian import class_means
 from howsure.layers import by_channel, channels_come_last
+from howsure.values import Fraction
 
 from ._neighbours import kth_distance
 from ._passes import changed, features
@@ -65,8 +67,8 @@ class Grood(Method):
     Classes without training images have no prototype.
     """
 
-    lam: float = 0.8
-    k: int = 1
+    lam: Fraction = 0.8
+    k: PositiveInt = 1
 
     supervision = "id-train"
     grid = {"k": (1, 5, 10)}

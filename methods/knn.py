@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from howsure import Features, Method, Reps
@@ -19,7 +20,7 @@ class KNN(Method):
     them: 10,000 images against 50,000 in 512 dimensions take about 10 seconds on two cores.
     """
 
-    k: int = 50
+    k: PositiveInt = 50
 
     needs = (Features(),)
     supervision = "id-train"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 import torch
+from pydantic import PositiveInt
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from howsure import Batch, Features, Logits, Method, Network, Representation, Re
 from howsure.layers import by_channel
 from howsure.readings import few_at_a_time, rms_difference
 from howsure.representations import NO_LAYERS, ImageIds
+from howsure.values import Fraction
 
 from ._neighbours import kth_distance, unit
 from ._profiles import distance_around, first_half, fit_around, log_distance, moments, telling_layers
@@ -120,8 +122,8 @@ class LayerPrint(Method):
     `shrinkage` is the weight of the diagonal in the covariance of the residuals of x_l; in that of D it is 0.1.
     """
 
-    k: int = 10
-    shrinkage: float = 0.01
+    k: PositiveInt = 10
+    shrinkage: Fraction = 0.01
 
     supervision = "id-train"
     test_params = {"k": 3}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from howsure import Features, Logits, Method, Reps
+from howsure.values import Percentile
 
 from ._prune import sum_ratio
 
@@ -19,7 +20,7 @@ class LTS(Method):
     The largest are the activations above the image's percentile; 95 is the paper's p = 5 %, the share that is summed.
     """
 
-    percentile: float = 95.0
+    percentile: Percentile = 95.0
 
     needs = (Features(), Logits())
     grid = {"percentile": (65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)}

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from howsure import Features, Labels, Method, Reps
 from howsure.gaussian import sq_distances
+from howsure.values import Fraction
 
 from ._gaussians import present_classes, whiten
 from ._rows import by_rows
@@ -23,7 +24,7 @@ class Mahalanobis(Method):
     the mean) of outer products.
     """
 
-    shrinkage: float = 0.0
+    shrinkage: Fraction = 0.0
 
     needs = (Features(), Labels())
     supervision = "id-train"

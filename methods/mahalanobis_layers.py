@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from howsure import Batch, Labels, LayerMeans, Method, Network, Representation, Reps, Tap
@@ -13,6 +14,7 @@ from howsure.detector import fit_detector, score_detector
 from howsure.gaussian import class_means, sq_distances
 from howsure.layers import module
 from howsure.readings import channel_means
+from howsure.values import Fraction
 
 from ._gaussians import whiten
 from ._passes import output_at, recorded, tracked
@@ -98,9 +100,9 @@ class MahalanobisLayers(Method):
     of each covariance's own diagonal.
     """
 
-    epsilon: float = 0.0014
+    epsilon: NonNegativeFloat = 0.0014
     kind: Literal["logistic", "mlp"] = "logistic"
-    shrinkage: float = 0.0
+    shrinkage: Fraction = 0.0
 
     supervision = "outliers"
     grid = {"epsilon": (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01)}

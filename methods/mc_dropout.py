@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from howsure import Batch, Method, Network, Representation, Reps
@@ -67,9 +68,9 @@ class MCDropout(Method):
     Each pass has one mask, shared by all images (a sample of the network's weights); the paper draws one per image.
     """
 
-    samples: int = 20
+    samples: PositiveInt = 20
     measure: Literal["entropy", "mutual_information"] = "entropy"
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     test_params = {"samples": 3}
 

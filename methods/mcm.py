@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from howsure import Logits, Method, Reps
@@ -20,7 +21,7 @@ class MCM(Method):
     tau = 0.01.
     """
 
-    tau: float = 1.0
+    tau: PositiveFloat = 1.0
 
     needs = (Logits(),)
     grid = {"tau": (0.01, 1.0, 10.0)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from howsure import Batch, Features, Head, Logits, Method, Representation, Reps, Uniform
@@ -51,10 +52,10 @@ class NAC(Method):
     M parts more densely around 1/2 and tunes α, r and M for each layer and network; here all layers share them.
     """
 
-    alpha: float = 100.0
-    r: int = 50
-    m: int = 50
-    samples: int = 1000
+    alpha: PositiveFloat = 100.0
+    r: PositiveInt = 50
+    m: PositiveInt = 50
+    samples: PositiveInt = 1000
     layers: tuple[str, ...] | None = None
 
     supervision = "id-train"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from howsure import Features, Head, Logits, Method, Reps
@@ -19,7 +20,7 @@ class NCI(Method):
     The default of `alpha` is that of the authors' code and of OpenOOD, which have the same formula; pytorch-ood's is 0.
     """
 
-    alpha: float = 1e-4
+    alpha: NonNegativeFloat = 1e-4
 
     needs = (Features(), Logits(), Head())
     supervision = "id-train"

@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from howsure import Features, Logits, Method, Reps
+from howsure.values import Share
 
 from ._neighbours import share_of_rows, unit
 from ._rows import by_rows
@@ -22,8 +24,8 @@ class NNGuide(Method):
     OpenOOD's; pytorch-ood's are k = 10 and all images. `k` is capped at the bank's size.
     """
 
-    k: int = 100
-    bank: float = 0.01
+    k: PositiveInt = 100
+    bank: Share = 0.01
 
     needs = (Features(), Logits())
     supervision = "id-train"

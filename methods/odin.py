@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from howsure import Batch, Logits, Method, Representation, Reps
@@ -47,8 +48,8 @@ class Odin(Method):
     code. Where the gradient is exactly zero, the input does not move (in their code, zero counts as positive).
     """
 
-    temperature: float = 1000.0
-    epsilon: float = 0.0014
+    temperature: PositiveFloat = 1000.0
+    epsilon: NonNegativeFloat = 0.0014
 
     grid = {"temperature": (1.0, 10.0, 100.0, 1000.0), "epsilon": (0.0, 0.0014, 0.0028, 0.005, 0.01)}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from howsure import Labels, Logits, Method, Reps
@@ -28,8 +29,8 @@ class OpenMax(Method):
     classified images. A class without a correctly classified image has F = 1.
     """
 
-    tail: int = 20
-    alpha: int = 10
+    tail: PositiveInt = 20
+    alpha: PositiveInt = 10
 
     needs = (Logits(), Labels())
     supervision = "id-train"

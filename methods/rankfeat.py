@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from howsure import Batch, Method, Network, Representation, Reps
@@ -56,8 +57,8 @@ class RankFeat(Method):
     Exact, from the eigenvectors of the smaller Gram matrix; the authors' code also offers power iteration.
     """
 
-    temperature: float = 1.0
-    blocks: int = 2
+    temperature: PositiveFloat = 1.0
+    blocks: PositiveInt = 2
     layers: tuple[str, ...] | None = None
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from howsure import Features, Head, Method, Reps
+from howsure.values import Percentile
 
 from ._head import energy
 from ._prune import percentile_of
@@ -18,7 +19,7 @@ class ReAct(Method):
     uncertain.
     """
 
-    percentile: float = 90.0
+    percentile: Percentile = 90.0
 
     needs = (Features(), Head())
     supervision = "id-train"

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from howsure import Features, Logits, Method, Reps
+from howsure.values import Fraction
 
 from ._neighbours import unit
 from ._rows import by_rows
@@ -21,8 +23,8 @@ class Relation(Method):
     training image: 10,000 images against 50,000 with 512 features and 1,000 classes take about 30 seconds on two cores.
     """
 
-    power: float = 1.0
-    threshold: float = 0.03
+    power: PositiveFloat = 1.0
+    threshold: Fraction = 0.03
 
     needs = (Features(), Logits())
     supervision = "id-train"

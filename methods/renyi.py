@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from howsure import Logits, Method, Reps, UserError
+from howsure import Logits, Method, Reps
 
 from ._softmax import entropy, gaps
 
@@ -17,14 +18,12 @@ class Renyi(Method):
     shape [N], higher means more uncertain. At alpha = 2 it ranks images like `doctor`.
     """
 
-    alpha: float = 0.5
+    alpha: PositiveFloat = 0.5
 
     needs = (Logits(),)
     grid = {"alpha": (0.1, 0.25, 0.5, 2.0, 4.0)}
 
     def score(self, reps: Reps) -> Tensor:
-        if self.alpha <= 0:
-            raise UserError(f"renyi: alpha = {self.alpha} must be above 0")
         if self.alpha == 1:
             return entropy(reps[Logits()].double().softmax(1))
         gap = gaps(reps[Logits()])

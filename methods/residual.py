@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from howsure import Features, Head, Method, Reps
@@ -17,7 +18,7 @@ class Residual(Method):
     features h - o; shape [N], higher means more uncertain. It is `vim` without the logits.
     """
 
-    dim: int | None = None
+    dim: NonNegativeInt | None = None
 
     needs = (Features(), Head())
     supervision = "id-train"

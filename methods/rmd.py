@@ -6,6 +6,7 @@ from torch import Tensor
 
 from howsure import Features, Labels, Method, Reps
 from howsure.gaussian import sq_distances
+from howsure.values import Fraction
 
 from ._gaussians import present_classes, whiten, whiten_within
 from ._rows import by_rows
@@ -22,7 +23,7 @@ class RMD(Method):
     directions in which S_0 varies by more than rounding, so that those that do not depend on the class cancel.
     """
 
-    shrinkage: float = 0.0
+    shrinkage: Fraction = 0.0
 
     needs = (Features(), Labels())
     supervision = "id-train"

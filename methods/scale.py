@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from howsure import Features, Head, Method, Reps
+from howsure.values import Percentile
 
 from ._head import energy
 from ._prune import sum_ratio
@@ -20,7 +21,7 @@ class Scale(Method):
     factor is defined for networks without a final ReLU.
     """
 
-    percentile: float = 85.0
+    percentile: Percentile = 85.0
 
     needs = (Features(), Head())
     grid = {"percentile": (65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)}

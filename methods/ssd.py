@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 
 from howsure import Features, Method, Reps
 from howsure.gaussian import sq_distances
+from howsure.values import Fraction
 
 from ._gaussians import ROUNDING, whiten
 from ._rows import by_rows
@@ -23,7 +24,7 @@ class SSD(Method):
     `shrinkage` is the weight of S's own diagonal; S^-1 is the pseudo-inverse.
     """
 
-    shrinkage: float = 0.0
+    shrinkage: Fraction = 0.0
 
     needs = (Features(),)
     supervision = "id-train"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
 from howsure import Batch, Method, Representation, Reps
+from howsure.values import Fraction
 
 from ._passes import mutual_information, predictive_entropy
 
@@ -49,8 +51,8 @@ class TTA(Method):
     """
 
     flip: bool = True
-    crops: int = 4
-    shift: float = 0.125
+    crops: Annotated[int, Interval(ge=0, le=len(CORNERS))] = 4
+    shift: Fraction = 0.125
     measure: Literal["entropy", "mutual_information"] = "mutual_information"
 
     @property

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from howsure import Features, Head, Logits, Method, Reps
@@ -21,7 +22,7 @@ class ViM(Method):
     features on their mean instead of o.
     """
 
-    dim: int | None = None
+    dim: NonNegativeInt | None = None
 
     needs = (Features(), Logits(), Head())
     supervision = "id-train"

@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from howsure import Features, Head, Method, Reps, UserError
+from howsure.values import Percentile
 
 from ._head import energy
 from ._prune import percentile_of
@@ -25,9 +27,9 @@ class VRA(Method):
     low percentile instead of setting them to zero.
     """
 
-    percentile_low: float = 60.0
-    percentile_high: float = 90.0
-    gamma: float = 0.0
+    percentile_low: Percentile = 60.0
+    percentile_high: Percentile = 90.0
+    gamma: NonNegativeFloat = 0.0
 
     needs = (Features(), Head())
     supervision = "id-train"

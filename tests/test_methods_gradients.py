@@ -350,6 +350,19 @@ def test_actprint_looks_at_layer_norms_of_maps() -> None:
     assert list(names) == [name for name, layer in model.named_modules() if isinstance(layer, nn.LayerNorm)]
 
 
+def test_actprint_does_not_take_queries_and_keys_for_maps() -> None:
+    from howsure.methods.actprint import telling_layers
+    from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+
+    model = VisionTransformer(
+        img_size=32, patch_size=8, num_classes=4, embed_dim=16, depth=2, num_heads=2, qk_norm=True,
+        block_fn=ParallelScalingBlock,
+    )  # fmt: skip
+    names = telling_layers(Network("vit22b", model, replace(networks()[0].input, size=(32, 32)), 4))
+    assert names
+    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in names)
+
+
 def test_actprint_with_few_images(conv: Network) -> None:
     from howsure.methods.actprint import ChannelMoments
 

@@ -1,10 +1,13 @@
 """Hyper-parameters of the wrong type, out of range, or no choice, are an error in one line before anything runs."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pytest
 import torch
+from annotated_types import Interval
+from pydantic import Field
 
 from howsure import Confound, Method, UserError
 from howsure.cells import refusal
@@ -20,30 +23,36 @@ from howsure.plugins import METHODS
         ("knn", {"k": "five"}, "must be an integer"),
         ("knn", {"k": (1, 2)}, "must be an integer"),
         ("knn", {"k": True}, "must be an integer"),
-        ("knn", {"k": 0}, "at least 1"),
+        ("knn", {"k": 0}, "above 0"),
         ("energy", {"temperature": 0}, "above 0"),
-        ("mahalanobis", {"shrinkage": 1.5}, "from 0 to 1"),
-        ("openmax", {"tail": 0}, "at least 1"),
-        ("openmax", {"alpha": 0}, "at least 1"),
-        ("openmax", {"alpha": -3}, "at least 1"),
-        ("gradorth", {"threshold": 97.0}, "from 0 to 1"),
-        ("gram", {"power": 11}, "from 1 to 10"),
-        ("gram", {"power": 0}, "from 1 to 10"),
+        ("mahalanobis", {"shrinkage": 1.5}, "at least 0 and at most 1"),
+        ("openmax", {"tail": 0}, "above 0"),
+        ("openmax", {"alpha": 0}, "above 0"),
+        ("openmax", {"alpha": -3}, "above 0"),
+        ("gradorth", {"threshold": 97.0}, "at least 0 and at most 1"),
+        ("gram", {"power": 11}, "at least 1 and at most 10"),
+        ("gram", {"power": 0}, "at least 1 and at most 10"),
         ("relation", {"power": 0}, "above 0"),
-        ("tta", {"crops": 5}, "from 0 to 4"),
-        ("tta", {"crops": -1}, "from 0 to 4"),
-        ("tta", {"shift": -0.5}, "from 0 to 1"),
-        ("adascale_a", {"k1": 200.0}, "from 0 to 100"),
-        ("adascale_l", {"k2": -1.0}, "from 0 to 100"),
-        ("adascale_l", {"o": 2.0}, "from 0 to 1"),
+        ("tta", {"crops": 5}, "at least 0 and at most 4"),
+        ("tta", {"crops": -1}, "at least 0 and at most 4"),
+        ("tta", {"shift": -0.5}, "at least 0 and at most 1"),
+        ("adascale_a", {"k1": 200.0}, "at least 0 and at most 100"),
+        ("adascale_l", {"k2": -1.0}, "at least 0 and at most 100"),
+        ("adascale_l", {"o": 2.0}, "at least 0 and at most 1"),
         ("adascale_a", {"lmbda": -1.0}, "at least 0"),
         ("gen", {"gamma": -1.0}, "above 0"),
         ("nac", {"alpha": 0.0}, "above 0"),
         ("nci", {"alpha": -1.0}, "at least 0"),
         ("vra", {"gamma": -1.0}, "at least 0"),
-        ("grood", {"lam": 2.0}, "from 0 to 1"),
-        ("gradprint", {"columns": 0}, "at least 1"),
+        ("grood", {"lam": 2.0}, "at least 0 and at most 1"),
+        ("gradprint", {"columns": 0}, "above 0"),
         ("confound_detector", {"seed": -1}, "at least 0"),
+        ("react", {"percentile": 101.0}, "at least 0 and at most 100"),
+        ("renyi", {"alpha": 0.0}, "above 0"),
+        ("cfood", {"rho": 0.0}, "above 0 and at most 1"),
+        ("nnguide", {"bank": 1.5}, "above 0 and at most 1"),
+        ("vim", {"dim": -1}, "at least 0"),
+        ("energy", {"temperature": float("nan")}, "above 0"),
         ("confound", {"loss": "confound"}, "must be a loss"),
         ("gradnorm", {"layers": "fc"}, r"must be a tuple \(in a suite: a list\) or None"),
     ],
@@ -72,16 +81,21 @@ def test_a_label_with_more_ones_than_classes():
 
 @dataclass(frozen=True)
 class Strange(Method):
-    """A plugin whose fields are named like others', and mean something else."""
+    """A plugin whose fields are named like others', and mean something else; two have ranges of their own."""
 
     threshold: float = 5.0
-    power: float = -1.0
-    m: float = 0.5
-    r: float = 0.1
+    k: float = -1.0
+    seed: Annotated[int, Field(le=0)] = -1
+    window: Annotated[int, Interval(gt=2, lt=9)] | tuple[int, ...] = (1, 1)
 
 
-def test_fields_of_a_plugin_have_the_ranges_that_they_need():
+def test_fields_of_a_plugin_have_the_ranges_that_they_declare():
     Strange()
+    Strange(window=3)
+    with pytest.raises(UserError, match="Strange: window = 2 must be above 2 and below 9"):
+        Strange(window=2)
+    with pytest.raises(UserError, match="Strange: seed = 1 must be at most 0"):
+        Strange(seed=1)
 
 
 def test_right_values():
