@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .conv_gram import shifted_gram
+from .device import fast_grouped
 from .geometry import Geometry
 from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
@@ -35,6 +36,9 @@ from .sums import added, per_sample, sq_norm
 _SHIFT = 12  # cost of reading and adding an entry of a shifted Gram matrix, in multiplications of a matrix product
 _READ = 4  # the same, of writing and squaring an entry of a gradient
 _FEW = 32  # entries of a whole window up to which it is unfolded, and of one row up to which rows are not copied
+_SMALL = 100  # positions up to which depthwise kernels other than 3×3 are slow in channels-last
+_IMAGE = 4  # channels of an image, at most, which are unfolded for many output channels
+_NARROW = 3  # input channels per output channel up to which windows win where grouped convolution is slow
 _WIDE = 6  # positions per output channel from which copying rows of windows loses to grouped convolution
 
 
@@ -85,9 +89,15 @@ class Conv(Rule):
             return "tiles"
         if gram < work + _READ * o * i * offsets:
             return "gram"
-        if g == 1 and i * offsets <= _FEW:
+        if g > 1:
+            return "grouped"
+        if i * offsets <= _FEW:
             return "unfolded"
-        return "windows" if g == 1 and i * kernel[-1] > _FEW and length < _WIDE * o else "grouped"
+        if fast_grouped(self.arguments["weight"].device.type):
+            return "windows" if i * kernel[-1] > _FEW and length < _WIDE * o else "grouped"
+        if i <= _IMAGE and i * offsets <= _NARROW * o:
+            return "unfolded"
+        return "windows" if i <= _NARROW * o else "grouped"
 
     @property
     def makes_gradient(self) -> bool:
@@ -165,7 +175,9 @@ class Conv(Rule):
         if any(before != after for before, after in at.pads):
             a, padding = at.padded(a), [0] * len(at.pads)
         n, (o, i) = len(d), self.arguments["weight"].shape[:2]
-        last = i > 1 or (o == self.groups and at.kernel == (3, 3))  # other depthwise ones are many times slower so
+        # other depthwise kernels are up to ten times slower so, on small maps or with AVX-512
+        large = prod(at.maps) > _SMALL and not fast_grouped(d.device.type)
+        last = i > 1 or large or (o == self.groups and at.kernel == (3, 3))
         a, d = _beside(a, last), _beside(d, last)
         # nothing reads this weight, but in another order it would be copied
         order = torch.channels_last if d.dim() == 4 and d.stride(1) == 1 else torch.contiguous_format

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ QUEUED = {"cuda"}
 
 def queued(device: torch.device) -> bool:
     return device.type in QUEUED
+
+
+@cache
+def fast_grouped(kind: str) -> bool:
+    """Whether convolutions in many groups are fast on this type of device: on a CPU with AVX-512, by oneDNN."""
+    return kind == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 _scratch = threading.local()
