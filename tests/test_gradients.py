@@ -188,14 +188,40 @@ def test_other_kernels_on_small_maps_are_convolutions(size, kernel, dilation):
 
 @pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("kernel", [3, 5, (1, 3)])
-def test_grouped_convolution_of_maps_whose_channels_lie_side_by_side(groups, kernel):
+@pytest.mark.parametrize("fast", [True, False])
+def test_grouped_convolution_of_maps_whose_channels_lie_side_by_side(groups, kernel, fast):
     """In single precision, where another library makes it: its own error is what can be asked for."""
     padding = kernel // 2 if isinstance(kernel, int) else (0, 1)
     net, x = model_of(nn.Conv2d(6, 12, kernel, padding=padding, groups=groups)), images(3, 6, 20, 20) / 9
     want = one_by_one(net, x, [spread])
-    with mock.patch.object(Conv, "way", "grouped"):
+    with (
+        mock.patch.object(Conv, "way", "grouped"),
+        mock.patch("howsure.gradients.conv.fast_grouped", return_value=fast),
+    ):
         got = grad_sq_norms(net.float(), x.float(), [spread]).norms.double()
     torch.testing.assert_close(got, want, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "ways"),
+    [
+        (nn.Conv2d(3, 64, 7, 2, 3), 32, ("grouped", "unfolded")),
+        (nn.Conv2d(3, 16, 3, 1, 1), 32, ("unfolded", "unfolded")),
+        (nn.Conv2d(16, 16, 3, 1, 1), 32, ("grouped", "windows")),
+        (nn.Conv2d(64, 64, 3, 1, 1), 16, ("windows", "windows")),
+        (nn.Conv2d(64, 8, 3, 1, 1), 32, ("grouped", "grouped")),
+        (nn.Conv2d(64, 64, 3, 1, 1, groups=4), 32, ("grouped", "grouped")),
+        (nn.Conv2d(64, 64, 3, 1, 1), 8, ("gram", "gram")),
+    ],
+)
+def test_the_rule_depends_on_how_fast_grouped_convolutions_are(layer, size, ways):
+    for fast, way in zip((True, False), ways, strict=True):
+        with mock.patch("howsure.gradients.conv.fast_grouped", return_value=fast):
+            rules = explain(
+                nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                images(2, layer.in_channels, size, size).float(),
+            )
+        assert dict(rules)["0.weight"].startswith(f"convolution: {way} ")
 
 
 def test_kernels_are_cut_to_what_meets_the_input():
