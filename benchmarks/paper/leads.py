@@ -2,7 +2,8 @@
 
 `python benchmarks/paper/leads.py NAME RUN_FOLDER...` writes `results/reference/NAME/leads.parquet`: for each network,
 protocol, shift, severity and seed, the detector's lead in AUROC over each other method, with its 95 % interval
-(`howsure.lead.auroc_lead`). Several runs of one suite with different methods are merged.
+(`howsure.lead.auroc_lead`). Several runs of one suite with different methods are merged. What the file held of other
+methods and protocols stays.
 """
 
 from __future__ import annotations
@@ -46,11 +47,21 @@ def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
                 }  # fmt: skip
 
 
+def newest(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The tables as one, without the rows of an earlier one for a cell and method that a later one has."""
+    table = pd.concat([t.assign(run=i) for i, t in enumerate(tables)], ignore_index=True)
+    newer = table.groupby(["backbone", "protocol", "seed", "method"])["run"].transform("max")
+    return table[table["run"] == newer].drop(columns="run")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", help="a folder in results/reference/")
     parser.add_argument("run", nargs="+", type=Path, help="folders of runs of one suite")
     chosen = parser.parse_args()
-    table = pd.DataFrame(leads(chosen.run))
-    table.round({"lead": 4, "low": 4, "high": 4}).to_parquet(REFERENCE / chosen.name / "leads.parquet", index=False)
+    file = REFERENCE / chosen.name / "leads.parquet"
+    table = pd.DataFrame(leads(chosen.run)).round({"lead": 4, "low": 4, "high": 4})
+    if file.exists():
+        table = newest([pd.read_parquet(file), table])
+    table.to_parquet(file, index=False)
     print(f"{len(table)} leads")
