@@ -96,6 +96,16 @@ def test_leads_compare_methods_on_the_same_network(tmp_path: Path) -> None:
     assert (lead["backbone"], lead["method"], lead["lead"]) == ("a", "msp", 1.0)
 
 
+def test_leads_that_a_run_has_not_stay() -> None:
+    newest = script("leads", DOCS.parent / "benchmarks" / "paper").newest
+    keys = ["backbone", "protocol", "seed", "method", "shift", "lead"]
+    old = pd.DataFrame([("a", "none", 0, m, s, 0.1) for m in ("msp", "knn") for s in "xy"], columns=keys)
+    new = pd.DataFrame([("a", "none", 0, "knn", "x", 0.2), ("a", "none", 1, "knn", "x", 0.3)], columns=keys)
+    assert newest([old, new])[["method", "shift", "lead"]].to_numpy().tolist() == [
+        ["msp", "x", 0.1], ["msp", "y", 0.1], ["knn", "x", 0.2], ["knn", "x", 0.3],
+    ]  # fmt: skip
+
+
 def test_the_data_set_and_the_network_of_the_page_run(tmp_path: Path) -> None:
     page = (DOCS / "adding-data-and-networks.md").read_text()
     for language, file in (("python", "mine.py"), ("toml", "suite.toml")):
