@@ -109,7 +109,7 @@ def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str],
                 if s in at.index
             },
             "mean lead": f"{100 * group['lead'].mean():+.1f}",
-            "mean lead over the control": f"{100 * over['lead'].mean():+.1f}",
+            "mean lead over the best control": f"{100 * over['lead'].mean():+.1f}",
         })  # fmt: skip
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
