@@ -214,13 +214,14 @@ def plot_severity(rows: pd.DataFrame, path: Path) -> None:
     shown = list(dict.fromkeys([DETECTOR, *[c for c in CONTROLS if c in set(rows["method"])], "mahalanobis_layers",
                                 *best, "msp", "layerprint"]))  # fmt: skip
     for axis, protocol in zip(axes, protocols, strict=True):
-        for i, method in enumerate(m for m in shown if m in means[protocol]):
-            line = means[protocol][method]
-            _line(axis, i, line.index, line.to_numpy(), method)
+        for i, method in enumerate(m for m in shown if m in means[protocols[0]]):
+            if method in means[protocol]:
+                line = means[protocol][method]
+                _line(axis, i, line.index, line.to_numpy(), method)
         axis.set(title=protocol, xlabel="severity", xticks=range(1, 6))
         axis.axhline(0.5, color="0.8", zorder=0)
     axes[0].set_ylabel("AUROC, mean over types")
-    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=130)
 
 
