@@ -221,7 +221,8 @@ def plot_severity(rows: pd.DataFrame, path: Path) -> None:
         axis.set(title=protocol, xlabel="severity", xticks=range(1, 6))
         axis.axhline(0.5, color="0.8", zorder=0)
     axes[0].set_ylabel("AUROC, mean over types")
-    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    drawn = axes[0].get_legend_handles_labels()
+    axes[-1].legend(*drawn, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=130)
 
 

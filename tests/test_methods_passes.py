@@ -322,7 +322,7 @@ def test_adascale(network: Network) -> None:
         assert states["adascale_l"][i] == pytest.approx(-float((factor**2 * (w @ h + b)).logsumexp(0)), rel=1e-3)
 
 
-@pytest.mark.parametrize(("percentile", "says"), [((95.0, 60.0), "lower one first"), ((75.0, 150.0), "two percentages")])
+@pytest.mark.parametrize(("percentile", "says"), [((95.0, 60.0), "lower one first"), ((75.0, 150.0), "percentages")])
 @pytest.mark.parametrize("name", ["adascale_a", "adascale_l"])
 def test_percentiles_of_adascale_that_are_none(name: str, percentile: tuple[float, float], says: str) -> None:
     with pytest.raises(UserError, match=says) as error:
