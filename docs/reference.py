@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from howsure.data import data_root
-from howsure.results import read_results
+from howsure.results import newest, read_results
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 METRICS = ("auroc", "fpr95")
@@ -53,12 +53,6 @@ def keep(runs: Sequence[Path], target: Path) -> None:
 
 def cell_of(cell: dict[str, str]) -> tuple[str, ...]:
     return tuple(cell[key] for key in CELL)
-
-
-def newest(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:
-    """The tables as one, without the rows of an earlier one whose key a later one has."""
-    table = pd.concat([t.assign(run=i) for i, t in enumerate(tables)], ignore_index=True)
-    return table[table["run"] == table.groupby(key, dropna=False)["run"].transform("max")].drop(columns="run")
 
 
 if __name__ == "__main__":

@@ -182,6 +182,12 @@ class RunFolder:
         return self.folder / "scores" / f"{name.path}.safetensors"
 
 
+def newest(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:
+    """The tables as one, without the rows of an earlier one whose key a later one has."""
+    table = pd.concat([t.assign(run=i) for i, t in enumerate(tables)], ignore_index=True)
+    return table[table["run"] == table.groupby(key, dropna=False)["run"].transform("max")].drop(columns="run")
+
+
 def read_results(folder: Path) -> pd.DataFrame:
     """The results in a run's folder, from `results.csv` or, if that is missing, `results.parquet`.
 

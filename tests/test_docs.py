@@ -14,7 +14,7 @@ import pytest
 
 from howsure.cli import main
 from howsure.plugins import BACKBONES, DATASETS, METHODS
-from howsure.results import RESULT_COLUMNS, Cell, CellName, RunFolder
+from howsure.results import RESULT_COLUMNS, Cell, CellName, RunFolder, newest
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -97,11 +97,11 @@ def test_leads_compare_methods_on_the_same_network(tmp_path: Path) -> None:
 
 
 def test_leads_that_a_run_has_not_stay() -> None:
-    newest = script("leads", DOCS.parent / "benchmarks" / "paper").newest
+    cell = script("leads", DOCS.parent / "benchmarks" / "paper").CELL
     keys = ["backbone", "protocol", "seed", "method", "shift", "lead"]
     old = pd.DataFrame([("a", "none", 0, m, s, 0.1) for m in ("msp", "knn") for s in "xy"], columns=keys)
     new = pd.DataFrame([("a", "none", 0, "knn", "x", 0.2), ("a", "none", 1, "knn", "x", 0.3)], columns=keys)
-    assert newest([old, new])[["method", "shift", "lead"]].to_numpy().tolist() == [
+    assert newest([old, new], cell)[["method", "shift", "lead"]].to_numpy().tolist() == [
         ["msp", "x", 0.1], ["msp", "y", 0.1], ["knn", "x", 0.2], ["knn", "x", 0.3],
     ]  # fmt: skip
 

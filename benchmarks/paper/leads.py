@@ -15,10 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from howsure.lead import auroc_lead
-from howsure.results import Cell, RunFolder, read_scores
+from howsure.results import Cell, RunFolder, newest, read_scores
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 DETECTOR = "confound_detector"
+CELL = ["backbone", "protocol", "seed", "method"]
 
 
 def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
@@ -47,13 +48,6 @@ def leads(folders: Sequence[Path]) -> Iterator[dict[str, object]]:
                 }  # fmt: skip
 
 
-def newest(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The tables as one, without the rows of an earlier one for a cell and method that a later one has."""
-    table = pd.concat([t.assign(run=i) for i, t in enumerate(tables)], ignore_index=True)
-    newer = table.groupby(["backbone", "protocol", "seed", "method"])["run"].transform("max")
-    return table[table["run"] == newer].drop(columns="run")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", help="a folder in results/reference/")
@@ -62,6 +56,6 @@ if __name__ == "__main__":
     file = REFERENCE / chosen.name / "leads.parquet"
     table = pd.DataFrame(leads(chosen.run)).round({"lead": 4, "low": 4, "high": 4})
     if file.exists():
-        table = newest([pd.read_parquet(file), table])
+        table = newest([pd.read_parquet(file), table], CELL)
     table.to_parquet(file, index=False)
     print(f"{len(table)} leads")
