@@ -213,8 +213,9 @@ def plot_severity(rows: pd.DataFrame, path: Path) -> None:
     best = means.loc[protocols[0]].groupby("method").mean()[outside].nlargest(3).index
     shown = list(dict.fromkeys([DETECTOR, *[c for c in CONTROLS if c in set(rows["method"])], "mahalanobis_layers",
                                 *best, "msp", "layerprint"]))  # fmt: skip
+    shown = [m for m in shown if m in means[protocols[0]]]
     for axis, protocol in zip(axes, protocols, strict=True):
-        for i, method in enumerate(m for m in shown if m in means[protocols[0]]):
+        for i, method in enumerate(shown):
             if method in means[protocol]:
                 line = means[protocol][method]
                 _line(axis, i, line.index, line.to_numpy(), method)
