@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -41,9 +42,9 @@ def few_at_a_time(read: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def rms_difference(x: Tensor, y: Tensor) -> Tensor:
     """Root mean square of `x - y` over positions, `[n, C, L]` and `[n, C, L or 1]` to `[n, C]`.
 
-    Ten times as fast as torch's `std`.
+    Much faster than torch's `std`.
     """
-    return (x - y).square_().mean(2).sqrt_()
+    return torch.linalg.vector_norm(x - y, dim=2) / math.sqrt(x.shape[2])
 
 
 def moment_norms(value: Tensor, layer: nn.Module) -> Tensor:
