@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 
 def opened(func: types.FunctionType) -> Callable[..., Any]:
@@ -22,16 +23,17 @@ def opened(func: types.FunctionType) -> Callable[..., Any]:
 
 
 def _sound(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``norm`` with map and gradient in the same order in memory.
+    """``norm`` with map and gradient in the same order in memory, and with its own running statistics.
 
     Torch's gradient (2.14) is wrong for a single row of maps where they differ. Instance norm is a batch norm of one
-    row.
+    row, which in torch 2.10 writes to its running statistics even where it only reads them.
     """
 
     @wraps(norm)
     def sound(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if len(input) > 1 and "batch" in norm.__name__:
             return norm(input, *args, **kwargs)
+        args, kwargs = tree_map_only(Tensor, lambda t: t if t.requires_grad else t.clone(), (args, kwargs))
         out = norm(input.contiguous(), *args, **kwargs)
         if out.requires_grad:
             out.register_hook(lambda d: d.contiguous())
