@@ -14,7 +14,7 @@ RUNS = {
     "CIFAR-10, corrupted": "paper-corruption-jpeg",
 }
 BASELINES = ("msp", "energy", "odin", "mahalanobis", "knn", "vim", "gradnorm", "pnml", "mahalanobis_layers")
-SHOWN = ("layerprint", *BASELINES, DETECTOR, CONTROLS[-1])
+SHOWN = ("layerprint", *BASELINES, DETECTOR, *CONTROLS[-2:])
 
 
 def means(protocol: str) -> pd.DataFrame:

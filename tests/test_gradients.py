@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from howsure.gradients import device, explain, grad_sq_norms, one_by_one, verify
 from howsure.gradients.conv import Conv
+from howsure.gradients.fold import Folded
 from howsure.gradients.gram import sequence_gram_sq_norms
 from howsure.gradients.graph import pull_back
 from howsure.gradients.linear import Linear, linear_sq_norms, reached
@@ -140,7 +141,12 @@ def test_each_rule_holds_for_a_convolution_of_any_configuration(rule, data):
     )
     net = model_of(Twice(layer) if data.draw(st.booleans()) else layer)
     x = images(data.draw(batches), 2 * groups, *each(7, 8))
-    with mock.patch.object(Conv, "way", rule), mock.patch("howsure.gradients.gram._BAND", 20):
+    lines = data.draw(st.sampled_from([1, 1e6]))  # one sample at a time, or all
+    with (
+        mock.patch.object(Conv, "way", rule),
+        mock.patch("howsure.gradients.gram._BAND", 20),
+        mock.patch("howsure.gradients.conv._LINES", lines),
+    ):
         exact(net, x)
 
 
@@ -700,6 +706,17 @@ def test_a_folded_batch_norm_that_is_used_twice_later():
     assert dict(explain(net, x))["0.layers.1.weight"] == FOLDED
     for net[0].times in (1, 2, 1):
         exact(net, x)
+
+
+def test_a_fold_takes_a_few_windows_at_a_time():
+    net = model_of(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
+    with (
+        mock.patch.object(Conv, "way", "windows"),
+        mock.patch("howsure.gradients.conv._LINES", 1),
+        mock.patch.object(Folded, "_sums", autospec=True, side_effect=Folded._sums) as sums,
+    ):
+        exact(net, images(7, 3, 9, 9))
+    assert any(len(call.args[1]) < 7 for call in sums.mock_calls)
 
 
 def test_gradients_of_a_folded_scale():

@@ -14,7 +14,7 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .conv_gram import shifted_gram
-from .device import fast_grouped
+from .device import fast_grouped, queued
 from .geometry import Geometry
 from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
@@ -39,6 +39,7 @@ _FEW = 32  # entries of a whole window up to which it is unfolded, and of one ro
 _SMALL = 100  # positions up to which depthwise kernels other than 3×3 are slow in channels-last
 _IMAGE = 4  # channels of an image, at most, which are unfolded for many output channels
 _NARROW = 3  # input channels per output channel up to which windows win where grouped convolution is slow
+_LINES = 1.5e6  # bytes of copied windows for each thread that stay in cache between the rows of a kernel
 _WIDE = 6  # positions per output channel from which copying rows of windows loses to grouped convolution
 
 
@@ -118,7 +119,7 @@ class Conv(Rule):
         if self.way == "tiles":
             return linear_sq_norms(self.geometry.tiles(a), d.flatten(2), self.doubts)
         if self.way == "windows":
-            return added([sq_norm(part) for part in self.windows(d, a)])
+            return torch.cat([added([sq_norm(part) for part in self.windows(*few)]) for few in self.few(d, a)])
         return sq_norm(self.explicit(d, a))
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
@@ -163,6 +164,14 @@ class Conv(Rule):
         for offset in product(*map(range, kernel[:-1])):
             at = (slice(None), *self.geometry.positions(offset))
             yield torch.bmm(d, lines[at].reshape(n, -1, width), out=out)
+
+    def few(self, d: Tensor, a: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        """``d`` and ``a`` of a few samples at a time where windows are copied, so that a CPU's cache holds these."""
+        if self.way != "windows" or queued(d.device):
+            return [(d, a)]
+        each = a[0].nbytes * self.geometry.kernel[-1]
+        size = torch.get_num_threads() * max(1, int(_LINES / each))
+        return zip(d.split(size), a.split(size), strict=True)
 
     def by_windows(self, d: Tensor, a: Tensor) -> Tensor:
         o, i = self.arguments["weight"].shape[:2]

@@ -130,12 +130,17 @@ class Folded(SumsOnce, Conv):
     def sq_norms(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
         if key != "weight" or d.shape[0] != n:
             return Rule.sq_norms(self, key, d, layout, n)
+        squares, products = zip(*(self._sums(*few) for few in self.few(d, self.input("input"))), strict=True)
+        self.products = torch.cat(products)
+        return torch.cat(squares) @ self.fold.scale.square()
+
+    def _sums(self, d: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """``|G|^2`` and ``G . W`` of each output channel, ``[n, O]``."""
         squares, products = [], []
-        for gradient, weight in self._pieces(d, self.input("input")):
+        for gradient, weight in self._pieces(d, a):
             squares.append(torch.linalg.vector_norm(gradient, dim=2).square_())
             products.append((gradient * weight).sum(2))
-        self.products = added(products)
-        return added(squares) @ self.fold.scale.square()
+        return added(squares), added(products)
 
     def _pieces(self, d: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The gradient G in parts ``[n, O, m]``, each with the weights ``[O, m]`` that it belongs to."""
