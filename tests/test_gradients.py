@@ -141,7 +141,7 @@ def test_each_rule_holds_for_a_convolution_of_any_configuration(rule, data):
     )
     net = model_of(Twice(layer) if data.draw(st.booleans()) else layer)
     x = images(data.draw(batches), 2 * groups, *each(7, 8))
-    lines = data.draw(st.sampled_from([1, 1e6]))  # one sample at a time, or all
+    lines = data.draw(st.sampled_from([1, 1e6]))  # a few samples at a time, or all
     with (
         mock.patch.object(Conv, "way", rule),
         mock.patch("howsure.gradients.gram._BAND", 20),
@@ -713,6 +713,7 @@ def test_a_fold_takes_a_few_windows_at_a_time():
     with (
         mock.patch.object(Conv, "way", "windows"),
         mock.patch("howsure.gradients.conv._LINES", 1),
+        mock.patch("torch.get_num_threads", return_value=1),
         mock.patch.object(Folded, "_sums", autospec=True, side_effect=Folded._sums) as sums,
     ):
         exact(net, images(7, 3, 9, 9))

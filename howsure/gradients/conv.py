@@ -166,11 +166,12 @@ class Conv(Rule):
             yield torch.bmm(d, lines[at].reshape(n, -1, width), out=out)
 
     def few(self, d: Tensor, a: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """``d`` and ``a`` of a few samples at a time where windows are copied, so that a CPU's cache holds these."""
+        """``d`` and ``a`` of a few samples at a time where windows are copied, so that a CPU's cache holds these; at
+        least four a thread, since fewer cost more than they save."""
         if self.way != "windows" or queued(d.device):
             return [(d, a)]
         each = a[0].nbytes * self.geometry.kernel[-1]
-        size = torch.get_num_threads() * max(1, int(_LINES / each))
+        size = torch.get_num_threads() * max(4, int(_LINES / each))
         return zip(d.split(size), a.split(size), strict=True)
 
     def by_windows(self, d: Tensor, a: Tensor) -> Tensor:
