@@ -302,7 +302,7 @@ def plot_importance(file: Path, path: Path) -> None:
 
 
 def _line(axis: Axes, i: int, x: Sequence[float], y: Sequence[float], label: str) -> None:
-    style = {"color": OKABE_ITO[i % 8], "linestyle": DASHES[i // 2 % 4], "marker": MARKERS[i % len(MARKERS)]}
+    style = {"color": OKABE_ITO[i % 8], "linestyle": DASHES[(i // 2 + i // 8) % 4], "marker": MARKERS[i % len(MARKERS)]}
     axis.plot(x, y, markersize=4, linewidth=1.5, label=label, **style)
 
 
