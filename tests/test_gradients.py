@@ -709,15 +709,17 @@ def test_a_folded_batch_norm_that_is_used_twice_later():
 
 
 def test_a_fold_takes_a_few_windows_at_a_time():
-    net = model_of(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
+    net, x = model_of(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh()), images(9, 3, 9, 9)
     with (
         mock.patch.object(Conv, "way", "windows"),
         mock.patch("howsure.gradients.conv._LINES", 1),
         mock.patch("torch.get_num_threads", return_value=1),
         mock.patch.object(Folded, "_sums", autospec=True, side_effect=Folded._sums) as sums,
     ):
-        exact(net, images(7, 3, 9, 9))
-    assert any(len(call.args[1]) < 7 for call in sums.mock_calls)
+        exact(net, x)
+        sums.reset_mock()
+        grad_sq_norms(net, x, spread)
+    assert [len(call.args[1]) for call in sums.mock_calls] == [4, 4, 1]
 
 
 def test_gradients_of_a_folded_scale():
