@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from howsure.plots.cost import cost
-from howsure.plots.style import DASHES, MARKERS, OKABE_ITO
+from howsure.plots.style import MARKERS, OKABE_ITO, style
 from howsure.plugins import METHODS
 from howsure.results import read_costs, read_results
 from howsure.tables import leaderboard, tidy
@@ -216,10 +215,9 @@ def plot_severity(rows: pd.DataFrame, path: Path) -> None:
                                 *best, "msp", "layerprint"]))  # fmt: skip
     shown = [m for m in shown if m in means[protocols[0]]]
     for axis, protocol in zip(axes, protocols, strict=True):
-        for i, method in enumerate(shown):
+        for method in shown:
             if method in means[protocol]:
-                line = means[protocol][method]
-                _line(axis, i, line.index, line.to_numpy(), method)
+                axis.plot(means[protocol][method], label=method, markersize=4, **style(method, shown))
         axis.set(title=protocol, xlabel="severity", xticks=range(1, 6))
         axis.axhline(0.5, color="0.8", zorder=0)
     axes[0].set_ylabel("AUROC, mean over types")
@@ -269,9 +267,10 @@ def plot_learning(file: Path, path: Path) -> None:
     table = table[table["outliers"] > 0]
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     axis = figure.subplots()
-    for i, (method, part) in enumerate(table.groupby("method")):
-        line = part.groupby("outliers")["auroc"].mean()
-        _line(axis, i, line.index, line.to_numpy(), str(method))
+    methods = sorted(table["method"].unique())
+    for method in methods:
+        line = table[table["method"] == method].groupby("outliers")["auroc"].mean()
+        axis.plot(line, label=method, markersize=4, **style(method, methods))
     axis.set(xscale="log", xlabel="outliers seen", ylabel="AUROC, mean over shifts")
     counts = sorted(table["outliers"].unique())
     axis.set_xticks(counts, [str(n) for n in counts])
@@ -299,11 +298,6 @@ def plot_importance(file: Path, path: Path) -> None:
     axis.set(xlabel="parameter set, first to last layer", ylabel="fall of AUROC, points")
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
-
-
-def _line(axis: Axes, i: int, x: Sequence[float], y: Sequence[float], label: str) -> None:
-    style = {"color": OKABE_ITO[i % 8], "linestyle": DASHES[(i // 2 + i // 8) % 4], "marker": MARKERS[i % len(MARKERS)]}
-    axis.plot(x, y, markersize=4, linewidth=1.5, label=label, **style)
 
 
 def put(page: str, name: str, text: str) -> str:
