@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
 
@@ -95,20 +96,21 @@ def _mlp(
 
     Each starts from its own random weights and minimises the balanced cross-entropy plus `weight_decay / 2` times the
     squared norm of its weights, with at most `steps` steps of L-BFGS on all rows; for a few thousand rows this is
-    faster than random mini-batches.
+    faster than random mini-batches. Each takes one thread.
     """
     generator = np.random.default_rng(seed)
     rows, sign = x.numpy(), np.where(y.numpy() == 1, 1, -1).astype(np.float32)
     weight = (np.where(sign > 0, 0.5 / (sign > 0).sum(), 0.5 / (sign < 0).sum())).astype(np.float32)
     shapes = ((hidden, rows.shape[1]), (hidden,), (1, hidden), (1,))
     loss: Callable[..., Any] = partial(_loss, x=rows, sign=sign, weight=weight, decay=weight_decay, shapes=shapes)
-    found = []
-    for _ in range(members):
-        start = [generator.normal(0, shape[-1] ** -0.5, shape) * (len(shape) == 2) for shape in shapes]
-        with threadpool_limits(1):
-            origin = np.concatenate([p.ravel() for p in start])
-            best = minimize(loss, origin, method="L-BFGS-B", jac=True, options={"maxiter": steps, "maxfun": 2 * steps})
-        found.append(_parts(best.x, shapes))
+    starts = [
+        np.concatenate([(generator.normal(0, s[-1] ** -0.5, s) * (len(s) == 2)).ravel() for s in shapes])
+        for _ in range(members)
+    ]
+    options = {"maxiter": steps, "maxfun": 2 * steps}
+    train = partial(minimize, loss, method="L-BFGS-B", jac=True, options=options)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1):
+        found = [_parts(best.x, shapes) for best in pool.map(train, starts)]
     weight0, bias0, weight1, bias1 = zip(*found, strict=True)
     layers = (np.concatenate(weight0), np.concatenate(bias0), np.concatenate(weight1, 1) / members, np.mean(bias1, 0))
     return dict(zip(("weight0", "bias0", "weight1", "bias1"), map(torch.from_numpy, layers), strict=True))

@@ -717,6 +717,18 @@ def test_detector_is_deterministic_and_portable(kind: str) -> None:
     assert score_detector(torch.full((1, 8), 1e20), **first).isfinite().all()
 
 
+def test_detector_does_not_depend_on_the_number_of_threads() -> None:
+    points, threads, states = clouds(400, 300), torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            states.append(fit_detector(*points))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 @pytest.mark.parametrize("kind", ["mlp", "logistic"])
 def test_detector_from_hardly_anything(kind: str) -> None:
     inside, outside = clouds(1, 1)
