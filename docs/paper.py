@@ -114,6 +114,18 @@ def corruption_table(rows: pd.DataFrame, protocol: str, controls: Sequence[str],
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
+def rival_table(rows: pd.DataFrame, controls: Sequence[str], run: str) -> str:
+    """A row a rival: the mean lead over it and the cells ahead and behind, by intervals, a column a protocol."""
+    lines = []
+    for rival, against in {"best baseline": published(rows), **{name: [name] for name in controls}}.items():
+        line = {"over": rival}
+        for protocol, cells in leads(rows, against, run).groupby("protocol", sort=False):
+            ahead, behind = (cells["lead"] > cells["half"]).sum(), (cells["lead"] < -cells["half"]).sum()
+            line[str(protocol)] = f"{100 * cells['lead'].mean():+.1f} ({ahead}, {behind})"
+        lines.append(line)
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
 def mean_table(rows: pd.DataFrame) -> str:
     """Mean AUROC over shifts of every method, a column a protocol, with the deviation over splits."""
     by_seed = rows.groupby(["method", "protocol", "seed"], sort=False)["value"].mean()
@@ -315,6 +327,7 @@ def tables() -> dict[str, str]:
         "means": mean_table(ood),
         "ood leads": lead_table(ood[ood["protocol"] != "none"], CONTROLS, RUNS[0]),
         "corruption means": mean_table(corruption),
+        "corruption rivals": rival_table(corruption, CONTROLS, RUNS[1]),
         **{f"corruption {p}": corruption_table(corruption, p, CONTROLS, RUNS[1]) for p in _present(corruption)},
         "networks": network_table(aurocs(NETWORKS), CONTROLS),
         "densenet": network_table(aurocs(DENSENET).query("protocol != 'none'"), CONTROLS[1:]),
