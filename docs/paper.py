@@ -49,8 +49,7 @@ def leads(rows: pd.DataFrame, against: Sequence[str], run: str) -> pd.DataFrame:
 
     The best is the one with the highest mean over the splits, picked in hindsight, which favours the others. `sd` is
     the standard deviation of the lead over the splits; each split compares both on the same images. `half` is half the
-    width of the 95 % interval in a split (root mean square over the splits, which share images), or NaN where the
-    scores of both were not at hand together.
+    width of the 95 % interval in a split (root mean square over the splits, which share images).
     """
     kept = pd.read_parquet(REFERENCE / run / "leads.parquet")
     widths = ((kept["high"] - kept["low"]) / 2).groupby([*(kept[c] for c in CELL), kept["method"]])
@@ -63,14 +62,13 @@ def leads(rows: pd.DataFrame, against: Sequence[str], run: str) -> pd.DataFrame:
             best = values[others].mean().idxmax()
             lead = values[DETECTOR] - values[best]
             its, theirs = values[DETECTOR].mean(), values[best].mean()
-            found.append((*cell, its, best, theirs, lead.mean(), lead.std(), halves.get((*cell, best), float("nan"))))
+            found.append((*cell, its, best, theirs, lead.mean(), lead.std(), halves[(*cell, best)]))
     table = pd.DataFrame(found, columns=[*CELL, "detector", "best", "its", "lead", "sd", "half"])
     return table.sort_values("protocol", key=lambda names: names.map(PROTOCOLS.index), kind="stable", ignore_index=True)
 
 
 def signed(mean: float, sd: float, half: float) -> str:
-    ends = f" [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]" if half == half else ""
-    return f"{100 * mean:+.1f} ± {100 * sd:.1f}{ends}"
+    return f"{100 * mean:+.1f} ± {100 * sd:.1f} [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]"
 
 
 def lead_table(rows: pd.DataFrame, controls: Sequence[str], run: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal, localcontext
@@ -33,6 +34,7 @@ from howsure import (
     Uniform,
     UserError,
 )
+from howsure import detector as detectors
 from howsure.check import networks, snapshot
 from howsure.detector import fit_detector, score_detector
 from howsure.forward import run_pass
@@ -717,13 +719,17 @@ def test_detector_is_deterministic_and_portable(kind: str) -> None:
     assert score_detector(torch.full((1, 8), 1e20), **first).isfinite().all()
 
 
-def test_detector_does_not_depend_on_the_number_of_threads() -> None:
-    points, threads, states = clouds(400, 300), torch.get_num_threads(), []
+def test_detector_takes_the_threads_there_are_with_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, threads, states, used = clouds(400, 300), torch.get_num_threads(), [], set()
+    loss = detectors._loss
+    monkeypatch.setattr(detectors, "_loss", lambda *args, **kw: (used.add(threading.get_ident()), loss(*args, **kw))[1])
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
+            used.clear()
             states.append(fit_detector(*points))
             assert torch.get_num_threads() == count
+            assert (len(used) > 1) == (count > 1)
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
