@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .layers import by_channel
 
@@ -42,9 +42,9 @@ def few_at_a_time(read: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def rms_difference(x: Tensor, y: Tensor) -> Tensor:
     """Root mean square of `x - y` over positions, `[n, C, L]` and `[n, C, L or 1]` to `[n, C]`.
 
-    Much faster than torch's `std`.
+    Much faster than torch's `std`, and than its `vector_norm` on maps with their channels side by side.
     """
-    return torch.linalg.vector_norm(x - y, dim=2) / math.sqrt(x.shape[2])
+    return F.mse_loss(x, y.expand_as(x), reduction="none").mean(2).sqrt_()
 
 
 def moment_norms(value: Tensor, layer: nn.Module) -> Tensor:
