@@ -87,14 +87,22 @@ def _is_pointwise(layer: nn.Module) -> bool:
     return (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
 
 
-def norm_layers(model: nn.Module) -> list[str]:
+def norm_layers(model: nn.Module, x: Tensor) -> list[str]:
     """Names of the normalisation layers, in module order; if none, those of all convolution and linear layers but one,
-    the last."""
+    the last.
+
+    Left out are layers that a pass does not use, and those whose output does not have one row per image: batch norm of
+    flattened tokens, or of windows.
+    """
+    rows: dict[str, int] = {}
+
+    def note(name: str, module: nn.Module, out: object) -> None:
+        rows[name] = len(out) if isinstance(out, Tensor) and out.dim() else 0
+
+    _run(model, x, note)
     norms = [name for name, m in model.named_modules() if isinstance(m, Normalisation)]
-    if norms:
-        return norms
     weighted = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    return weighted[:-1]
+    return [name for name in norms or weighted[:-1] if rows.get(name) == len(x)]
 
 
 def stages(model: nn.Module, x: Tensor, at_least: int = 3, at_most: int = 4) -> list[str]:

@@ -15,7 +15,7 @@ from .backbone import InputSpec
 from .errors import UserError, why
 from .gradients.result import no_logits
 from .keys import layers_of
-from .layers import find_heads, stages
+from .layers import find_heads, norm_layers, stages
 
 
 @dataclass(eq=False)
@@ -49,6 +49,11 @@ class Network:
     def heads(self) -> tuple[str, ...]:
         """Dotted names of the layers whose mean is the logits (linear, or 1×1 convolutions): usually one."""
         return find_heads(self.model, self.example())
+
+    @cached_property
+    def norms(self) -> list[str]:
+        """Dotted names of the normalisation layers (`howsure.layers.norm_layers`)."""
+        return norm_layers(self.model, self.example())
 
     @cached_property
     def stages(self) -> list[str]:

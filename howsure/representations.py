@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .layers import module, norm_layers
+from .layers import module
 from .losses import Confound, Loss
 from .readings import as_vector, channel_means, channel_moments, moment_norms
 from .representation import Batch, Representation, Tap
@@ -137,14 +137,15 @@ class LayerMeans(Representation[dict[str, Tensor]]):
 class LayerMoments(Representation[dict[str, Tensor]]):
     """Mean and standard deviation over positions of each normalisation layer's channels, `{layer: [N, 2, C_l]}`.
 
-    A network without normalisation layers gives those of its convolution and linear layers but the last.
+    A network without normalisation layers gives those of its convolution and linear layers but the last. Layers whose
+    output does not have one row per image are left out.
     """
 
     def skip(self, network: Network) -> str | None:
-        return None if norm_layers(network.model) else NO_LAYERS
+        return None if network.norms else NO_LAYERS
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        return tuple(Tap(name, channel_moments) for name in norm_layers(network.model))
+        return tuple(Tap(name, channel_moments) for name in network.norms)
 
     def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:
         return {tap.layer: batch.readings[tap] for tap in self.taps(batch.network)}
@@ -158,7 +159,7 @@ class ActivationNorms(Representation[Tensor]):
         return LayerMoments().skip(network)
 
     def taps(self, network: Network) -> tuple[Tap, ...]:
-        return tuple(Tap(name, moment_norms) for name in norm_layers(network.model))
+        return tuple(Tap(name, moment_norms) for name in network.norms)
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         norms = torch.cat([batch.readings[tap] for tap in self.taps(batch.network)], 1)

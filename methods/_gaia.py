@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from howsure import Batch, Network, Representation
-from howsure.layers import by_channel, module, norm_layers, stages
+from howsure.layers import by_channel, module
 
 from ._passes import recorded, tracked
 
@@ -34,8 +34,7 @@ def feature_maps(network: Network) -> Maps:
     """The layers that GAIA uses, found by a pass over random images."""
     if network not in _MAPS:
         example = network.example()
-        names = tuple(norm_layers(network.model))
-        last = stages(network.model, example)[-1:]
+        names, last = tuple(network.norms), network.stages[-1:]
         with torch.no_grad(), recorded(network.model, tuple(dict.fromkeys([*names, *last]))) as outputs:
             network.model(example)
         maps = {name: out for name, out in outputs.items() if out.dim() == 4 and len(out) == len(example)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from howsure import Network
 from howsure.gaussian import class_means, whitener
-from howsure.layers import Normalisation, norm_layers
+from howsure.layers import Normalisation
 
 from ._passes import recorded
 
@@ -27,17 +27,16 @@ def telling_layers(network: Network) -> tuple[str, ...]:
     have one row per image are left out.
     """
     if network not in _LAYERS:
-        model, example, norms = network.model, network.example(), norm_layers(network.model)
+        model, example, norms = network.model, network.example(), network.norms
         kinds = [m for m in model.modules() if isinstance(m, Normalisation)]
         linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in network.heads]
         with torch.no_grad(), recorded(model, tuple({*norms, *linear})) as outputs:
             model(example)
-        rows = {name for name, output in outputs.items() if len(output) == len(example)}
-        of_maps = [output.dim() == 4 for name, output in outputs.items() if name in norms and name in rows]
+        of_maps = [output.dim() == 4 for name, output in outputs.items() if name in norms]
         on_maps = bool(of_maps) and of_maps[0] and sum(of_maps) > len(of_maps) / 2
         of_tokens = bool(kinds) and all(isinstance(m, nn.LayerNorm) for m in kinds) and not on_maps
         names = linear if of_tokens and len(linear) > 2 else norms
-        _LAYERS[network] = tuple(name for name in names if name in rows)
+        _LAYERS[network] = tuple(name for name in names if name in outputs and len(outputs[name]) == len(example))
     return _LAYERS[network]
 
 

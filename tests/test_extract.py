@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from test_gradients_architectures import build
-from torch import nn
+from torch import Tensor, nn
 
 from howsure import (
     ActivationNorms,
@@ -378,6 +378,29 @@ def test_layer_moments_by_hand(conv_net, split):
     torch.testing.assert_close(reps[LayerMoments()]["1"][:, 1], first.std((2, 3), correction=0))
     torch.testing.assert_close(reps[LayerMeans(("2",))]["2"], first.relu().mean((2, 3)))
     torch.testing.assert_close(reps[ActivationNorms()][:, 0], first.mean((2, 3)).norm(dim=1).log())
+
+
+class Tokens(nn.Module):
+    """Tokens, of which each is a row of a batch norm, as in LeViT; one norm is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.idle = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.LayerNorm(8)
+        self.last_norm, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.flatten(2).mT)
+        tokens = self.norm(tokens.flatten(0, 1)).view_as(tokens)
+        return self.head(self.last_norm(tokens).mean(1))
+
+
+def test_norms_without_one_row_per_image_are_left_out():
+    network = Network("tokens", Tokens(), InputSpec((4, 4), (0.0,) * 3, (1.0,) * 3), 4)
+    assert network.norms == ["last_norm"]
+    x, needs = torch.randn(5, 3, 4, 4), (LayerMoments(), ActivationNorms())
+    reps = run_pass(network, [(x, torch.zeros(5, dtype=torch.long), torch.arange(5))], needs)
+    assert {name: v.shape for name, v in reps[LayerMoments()].items()} == {"last_norm": (5, 2, 8)}
+    assert reps[ActivationNorms()].shape == (5, 2)
 
 
 @pytest.fixture
