@@ -56,7 +56,6 @@ class Batch:
         images: normalised inputs `[n, channels, H, W]`.
         labels: class indices `[n]`.
         ids: a hash of each image, `[n]`.
-        logits: `[n, C]`, float32.
         readings: what each tap read.
         grads: gradients by loss.
     """
@@ -65,10 +64,19 @@ class Batch:
     images: Tensor
     labels: Tensor
     ids: Tensor
-    logits: Tensor
     readings: Mapping[Tap, Tensor]
     grads: Mapping[Loss, Grads]
     _shared: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> Tensor:
+        """The network's output `[n, C]`, float32."""
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return cast(Tensor, self.network.model(self.images)).float()
+
+        return self.share("logits", forward)
 
     def share(self, key: Any, make: Callable[[], V]) -> V:
         """The result of `make`, computed once per batch for all representations that ask with an equal `key`.
@@ -87,12 +95,15 @@ class Representation(Generic[V]):
     Attributes:
         cost: `"free"`, `"forward"` (read in the shared forward pass), `"backward"` (plus one backward pass per loss) or
             `"passes"` (passes of its own).
+        reads_pass: False if `compute` reads neither logits nor readings nor gradients of the shared forward pass, which
+            is left out where nobody does.
         per_image: False for what belongs to the network rather than to an image.
         small: whether the gradients of one-dimensional parameters are wanted too, not only the squared norms.
         needs: representations of the in-distribution training images that `fit` reads.
     """
 
     cost: ClassVar[str] = "forward"
+    reads_pass: ClassVar[bool] = True
     per_image: ClassVar[bool] = True
     small: ClassVar[bool] = False
     needs: ClassVar[Any] = ()

@@ -26,6 +26,7 @@ class PerturbedFeatures(Representation[Tensor]):
     """
 
     cost = "passes"
+    reads_pass = False
     o: float = 0.05
     epsilon: float = 0.5
 

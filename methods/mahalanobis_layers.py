@@ -31,6 +31,7 @@ class LayerDistances(Representation[Tensor]):
     """
 
     cost = "passes"
+    reads_pass = False
     epsilon: float = 0.0014
     shrinkage: float = 0.0
 

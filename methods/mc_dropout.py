@@ -31,6 +31,7 @@ class StochasticLogits(Representation[Tensor]):
     """
 
     cost = "passes"
+    reads_pass = False
     samples: int = 20
     seed: int = 0
 

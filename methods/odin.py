@@ -23,6 +23,7 @@ class PerturbedLogits(Representation[Tensor]):
     """
 
     cost = "passes"
+    reads_pass = False
     temperature: float = 1000.0
     epsilon: float = 0.0014
 

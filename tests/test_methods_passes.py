@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howsure import (
+    Batch,
     Confound,
     Features,
     Head,
@@ -82,6 +84,31 @@ def test_leaves_the_model_alone_and_ignores_the_batch(name: str, conv: Network) 
     for rep in needs:
         torch.testing.assert_close(whole[rep], single[rep], rtol=1e-4, atol=1e-5)
         assert torch.equal(whole[rep], read(conv, pixels(), needs)[rep])
+
+
+@pytest.mark.parametrize(
+    "name", ["adascale_a", "gaia_a", "gaia_z", "mahalanobis_layers", "mc_dropout", "nac", "odin", "rankfeat"]
+)
+def test_no_shared_pass_where_nobody_reads_it(name: str, conv: Network) -> None:
+    """Nor is it made later, when it might see a network that the method has changed."""
+    values = METHODS[name].test_params | ({"layers": ("13",)} if name == "nac" else {})
+    needs = [rep for rep in METHODS[name](**values).needs if not rep.reads_pass]
+    assert needs
+    inner = [n for rep in needs for n in rep.needs]
+    fitted = read(conv, pixels(40), inner) if inner else None
+    read(conv, pixels(), needs, fitted=fitted)  # what is looked up once in a network is known then
+    together = read(conv, pixels(), [Logits(), *needs], fitted=fitted)
+    calls, refuse = [], mock.PropertyMock(side_effect=AssertionError)
+    with conv.model.register_forward_pre_hook(lambda _m, _i: calls.append(1)):
+        read(conv, pixels(), [Logits(), *needs], fitted=fitted)
+        with_pass = len(calls)
+        calls.clear()
+        with mock.patch.object(Batch, "logits", refuse):
+            alone = read(conv, pixels(), needs, fitted=fitted)
+    assert len(calls) == with_pass - 1
+    for rep in needs:
+        for key, value in rep.pack(alone[rep]).items():
+            torch.testing.assert_close(value, rep.pack(together[rep])[key])
 
 
 def test_state_is_restored_when_a_pass_fails(conv: Network) -> None:
