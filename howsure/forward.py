@@ -63,7 +63,7 @@ def _forward(
     taps = list(dict.fromkeys(tap for rep in representations for tap in rep.taps(network)))
     losses = list(dict.fromkeys(loss for rep in representations for loss in rep.losses()))
     grads: dict[Loss, Grads] = {}
-    if not taps and not losses and not any(rep.reads_pass for rep in representations):
+    if not taps and not losses and not any(rep.reads_logits for rep in representations):
         return Batch(network, images, labels, ids, {}, {})
     with _reading(network.model, taps) as readings:
         if losses:
@@ -76,7 +76,7 @@ def _forward(
             with torch.no_grad():
                 logits = network.model(images)
     read = {tap: readings.rows(tap, len(images)) for tap in taps}
-    return Batch(network, images, labels, ids, read, grads, {"logits": logits.detach().float()})
+    return Batch(network, images, labels, ids, read, grads, logits.detach().float())
 
 
 def _gradients(

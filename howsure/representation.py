@@ -66,17 +66,15 @@ class Batch:
     ids: Tensor
     readings: Mapping[Tap, Tensor]
     grads: Mapping[Loss, Grads]
+    _logits: Tensor | None = None
     _shared: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def logits(self) -> Tensor:
-        """The network's output `[n, C]`, float32."""
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return cast(Tensor, self.network.model(self.images)).float()
-
-        return self.share("logits", forward)
+        """The network's output `[n, C]`, float32. Raises UserError if the shared pass was left out."""
+        if self._logits is None:
+            raise UserError("a representation with `reads_logits = False` reads `batch.logits`; remove that line")
+        return self._logits
 
     def share(self, key: Any, make: Callable[[], V]) -> V:
         """The result of `make`, computed once per batch for all representations that ask with an equal `key`.
@@ -95,15 +93,15 @@ class Representation(Generic[V]):
     Attributes:
         cost: `"free"`, `"forward"` (read in the shared forward pass), `"backward"` (plus one backward pass per loss) or
             `"passes"` (passes of its own).
-        reads_pass: False if `compute` reads neither logits nor readings nor gradients of the shared forward pass, which
-            is left out where nobody does.
+        reads_logits: False if `compute` never reads `batch.logits`. Without taps and losses either, the shared forward
+            pass is left out.
         per_image: False for what belongs to the network rather than to an image.
         small: whether the gradients of one-dimensional parameters are wanted too, not only the squared norms.
         needs: representations of the in-distribution training images that `fit` reads.
     """
 
     cost: ClassVar[str] = "forward"
-    reads_pass: ClassVar[bool] = True
+    reads_logits: ClassVar[bool] = True
     per_image: ClassVar[bool] = True
     small: ClassVar[bool] = False
     needs: ClassVar[Any] = ()

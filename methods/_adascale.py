@@ -26,7 +26,7 @@ class PerturbedFeatures(Representation[Tensor]):
     """
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
     o: float = 0.05
     epsilon: float = 0.5
 

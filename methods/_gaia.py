@@ -49,7 +49,7 @@ class NonZeroShare(Representation[Tensor]):
     """Share of positions where the gradient of the top logit is not zero, for each channel of each map, `[N, ΣC]`."""
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
 
     def skip(self, network: Network) -> str | None:
         if not feature_maps(network).norms:
@@ -75,7 +75,7 @@ class AverageGradients(Representation[dict[str, Tensor]]):
     at the last map."""
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
 
     def skip(self, network: Network) -> str | None:
         maps = feature_maps(network)

@@ -31,7 +31,7 @@ class LayerDistances(Representation[Tensor]):
     """
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
     epsilon: float = 0.0014
     shrinkage: float = 0.0
 

@@ -31,7 +31,7 @@ class StochasticLogits(Representation[Tensor]):
     """
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
     samples: int = 20
     seed: int = 0
 

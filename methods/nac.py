@@ -23,7 +23,7 @@ class NeuronStates(Representation[dict[str, Tensor]]):
     """
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
     layers: tuple[str, ...] = ()
 
     def compute(self, batch: Batch, **state: Tensor) -> dict[str, Tensor]:

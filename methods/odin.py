@@ -23,7 +23,7 @@ class PerturbedLogits(Representation[Tensor]):
     """
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
     temperature: float = 1000.0
     epsilon: float = 0.0014
 

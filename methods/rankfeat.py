@@ -29,7 +29,7 @@ class RankFeatLogits(Representation[Tensor]):
     """Logits without the rank-1 part of each of the last `blocks` stages' feature maps in turn, averaged, `[N, C]`."""
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
     blocks: int = 2
     layers: tuple[str, ...] | None = None
 

@@ -15,7 +15,7 @@ class TemperatureVariance(Representation[Tensor]):
     """What the model's own `temperature_variance(images)` returns, `[N]`, or `[N, k]` averaged over k."""
 
     cost = "passes"
-    reads_pass = False
+    reads_logits = False
 
     def skip(self, network: Network) -> str | None:
         if callable(getattr(network.model, "temperature_variance", None)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howsure import (
-    Batch,
     Confound,
     Features,
     Head,
@@ -90,25 +88,32 @@ def test_leaves_the_model_alone_and_ignores_the_batch(name: str, conv: Network) 
     "name", ["adascale_a", "gaia_a", "gaia_z", "mahalanobis_layers", "mc_dropout", "nac", "odin", "rankfeat"]
 )
 def test_no_shared_pass_where_nobody_reads_it(name: str, conv: Network) -> None:
-    """Nor is it made later, when it might see a network that the method has changed."""
     values = METHODS[name].test_params | ({"layers": ("13",)} if name == "nac" else {})
-    needs = [rep for rep in METHODS[name](**values).needs if not rep.reads_pass]
+    needs = [rep for rep in METHODS[name](**values).needs if not rep.reads_logits]
     assert needs
     inner = [n for rep in needs for n in rep.needs]
     fitted = read(conv, pixels(40), inner) if inner else None
     read(conv, pixels(), needs, fitted=fitted)  # what is looked up once in a network is known then
     together = read(conv, pixels(), [Logits(), *needs], fitted=fitted)
-    calls, refuse = [], mock.PropertyMock(side_effect=AssertionError)
+    calls: list[int] = []
     with conv.model.register_forward_pre_hook(lambda _m, _i: calls.append(1)):
         read(conv, pixels(), [Logits(), *needs], fitted=fitted)
         with_pass = len(calls)
         calls.clear()
-        with mock.patch.object(Batch, "logits", refuse):
-            alone = read(conv, pixels(), needs, fitted=fitted)
+        alone = read(conv, pixels(), needs, fitted=fitted)
     assert len(calls) == with_pass - 1
     for rep in needs:
         for key, value in rep.pack(alone[rep]).items():
             torch.testing.assert_close(value, rep.pack(together[rep])[key])
+
+
+def test_logits_that_a_representation_said_it_would_not_read(conv: Network) -> None:
+    class Untrue(Logits):
+        reads_logits = False
+
+    assert len(read(conv, pixels(), [Untrue(), Features()])[Untrue()]) == SIZE
+    with pytest.raises(UserError, match=r"reads `batch\.logits`; remove that line"):
+        read(conv, pixels(), [Untrue()])
 
 
 def test_state_is_restored_when_a_pass_fails(conv: Network) -> None:
