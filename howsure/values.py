@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MinLen
 
 from .errors import UserError
 
@@ -18,6 +18,7 @@ from .errors import UserError
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 Percentile = Annotated[float, Interval(ge=0, le=100)]
+Names = Annotated[tuple[str, ...], MinLen(1)]
 
 BOUNDS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
     Gt: ("above", operator.gt),
@@ -36,13 +37,14 @@ WORDS = {
 def check_values(owner: Any) -> None:
     """Raise UserError if a field of a dataclass has the wrong type, is no value of its Literal, or is out of range.
 
-    The range is that of its annotation: `Fraction`, pydantic's `PositiveInt`, `Annotated[float, Interval(ge=1, lt=2)]`.
+    The range is that of its annotation: `Fraction`, pydantic's `PositiveInt`, `Annotated[float, Interval(ge=1, lt=2)]`;
+    `Names`, or `Annotated[tuple[int, ...], MinLen(2)]`, for how many entries a tuple has at least.
     """
     for name, (options, bounds) in _annotations(type(owner)).items():
         value = getattr(owner, name)
         if value is None and type(None) in options:
             continue
-        wanted = _wanted(value, options) or _range(value, bounds)
+        wanted = _wanted(value, options) or _range(value, bounds) or _length(value, bounds)
         if wanted:
             raise UserError(f"{type(owner).__name__}: {name} = {value!r} must be {wanted}")
 
@@ -65,12 +67,19 @@ def _wanted(value: Any, options: tuple[Any, ...]) -> str | None:
 
 def _range(value: Any, bounds: tuple[Any, ...]) -> str | None:
     """The range in words, or None if the value is in it or no number."""
-    ends = [
-        (word, inside, getattr(bound, inside.__name__)) for bound in bounds for word, inside in [BOUNDS[type(bound)]]
-    ]
+    marks = [(BOUNDS[type(bound)], bound) for bound in bounds if type(bound) in BOUNDS]
+    ends = [(word, inside, getattr(bound, inside.__name__)) for (word, inside), bound in marks]
     if not isinstance(value, Real) or all(inside(value, end) for _, inside, end in ends):
         return None
     return " and ".join(f"{word} {end}" for word, _, end in ends)
+
+
+def _length(value: Any, bounds: tuple[Any, ...]) -> str | None:
+    """How many entries there must be, in words, or None if there are enough or it is no tuple."""
+    least = max((bound.min_length for bound in bounds if isinstance(bound, MinLen)), default=0)
+    if not isinstance(value, tuple) or len(value) >= least:
+        return None
+    return f"a list of {least} or more"
 
 
 def _is_class(kind: Any) -> bool:
@@ -97,4 +106,4 @@ def _bounds(hint: Any) -> Iterator[Any]:
     for option in _options(hint):
         for mark in getattr(option, "__metadata__", ()):
             parts = mark if isinstance(mark, GroupedMetadata) else getattr(mark, "metadata", (mark,))
-            yield from (part for part in parts if type(part) in BOUNDS)
+            yield from (part for part in parts if type(part) in BOUNDS or isinstance(part, MinLen))

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from howsure import Features, Logits, Method, Reps, Uniform
+from howsure.values import Names
 
 from ._gradients import ChosenGradL1, ChosenGradNorms, uniform_residual
 
@@ -27,7 +28,7 @@ class GradNorm(Method):
 
     temperature: PositiveFloat = 1.0
     norm: Literal["l1", "l2_squared"] = "l1"
-    layers: tuple[str, ...] | None = None
+    layers: Names | None = None
 
     grid = {"temperature": (0.5, 1.0, 2.0, 4.0)}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from howsure import Batch, Logits, Method, Network, Representation, Reps, Tap
 from howsure.layers import by_channel
+from howsure.values import Names
 
 POWERS = 10
 FLOOR = 1e-6
@@ -61,7 +62,7 @@ class Gram(Method):
     """
 
     power: Annotated[int, Interval(ge=1, le=POWERS)] = POWERS
-    layers: tuple[str, ...] | None = None
+    layers: Names | None = None
 
     supervision = "id-train"
     grid = {"power": (1, 2, 5, 10)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from howsure import Batch, Features, Head, Logits, Method, Representation, Reps, Uniform
 from howsure.layers import by_channel, module
+from howsure.values import Names
 
 from ._gradients import uniform_residual
 from ._passes import recorded, tracked
@@ -57,7 +58,7 @@ class NAC(Method):
     r: PositiveInt = 50
     m: PositiveInt = 50
     samples: PositiveInt = 1000
-    layers: tuple[str, ...] | None = None
+    layers: Names | None = None
 
     supervision = "id-train"
     grid = {"alpha": (1.0, 10.0, 100.0, 1000.0, 3000.0), "r": (5, 10, 50, 100), "m": (50, 500)}

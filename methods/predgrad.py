@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from howsure import Method, Predicted, Reps
+from howsure.values import Names
 
 from ._gradients import ChosenGradNorms
 
@@ -21,7 +22,7 @@ class PredGrad(Method):
     The paper feeds this and five other norms of each layer's gradient to a logistic regression that detects errors.
     """
 
-    layers: tuple[str, ...] = ("*",)
+    layers: Names = ("*",)
 
     @property
     def needs(self):

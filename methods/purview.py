@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from howsure import Confound, GradNorms, Reps
@@ -25,7 +27,7 @@ class Purview(_Detector):
     The norms enter as standardised logs.
     """
 
-    hot: tuple[int | None, ...] = (0, 2, None)
+    hot: Annotated[tuple[int | None, ...], MinLen(1)] = (0, 2, None)
     log: bool = True
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from howsure import Batch, Method, Network, Representation, Reps
 from howsure.layers import channels_come_last
+from howsure.values import Names
 
 from ._passes import changed
 
@@ -60,7 +61,7 @@ class RankFeat(Method):
 
     temperature: PositiveFloat = 1.0
     blocks: PositiveInt = 2
-    layers: tuple[str, ...] | None = None
+    layers: Names | None = None
 
     @property
     def needs(self):

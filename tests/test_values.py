@@ -55,6 +55,9 @@ from howsure.plugins import METHODS
         ("energy", {"temperature": float("nan")}, "above 0"),
         ("confound", {"loss": "confound"}, "must be a loss"),
         ("gradnorm", {"layers": "fc"}, r"must be a tuple \(in a suite: a list\) or None"),
+        ("gradnorm", {"layers": ()}, r"GradNorm: layers = \(\) must be a list of 1 or more"),
+        ("predgrad", {"layers": ()}, "must be a list of 1 or more"),
+        ("purview", {"hot": ()}, "must be a list of 1 or more"),
     ],
 )
 def test_wrong_values(name, values, says):
@@ -102,6 +105,7 @@ def test_right_values():
     METHODS["knn"](k=np.int64(3))
     METHODS["energy"](temperature=2)
     METHODS["gradnorm"](layers=None)
+    METHODS["gradnorm"](layers=("fc.*",))
     METHODS["nci"](alpha=0.0)
     METHODS["relation"](power=12)
     Confound(hot=None)
