@@ -248,12 +248,12 @@ def refusal(method: Method, network: Network) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-class _Unlabelled(Reps):
-    """What `score` may read: everything but the labels of the images it scores."""
+class _Scorable(Reps):
+    """What `score` may read: everything but what is for `fit` alone, such as the labels of the images it scores."""
 
     def __getitem__(self, rep: Any) -> Any:
-        if rep == Labels():
-            raise UserError("score reads Labels(), but a score must not depend on true labels; read them only in `fit`")
+        if rep.fit_only:
+            raise UserError(f"score reads {rep!r}, which is for `fit` alone: a score must not depend on it")
         return super().__getitem__(rep)
 
 
@@ -267,7 +267,7 @@ def scored(method: Method, reps: Reps, state: Mapping[str, Tensor], where: str) 
     if problem:
         raise CellError(f"{where}: {problem}; does the network overflow there?")
     with contained():
-        scores: object = method.score(_Unlabelled(reps, reps.owner), **state)
+        scores: object = method.score(_Scorable(reps, reps.owner), **state)
     if not isinstance(scores, Tensor):
         got = type(scores).__name__
         raise CellError(f"score returned a {got} for {where}; it must return a tensor with one number per image")

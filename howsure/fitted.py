@@ -19,7 +19,7 @@ from .gradients.result import no_logits
 from .method import Method
 from .network import Network, doubts_of_output
 from .representation import Representation, Reps
-from .split import Loaded, image_id, images_at_once
+from .split import Loaded, images_at_once
 from .suite import make_method
 
 Inputs = Iterable[tuple[Tensor, Tensor]]
@@ -43,7 +43,8 @@ class Fitted:
         if not len(_checked(images)):
             return torch.zeros(0, dtype=torch.float64)
         parts = images.split(images_at_once(self.network))
-        reps = self.read((some, torch.zeros(len(some), dtype=torch.long)) for some in parts)
+        needs = tuple(rep for rep in self.method.needs if not rep.fit_only)
+        reps = self.read(((some, torch.zeros(len(some), dtype=torch.long)) for some in parts), needs)
         try:
             return torch.from_numpy(scored(self.method, reps, self.state, "the images"))
         except CellError as error:
@@ -53,8 +54,8 @@ class Fitted:
         """The representations `needs`, by default those that the method needs, of batches of inputs and labels."""
         self.network.model.eval()
         needs = self.method.needs if needs is None else needs
-        numbered = _numbered(inputs, self.network.dtype)
-        return run_pass(self.network, numbered, needs, self.states).only(needs, type(self.method).__name__)
+        loaded = _loaded(inputs, self.network.dtype)
+        return run_pass(self.network, loaded, needs, self.states).only(needs, type(self.method).__name__)
 
 
 def fit(
@@ -161,7 +162,6 @@ def _refuse(method: Method, network: Network, outliers: Inputs | None) -> None:
         raise UserError(f"{name} cannot score this network: {refused}")
 
 
-def _numbered(inputs: Inputs, dtype: torch.dtype) -> Iterator[Loaded]:
+def _loaded(inputs: Inputs, dtype: torch.dtype) -> Iterator[Loaded]:
     for images, labels in map(_pair, inputs):
-        ids = [image_id(image.numpy()) for image in _checked(images).cpu().float()]
-        yield images.to(dtype), labels, torch.tensor(ids)
+        yield _checked(images).to(dtype), labels, None

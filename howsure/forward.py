@@ -33,7 +33,7 @@ def run_pass(
     """The representations of all batches, with one shared forward pass of the network over each.
 
     Args:
-        loaded: batches as from `batches`, each `(inputs of the network [n, …], labels [n], ids [n])`.
+        loaded: batches as from `batches`, each `(inputs of the network [n, …], labels [n], ids [n] or None)`.
         representations: what to compute.
         states: the states of the fitted ones among them.
         progress: called after each batch with the number of images in it.
@@ -57,7 +57,11 @@ def _joined(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _forward(
-    network: Network, images: Tensor, labels: Tensor, ids: Tensor, representations: Sequence[Representation[Any]]
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    representations: Sequence[Representation[Any]],
 ) -> Batch:
     """The shared forward pass, with one backward pass for each loss that a representation declares."""
     taps = list(dict.fromkeys(tap for rep in representations for tap in rep.taps(network)))

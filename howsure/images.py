@@ -165,3 +165,8 @@ class Joined(Images):
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         return hashlib.sha256(" ".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+
+def image_id(pixels: np.ndarray) -> int:
+    """A 63-bit hash of an image's pixels."""
+    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .images import image_id
 from .losses import Loss
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ class Batch:
         network: the network; leave it as you find it.
         images: normalised inputs `[n, channels, H, W]`.
         labels: class indices `[n]`.
-        ids: a hash of each image, `[n]`.
         readings: what each tap read.
         grads: gradients by loss.
     """
@@ -63,7 +63,7 @@ class Batch:
     network: Network
     images: Tensor
     labels: Tensor
-    ids: Tensor
+    _ids: Tensor | None
     readings: Mapping[Tap, Tensor]
     grads: Mapping[Loss, Grads]
     _logits: Tensor | None = None
@@ -75,6 +75,15 @@ class Batch:
         if self._logits is None:
             raise UserError("a representation with `reads_logits = False` reads `batch.logits`; remove that line")
         return self._logits
+
+    @property
+    def ids(self) -> Tensor:
+        """A hash of each image, int64 `[n]`; of its inputs where nobody knows its pixels."""
+        if self._ids is None:
+            self._ids = torch.tensor(
+                [image_id(image.numpy()) for image in self.images.cpu().float()], dtype=torch.int64
+            )
+        return self._ids
 
     def share(self, key: Any, make: Callable[[], V]) -> V:
         """The result of `make`, computed once per batch for all representations that ask with an equal `key`.
@@ -97,6 +106,7 @@ class Representation(Generic[V]):
             pass is left out.
         per_image: False for what belongs to the network rather than to an image.
         small: whether the gradients of one-dimensional parameters are wanted too, not only the squared norms.
+        fit_only: True for what a method's `fit` may read, but not `score`, for which it is not computed.
         needs: representations of the in-distribution training images that `fit` reads.
     """
 
@@ -104,6 +114,7 @@ class Representation(Generic[V]):
     reads_logits: ClassVar[bool] = True
     per_image: ClassVar[bool] = True
     small: ClassVar[bool] = False
+    fit_only: ClassVar[bool] = False
     needs: ClassVar[Any] = ()
 
     def skip(self, network: Network) -> str | None:

@@ -33,6 +33,7 @@ class Labels(Representation[Tensor]):
     """True class indices `[N]`, int64; meaningless for images that belong to no known class."""
 
     cost = "free"
+    fit_only = True
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         return batch.labels
@@ -43,6 +44,7 @@ class ImageIds(Representation[Tensor]):
     """A 63-bit hash of each image's pixels, `[N]`, int64; a corrupted image has the hash of the clean one."""
 
     cost = "free"
+    fit_only = True
 
     def compute(self, batch: Batch, **state: Tensor) -> Tensor:
         return batch.ids

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .backbone import InputSpec
 from .corruptions import corrupt
-from .images import Images
+from .images import Images, image_id
 from .network import Network
 
 _GPU_BATCH = 128
 _CPU_BATCH = 64 * 32 * 32
 _KEPT_BYTES = 2**29
 Item = tuple[np.ndarray, int, int]
-Loaded = tuple[Tensor, Tensor, Tensor]
+Loaded = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,6 @@ class Prepared(TorchDataset[Item]):
             kind, severity = self.split.corruption
             pixels = corrupt(pixels, kind, severity, (identity + self.split.seed) % 2**32)
         return np.array(pixels), int(label), identity
-
-
-def image_id(pixels: np.ndarray) -> int:
-    """A 63-bit hash of an image's pixels."""
-    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big") >> 1
 
 
 class Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ SEEN: dict[str, set[int]] = {}
 
 
 @dataclass(frozen=True)
+class Shown(Representation[torch.Tensor]):
+    """Which images these are, for a score to note as well."""
+
+    def compute(self, batch: Batch, **state: torch.Tensor) -> torch.Tensor:
+        return batch.ids
+
+
+@dataclass(frozen=True)
 class Witness(Method):
     """Notes the images that it is fitted and scored on."""
 
@@ -35,15 +44,15 @@ class Witness(Method):
 
     supervision = "outliers"
     grid = {"weight": (1.0, 2.0)}
-    needs = (Logits(), ImageIds())
+    needs = (Logits(), Shown())
 
     def fit(self, train: Reps, outliers: Reps) -> dict[str, torch.Tensor]:
         for name, reps in (("fit inside", train), ("fit outside", outliers)):
-            SEEN.setdefault(name, set()).update(reps[ImageIds()].tolist())
+            SEEN.setdefault(name, set()).update(reps[Shown()].tolist())
         return {}
 
     def score(self, reps: Reps) -> torch.Tensor:
-        SEEN.setdefault("scored", set()).update(reps[ImageIds()].tolist())
+        SEEN.setdefault("scored", set()).update(reps[Shown()].tolist())
         return self.weight * reps[Logits()].amax(1)
 
 
@@ -106,14 +115,14 @@ class FitWitness(Method):
 
     supervision = "id-train"
     grid = {"weight": (1.0, 2.0)}
-    needs = (Logits(), ImageIds(), Labels())
+    needs = (Logits(), Shown(), Labels())
 
     def fit(self, train: Reps) -> dict[str, torch.Tensor]:
-        FITS.append((self.weight, set(train[ImageIds()].tolist()), set(train[Labels()].tolist())))
+        FITS.append((self.weight, set(train[Shown()].tolist()), set(train[Labels()].tolist())))
         return {}
 
     def score(self, reps: Reps) -> torch.Tensor:
-        SEEN.setdefault("scored", set()).update(reps[ImageIds()].tolist())
+        SEEN.setdefault("scored", set()).update(reps[Shown()].tolist())
         return self.weight * reps[Logits()].amax(1)
 
 
@@ -408,17 +417,22 @@ def test_a_tuned_detector_learns_from_training_images_what_whole_splits_give(ben
 
 @dataclass(frozen=True)
 class _Peeks(Method):
-    """Reads the answers."""
+    """Reads the answers, or which image it is."""
 
-    needs = (Logits(), Labels())
+    read: Any = None
+
+    @property
+    def needs(self):
+        return (Logits(), self.read)
 
     def score(self, reps):
-        return -reps[Logits()].gather(1, reps[Labels()][:, None])[:, 0]
+        return -reps[Logits()].gather(1, reps[self.read][:, None] % 4)[:, 0]
 
 
-def test_a_score_may_not_read_labels(conv_net):
-    trial = make_trial(_Peeks(), conv_net)
-    with pytest.raises(UserError, match=r"score reads Labels\(\).*only in `fit`"):
+@pytest.mark.parametrize("rep", [Labels(), ImageIds()])
+def test_a_score_may_not_read_what_is_for_fit_alone(rep, conv_net):
+    trial = make_trial(_Peeks(rep), conv_net)
+    with pytest.raises(UserError, match=rf"score reads {type(rep).__name__}\(\), which is for `fit` alone"):
         scored(trial.method, trial.reps, trial.state, "'some'")
 
 

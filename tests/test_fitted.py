@@ -16,9 +16,10 @@ from howsure.check import fit as fit_in_suite
 from howsure.check import networks, split
 from howsure.extract import Extractor
 from howsure.fitted import fit
+from howsure.images import image_id
 from howsure.plugins import METHODS
 from howsure.representation import Representation, Reps
-from howsure.split import batches, image_id
+from howsure.split import batches
 
 STD = (0.25, 0.25, 0.25)
 
@@ -38,7 +39,7 @@ def _known_by_pixels(monkeypatch):
     def pixels(image: np.ndarray) -> int:
         return image_id(np.rint(255 * (0.25 * image.transpose(1, 2, 0) + 0.5)).astype(np.uint8))
 
-    monkeypatch.setattr("howsure.fitted.image_id", pixels)
+    monkeypatch.setattr("howsure.representation.image_id", pixels)
 
 
 @pytest.mark.usefixtures("_known_by_pixels")
@@ -51,6 +52,17 @@ def test_scores_are_those_of_a_suite(name):
     state, reps = fit_in_suite(method, extractor), extractor(split("test"), method.needs)
     want = method.score(reps, **state).double()
     torch.testing.assert_close(scorer(TEST), want, rtol=1e-4, atol=1e-4 * float(want.std()))
+
+
+def test_images_are_hashed_to_fit_and_not_to_score(monkeypatch):
+    """A hash takes longer than a small network's pass, or a large one's on a GPU."""
+    hashed: list[int] = []
+    monkeypatch.setattr("howsure.representation.image_id", lambda image: hashed.append(1) or image_id(image))
+    scorer = fit(METHODS["layerprint"](k=3), networks()[0].model, inputs("train"))
+    seen = len(hashed)
+    assert seen
+    scorer(TEST)
+    assert len(hashed) == seen
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "ensemble"])
