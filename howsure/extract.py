@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -14,13 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .contained import contained
+from .divided import divided, processes
 from .errors import UserError
 from .forward import Progress, run_pass
 from .keys import make_key, room, sources_of, values_of
 from .network import Network
 from .representation import Representation, Reps
 from .rows import Rows, passes
-from .split import Pixels, Split, load
+from .split import Pixels, Split, images_at_once, load
 from .store import Memory, Store
 
 
@@ -129,9 +131,11 @@ class Extractor:
         self, todo: Sequence[tuple[Split, Tensor]], reps: Sequence[Representation[Any]], progress: Progress
     ) -> Found:
         """The rows of some images of several splits, from one pass over all of them."""
-        loaded = load([self._pixels(split, self.network, images.tolist()) for split, images in todo], self.network)
+        prepared = [self._pixels(split, self.network, images.tolist()) for split, images in todo]
+        n = processes(self.network.device)
+        loaded = load(prepared, self.network, images_at_once(self.network, n))
         states = {rep: self.state(rep) for rep in reps if rep.needs}
-        computed = run_pass(self.network, loaded, reps, states, progress)
+        computed = run_pass(self.network, loaded, reps, states, progress, partial(divided, n=n))
         sizes, found = [len(images) for _, images in todo], {}
         for rep, (i, (split, images)) in product(reps, enumerate(todo)):
             arrays = rep.pack(computed[rep])

@@ -21,6 +21,7 @@ from .split import Loaded
 
 States = Mapping[Representation[Any], dict[str, Tensor]]
 Progress = Callable[[int], object]
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 def run_pass(
@@ -29,6 +30,7 @@ def run_pass(
     representations: Sequence[Representation[Any]],
     states: States | None = None,
     progress: Progress = lambda n: None,
+    each: Each = map,
 ) -> Reps:
     """The representations of all batches, with one shared forward pass of the network over each.
 
@@ -37,18 +39,30 @@ def run_pass(
         representations: what to compute.
         states: the states of the fitted ones among them.
         progress: called after each batch with the number of images in it.
+        each: what makes a call for each batch, in order, as `map` does.
     """
     states = states or {}
     rows: dict[Representation[Any], list[dict[str, Tensor]]] = {rep: [] for rep in representations}
-    for images, labels, ids in loaded:
+
+    def due() -> list[Representation[Any]]:
+        return [rep for rep in representations if rep.per_image or not rows[rep]]
+
+    def read(given: Loaded) -> tuple[int, list[dict[str, Tensor]]]:
+        images, labels, ids = given
         batch = _forward(network, images.to(network.device), labels, ids, representations)
-        for rep in representations:
-            if rep.per_image or not rows[rep]:
-                with contained():
-                    value = rep.pack(rep.compute(batch, **states.get(rep, {})))
-                rows[rep].append({k: v.detach().cpu() for k, v in value.items()})
-        progress(len(images))
+        return len(images), [_arrays(rep, batch, states.get(rep, {})) for rep in due()]
+
+    for n, found in each(read, loaded):
+        for rep, arrays in zip(due(), found, strict=True):
+            rows[rep].append(arrays)
+        progress(n)
     return Reps({rep: rep.unpack(_joined(rows.pop(rep))) for rep in list(rows)})
+
+
+def _arrays(rep: Representation[Any], batch: Batch, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    with contained():
+        value = rep.pack(rep.compute(batch, **state))
+    return {k: v.detach().cpu() for k, v in value.items()}
 
 
 def _joined(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -121,9 +121,9 @@ def _start() -> str | None:
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
-def images_at_once(network: Network) -> int:
+def images_at_once(network: Network, processes: int = 1) -> int:
     """The batch size: 128 on a GPU; on a CPU, to fit its cache, as many as hold the pixels of 64 images of 32×32, but
-    between 32 and 256."""
+    at most 256, and at least 32 in all processes that work at once."""
     if network.device.type != "cpu":
         return _GPU_BATCH
-    return min(256, max(32, _CPU_BATCH // math.prod(network.input.size)))
+    return min(256, max(-(-32 // processes), _CPU_BATCH // math.prod(network.input.size)))
