@@ -26,6 +26,7 @@ from .errors import FAULTS
 
 T = TypeVar("T")
 R = TypeVar("R")
+Sent = deque[tuple[T, Future[bytes] | None]]
 _MOST = 8
 _SHORT = 1.0  # seconds of work that are over before processes are worth it
 _work: Callable[[Any], Any]
@@ -57,17 +58,16 @@ def divided(work: Callable[[T], R], items: Iterable[T], n: int) -> Iterator[R]:
 
 def _in_processes(work: Callable[[T], R], items: Iterable[T], n: int) -> Iterator[R]:
     theirs, ours = os.pipe()
-    pool = ProcessPoolExecutor(
-        n, get_context("fork"), _begin, (work, max(1, torch.get_num_threads() // n), theirs, ours)
-    )
-    sent: deque[tuple[T, Future[bytes] | None]] = deque()
+    threads = max(1, torch.get_num_threads() // n)
+    pool = ProcessPoolExecutor(n, get_context("fork"), _begin, (work, threads, theirs, ours))
+    sent: Sent[T] = deque()
     try:
         for item in items:
             sent.append((item, _submit(pool, item)))
             if len(sent) == 2 * n:
-                yield _result(work, pool, *sent.popleft())
-        for item, future in sent:
-            yield _result(work, pool, item, future)
+                yield _next(work, sent, pool)
+        while sent:
+            yield _next(work, sent, pool)
         pool.shutdown()
     finally:
         os.close(ours)  # ends those that still work after an error or an interruption
@@ -84,14 +84,19 @@ def _submit(pool: ProcessPoolExecutor, item: Any) -> Future[bytes] | None:
     return None
 
 
-def _result(work: Callable[[T], R], pool: ProcessPoolExecutor, item: T, future: Future[bytes] | None) -> R:
+def _next(work: Callable[[T], R], sent: Sent[T], pool: ProcessPoolExecutor) -> R:
+    """The result of the first item sent; once the processes fail, it and all after it are worked on here."""
+    item, future = sent.popleft()
     if future:
         try:
             return cast(R, unpacked(future.result()))
-        except BrokenExecutor:
-            print("howsure: a process was killed, perhaps for want of memory; one process goes on", file=sys.stderr)
-        except FAULTS:
+        except FAULTS as error:
+            if isinstance(error, BrokenExecutor):
+                print("howsure: a process was killed, perhaps for want of memory; one process goes on", file=sys.stderr)
             pool.shutdown(wait=False, cancel_futures=True)
+            rest = [(item, None) for item, _ in sent]
+            sent.clear()
+            sent.extend(rest)
     return work(item)
 
 
@@ -120,7 +125,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return NotImplemented
-        numbers = value.detach().cpu().contiguous()
+        numbers = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return _tensor, (numbers.reshape(-1).view(torch.uint8).numpy(), numbers.dtype, tuple(numbers.shape))
 
 
