@@ -104,8 +104,8 @@ def _begin(work: Callable[[Any], Any], threads: int, theirs: int, ours: int) -> 
     global _work
     _work = work
     torch.set_num_threads(threads)
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its processes
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.close(ours)
     Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()
 
