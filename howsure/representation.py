@@ -134,7 +134,7 @@ class Representation(Generic[V]):
         return {}
 
     def compute(self, batch: Batch, **state: Tensor) -> V:
-        """The rows of one batch."""
+        """The rows of one batch; another process may compute those of the next."""
         raise NotImplementedError
 
     def pack(self, value: V) -> dict[str, Tensor]:
