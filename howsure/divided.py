@@ -33,12 +33,14 @@ _work: Callable[[Any], Any]
 
 
 def processes(device: torch.device) -> int:
-    """How many to divide over: as many as torch may use threads, but at most eight; 1 where forks are not safe.
+    """How many to divide over: at most eight, with an equal share of torch's threads each; 1 where forks are not safe.
 
     They are not for autograd beside an accelerator, and in general they are only on Linux.
     """
-    safe = sys.platform == "linux" and device.type == "cpu" and not torch.accelerator.is_available()
-    return min(_MOST, torch.get_num_threads()) if safe else 1
+    if sys.platform != "linux" or device.type != "cpu" or torch.accelerator.is_available():
+        return 1
+    threads = torch.get_num_threads()
+    return threads // -(-threads // _MOST)
 
 
 def divided(work: Callable[[T], R], items: Iterable[T], n: int) -> Iterator[R]:
@@ -76,9 +78,9 @@ def _in_processes(work: Callable[[T], R], items: Iterable[T], n: int) -> Iterato
 
 
 def _submit(pool: ProcessPoolExecutor, item: Any) -> Future[bytes] | None:
-    """The future of an item; None if the processes have failed."""
+    """The future of an item; None if the processes have failed, or there is no memory for them."""
     given = packed(item)
-    with warnings.catch_warnings(), suppress(RuntimeError):
+    with warnings.catch_warnings(), suppress(RuntimeError, OSError):
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which wait meanwhile
         return pool.submit(_do, given)
     return None

@@ -140,6 +140,14 @@ def test_if_a_process_is_killed_nothing_is_lost(capsys):
     assert capsys.readouterr().err.count("a process was killed") == 1
 
 
+def test_without_memory_for_processes_one_does_all(monkeypatch):
+    def fork():
+        raise OSError("no memory")
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert list(divided(lambda i: (i, os.getpid()), range(20), 2)) == [(i, HERE) for i in range(20)]
+
+
 def test_an_error_in_reading_is_not_taken_for_the_end():
     def items():
         yield from range(12)
@@ -210,6 +218,7 @@ def test_suites_divide_their_passes(monkeypatch, two_threads, conv_net):
 @pytest.mark.parametrize(
     ("platform", "device", "accelerator", "threads", "want"),
     [("linux", "cpu", False, 2, 2), ("linux", "cpu", False, 64, 8), ("linux", "cpu", False, 1, 1),
+     ("linux", "cpu", False, 8, 8), ("linux", "cpu", False, 12, 6), ("linux", "cpu", False, 9, 4),
      ("linux", "cpu", True, 2, 1), ("linux", "cuda", True, 2, 1), ("darwin", "cpu", False, 2, 1)],
 )  # fmt: skip
 def test_where_passes_are_divided(monkeypatch, platform, device, accelerator, threads, want):
