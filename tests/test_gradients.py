@@ -141,11 +141,11 @@ def test_each_rule_holds_for_a_convolution_of_any_configuration(rule, data):
     )
     net = model_of(Twice(layer) if data.draw(st.booleans()) else layer)
     x = images(data.draw(batches), 2 * groups, *each(7, 8))
-    lines = data.draw(st.sampled_from([1, 1e6]))  # a few samples at a time, or all
+    copies = data.draw(st.sampled_from([1, 1e6]))  # a few samples at a time, or all
     with (
         mock.patch.object(Conv, "way", rule),
         mock.patch("howsure.gradients.gram._BAND", 20),
-        mock.patch("howsure.gradients.conv._LINES", lines),
+        mock.patch("howsure.gradients.conv._COPIES", copies),
     ):
         exact(net, x)
 
@@ -214,7 +214,7 @@ def test_grouped_convolution_of_maps_whose_channels_lie_side_by_side(groups, ker
         (nn.Conv2d(3, 64, 7, 2, 3), 32, ("grouped", "unfolded")),
         (nn.Conv2d(3, 16, 3, 1, 1), 32, ("unfolded", "unfolded")),
         (nn.Conv2d(16, 16, 3, 1, 1), 32, ("grouped", "windows")),
-        (nn.Conv2d(64, 64, 3, 1, 1), 16, ("windows", "windows")),
+        (nn.Conv2d(64, 64, 3, 1, 1), 16, ("grouped", "windows")),
         (nn.Conv2d(64, 8, 3, 1, 1), 32, ("grouped", "grouped")),
         (nn.Conv2d(64, 64, 3, 1, 1, groups=4), 32, ("grouped", "grouped")),
         (nn.Conv2d(64, 64, 3, 1, 1), 8, ("gram", "gram")),
@@ -708,18 +708,20 @@ def test_a_folded_batch_norm_that_is_used_twice_later():
         exact(net, x)
 
 
-def test_a_fold_takes_a_few_windows_at_a_time():
+@pytest.mark.parametrize(("way", "copies", "sizes"), [("windows", 1, [3, 3, 3]), ("grouped", 11e3, [2, 2, 2, 2, 1])])
+def test_a_fold_takes_a_few_images_at_a_time(way, copies, sizes):
+    """At most four of windows, in equal parts; two of grouped, whose maps and kernels take 5400 bytes an image."""
     net, x = model_of(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh()), images(9, 3, 9, 9)
     with (
-        mock.patch.object(Conv, "way", "windows"),
-        mock.patch("howsure.gradients.conv._LINES", 1),
+        mock.patch.object(Conv, "way", way),
+        mock.patch("howsure.gradients.conv._COPIES", copies),
         mock.patch("torch.get_num_threads", return_value=1),
         mock.patch.object(Folded, "_sums", autospec=True, side_effect=Folded._sums) as sums,
     ):
         exact(net, x)
         sums.reset_mock()
         grad_sq_norms(net, x, spread)
-    assert [len(call.args[1]) for call in sums.mock_calls] == [4, 4, 1]
+    assert [len(call.args[1]) for call in sums.mock_calls] == sizes
 
 
 def test_gradients_of_a_folded_scale():

@@ -8,8 +8,8 @@ With input a, output gradient d, output positions p and kernel offsets o, the gr
 - **tiles**: where the kernel's positions do not overlap (1×1, or a stride as wide as the kernel), this is a linear
   layer on a sequence, and takes its rules.
 - **unfolded**: each position's whole window in a row, and one product. For the few channels of an image.
-- **windows**: the input along each row of the kernel side by side, and one batched product per row. For small maps.
-- **grouped**: all samples as groups of one convolution, whose weight gradient is then each sample's own.
+- **windows**: the input along each row of the kernel side by side, and one batched product per row.
+- **grouped**: samples as groups of one convolution, whose weight gradient is then each sample's own.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ _FEW = 32  # entries of a whole window up to which it is unfolded, and of one ro
 _SMALL = 100  # positions up to which depthwise kernels other than 3×3 are slow in channels-last
 _IMAGE = 4  # channels of an image, at most, which are unfolded for many output channels
 _NARROW = 3  # input channels per output channel up to which windows win where grouped convolution is slow
-_LINES = 1.5e6  # bytes of copied windows for each thread that stay in cache between the rows of a kernel
-_WIDE = 6  # positions per output channel from which copying rows of windows loses to grouped convolution
+_COPIES = 2e6  # bytes of copies for each thread that stay in cache
 
 
 class Conv(Rule):
@@ -95,7 +94,7 @@ class Conv(Rule):
         if i * offsets <= _FEW:
             return "unfolded"
         if fast_grouped(self.arguments["weight"].device.type):
-            return "windows" if i * kernel[-1] > _FEW and length < _WIDE * o else "grouped"
+            return "grouped"
         if i <= _IMAGE and i * offsets <= _NARROW * o:
             return "unfolded"
         return "windows" if i <= _NARROW * o else "grouped"
@@ -118,8 +117,11 @@ class Conv(Rule):
             return self.by_gram(d, a)
         if self.way == "tiles":
             return linear_sq_norms(self.geometry.tiles(a), d.flatten(2), self.doubts)
+        return torch.cat([self._of_few(*few) for few in self.few(d, a)])
+
+    def _of_few(self, d: Tensor, a: Tensor) -> Tensor:
         if self.way == "windows":
-            return torch.cat([added([sq_norm(part) for part in self.windows(*few)]) for few in self.few(d, a)])
+            return added([sq_norm(part) for part in self.windows(d, a)])
         return sq_norm(self.explicit(d, a))
 
     def grads(self, key: Any, d: Tensor, layout: Layout, n: int) -> Tensor:
@@ -166,13 +168,15 @@ class Conv(Rule):
             yield torch.bmm(d, lines[at].reshape(n, -1, width), out=out)
 
     def few(self, d: Tensor, a: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """``d`` and ``a`` of a few samples at a time where windows are copied, so that a CPU's cache holds these; at
-        least four a thread, since fewer cost more than they save."""
-        if self.way != "windows" or queued(d.device):
+        """``d`` and ``a`` of a few samples at a time where they are copied, so that a CPU's cache holds the copies."""
+        if self.way not in ("windows", "grouped") or queued(d.device):
             return [(d, a)]
-        each = a[0].nbytes * self.geometry.kernel[-1]
-        size = torch.get_num_threads() * max(4, int(_LINES / each))
-        return zip(d.split(size), a.split(size), strict=True)
+        if self.way == "windows":
+            each, least = a[0].nbytes * self.geometry.kernel[-1], 4  # fewer cost more than they save
+        else:
+            each, least = a[0].nbytes + d[0].nbytes + self.arguments["weight"].nbytes, 1
+        parts = -(-len(d) // (torch.get_num_threads() * max(least, int(_COPIES / each))))
+        return zip(d.tensor_split(parts), a.tensor_split(parts), strict=True)
 
     def by_windows(self, d: Tensor, a: Tensor) -> Tensor:
         o, i = self.arguments["weight"].shape[:2]
