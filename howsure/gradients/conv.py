@@ -30,6 +30,7 @@ from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
 from .linear import linear_sq_norms
 from .norm import channel_sums
+from .products import convolutions_win, single
 from .rule import Rule
 from .sums import added, per_sample, sq_norm
 
@@ -57,6 +58,8 @@ class Conv(Rule):
         a["weight"] = self.geometry.touching(weight)
         if self.geometry.touched is not None:
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
+        if prod(self.geometry.kernel) == 1 and single(a["input"]) and convolutions_win():
+            a["dilation"] = 2  # as in `products`; a 1×1 kernel does not feel it
         out = self._at_once() if self.groups == 1 and self.geometry.meets_all else super().forward()
         self.arguments["weight"] = weight
         return out

@@ -18,6 +18,7 @@ from torch import Tensor
 from .device import queued
 from .gram import gram_is_cheaper, sequence_gram_sq_norms
 from .layout import Layout
+from .products import rows_times
 from .rule import Rule
 from .sums import sq_norm
 
@@ -50,7 +51,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.weight = weight
-        return torch.nn.functional.linear(x, weight, bias)
+        return rows_times(x, weight, bias)
 
     @staticmethod
     def backward(ctx, d):
@@ -59,8 +60,8 @@ class _Product(torch.autograd.Function):
         except (RuntimeError, UserWarning):  # batched gradients, for a parameter used unseen, cannot be looked into
             at = None
         if at is None:
-            return d @ ctx.weight, None, None
-        return d.new_zeros(len(d), ctx.weight.shape[1]).index_copy_(0, at, d[at] @ ctx.weight), None, None
+            return rows_times(d, ctx.weight.mT), None, None
+        return d.new_zeros(len(d), ctx.weight.shape[1]).index_copy_(0, at, rows_times(d[at], ctx.weight.mT)), None, None
 
 
 class Linear(Rule):

@@ -1,0 +1,95 @@
+"""Products of many rows by a 1×1 convolution, wherever that would be taken for the faster."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from howsure.gradients import grad_sq_norms, one_by_one, products
+from howsure.gradients.products import convolutions_win, rows_times
+
+
+@pytest.fixture
+def won(monkeypatch):
+    """oneDNN is the faster, and every product is worth it."""
+    for module in ("products", "conv"):
+        monkeypatch.setattr(f"howsure.gradients.{module}.convolutions_win", lambda: True)
+    monkeypatch.setattr(products, "_ROWS", 1)
+    monkeypatch.setattr(products, "_WORK", 1)
+
+
+@pytest.fixture
+def undecided():
+    convolutions_win.cache_clear()
+    yield
+    convolutions_win.cache_clear()
+
+
+@settings(deadline=None, max_examples=40)
+@given(m=st.integers(1, 40), i=st.integers(1, 20), o=st.integers(1, 20), bias=st.booleans(), turned=st.booleans())
+def test_a_product_by_convolution(m, i, o, bias, turned):
+    torch.manual_seed(0)
+    x, w, b = torch.randn(m, i), torch.randn(i, o).mT if turned else torch.randn(o, i), torch.randn(o) if bias else None
+    got = products._convolved(x, w, b)
+    torch.testing.assert_close(got, F.linear(x, w, b))
+    assert got.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "wins", "calls"),
+    [(500, torch.float32, True, 1), (500, torch.float32, False, 0), (20, torch.float32, True, 0),
+     (500, torch.float64, True, 0)],
+)  # fmt: skip
+def test_many_rows_in_single_precision_go_by_convolution_where_it_wins(rows, dtype, wins, calls):
+    x, w = torch.randn(rows, 200, dtype=dtype), torch.randn(100, 200, dtype=dtype)
+    with (
+        mock.patch.object(products, "convolutions_win", return_value=wins),
+        mock.patch.object(products, "_convolved", side_effect=products._convolved) as convolved,
+    ):
+        torch.testing.assert_close(rows_times(x, w), F.linear(x, w), rtol=1e-4, atol=1e-4)
+    assert convolved.call_count == calls
+
+
+@pytest.mark.parametrize(("capability", "times", "wins"), [("AVX512", (1, 2), True), ("AVX512", (2, 2), False), ("AVX2", (1, 2), False)])  # fmt: skip # noqa: E501
+def test_which_wins_is_timed_once(undecided, capability, times, wins):
+    with (
+        mock.patch("torch.backends.cpu.get_cpu_capability", return_value=capability),
+        mock.patch.object(products, "repeat", side_effect=[[9, t] for t in times]) as timed,
+    ):
+        assert [convolutions_win() for _ in range(2)] == [wins, wins]
+    assert timed.call_count == (2 if capability == "AVX512" else 0)
+
+
+class Tokens(nn.Module):
+    """Patches, thinned out by a 1×1 convolution, a layer on each, and a token that is read alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.thin = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 6, 1, 2)
+        self.mix, self.up, self.last = nn.Linear(9, 9), nn.Linear(6, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.thin(self.patches(x).tanh()).flatten(2)
+        return self.last(self.up(self.mix(tokens).tanh().mT).tanh()[:, 0])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("small", [False, True])
+def test_norms_where_products_go_by_convolution(won, threads, small):
+    torch.manual_seed(0)
+    net, x, loss = Tokens().eval(), torch.randn(5, 3, 12, 12), lambda z: z.logsumexp(1)
+    want = one_by_one(net.double(), x.double(), [loss])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(2):
+            got = grad_sq_norms(net.float(), x, loss, small=small)
+            torch.testing.assert_close(got.norms.double(), want, rtol=1e-4, atol=0)
+    finally:
+        torch.set_num_threads(before)
