@@ -59,7 +59,7 @@ class Conv(Rule):
         if self.geometry.touched is not None:
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
         if prod(self.geometry.kernel) == 1 and single(a["input"]) and convolutions_win():
-            a["dilation"] = 2  # as in `products`; a 1×1 kernel does not feel it
+            a["dilation"] = 2  # which 1×1 kernels ignore; why: `products`
         out = self._at_once() if self.groups == 1 and self.geometry.meets_all else super().forward()
         self.arguments["weight"] = weight
         return out
