@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howsure.gradients import grad_sq_norms, one_by_one, products
+from howsure.gradients.conv import Conv
 from howsure.gradients.products import convolutions_win, rows_times
 
 
@@ -42,12 +43,12 @@ def test_a_product_by_convolution(m, i, o, bias, turned):
 
 
 @pytest.mark.parametrize(
-    ("rows", "dtype", "wins", "calls"),
-    [(500, torch.float32, True, 1), (500, torch.float32, False, 0), (20, torch.float32, True, 0),
-     (500, torch.float64, True, 0)],
+    ("rows", "size", "dtype", "wins", "calls"),
+    [(500, 200, torch.float32, True, 1), (500, 200, torch.float32, False, 0), (100, 400, torch.float32, True, 0),
+     (300, 100, torch.float32, True, 0), (500, 200, torch.float64, True, 0)],
 )  # fmt: skip
-def test_many_rows_in_single_precision_go_by_convolution_where_it_wins(rows, dtype, wins, calls):
-    x, w = torch.randn(rows, 200, dtype=dtype), torch.randn(100, 200, dtype=dtype)
+def test_many_rows_in_single_precision_go_by_convolution_where_it_wins(rows, size, dtype, wins, calls):
+    x, w = torch.randn(rows, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
     with (
         mock.patch.object(products, "convolutions_win", return_value=wins),
         mock.patch.object(products, "_convolved", side_effect=products._convolved) as convolved,
@@ -56,7 +57,10 @@ def test_many_rows_in_single_precision_go_by_convolution_where_it_wins(rows, dty
     assert convolved.call_count == calls
 
 
-@pytest.mark.parametrize(("capability", "times", "wins"), [("AVX512", (1, 2), True), ("AVX512", (2, 2), False), ("AVX2", (1, 2), False)])  # fmt: skip # noqa: E501
+@pytest.mark.parametrize(
+    ("capability", "times", "wins"),
+    [("AVX512", (1, 2), True), ("AVX512", (1.8, 2), False), ("AVX2", (1, 2), False)],
+)
 def test_which_wins_is_timed_once(undecided, capability, times, wins):
     with (
         mock.patch("torch.backends.cpu.get_cpu_capability", return_value=capability),
@@ -67,29 +71,43 @@ def test_which_wins_is_timed_once(undecided, capability, times, wins):
 
 
 class Tokens(nn.Module):
-    """Patches, thinned out by a 1×1 convolution, a layer on each, and a token that is read alone."""
+    """Patches, thinned out by a 1×1 convolution, two layers on each, and one token, or all, read."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool) -> None:
         super().__init__()
+        self.alone = alone
         self.patches, self.thin = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 6, 1, 2)
-        self.mix, self.up, self.last = nn.Linear(9, 9), nn.Linear(6, 7), nn.Linear(7, 3)
+        self.one, self.two, self.last = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.thin(self.patches(x).tanh()).flatten(2)
-        return self.last(self.up(self.mix(tokens).tanh().mT).tanh()[:, 0])
+        tokens = self.thin(self.patches(x).tanh()).flatten(2).mT.contiguous()
+        out = self.two(self.one(tokens).tanh()).tanh()
+        return self.last(out[:, 0] if self.alone else out.mean(1))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("small", [False, True])
-def test_norms_where_products_go_by_convolution(won, threads, small):
+@pytest.mark.parametrize("alone", [False, True])
+def test_norms_where_products_go_by_convolution(won, threads, alone):
     torch.manual_seed(0)
-    net, x, loss = Tokens().eval(), torch.randn(5, 3, 12, 12), lambda z: z.logsumexp(1)
+    net, x, loss = Tokens(alone).eval(), torch.randn(5, 3, 12, 12), lambda z: z.logsumexp(1)
     want = one_by_one(net.double(), x.double(), [loss])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for _ in range(2):
-            got = grad_sq_norms(net.float(), x, loss, small=small)
+            with mock.patch.object(products, "_convolved", side_effect=products._convolved) as convolved:
+                got = grad_sq_norms(net.float(), x, loss)
             torch.testing.assert_close(got.norms.double(), want, rtol=1e-4, atol=0)
+        assert convolved.call_count == 4  # forward and backward
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 2), (3, 1)])
+def test_kernels_of_one_position_are_dilated(won, kernel, dilation):
+    x, layer = torch.randn(2, 3, 6, 6), nn.Conv2d(3, 4, kernel)
+    call = {"input": x, "weight": layer.weight.detach(), "bias": layer.bias.detach(), "dilation": (1, 1)}
+    conv = Conv(torch.conv2d, dict(call), set())
+    with mock.patch.object(conv, "func", side_effect=torch.conv2d) as convolution:
+        torch.testing.assert_close(conv.forward(), layer(x).detach())
+    assert convolution.call_args.kwargs["dilation"] in (dilation, (dilation,) * 2)
