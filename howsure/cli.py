@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from .errors import FAULTS, UserError, described, one_line, unknown, why
+from .pages import keep_freed_memory
 from .plugins import DATASETS, METHODS, REGISTRIES
 from .suite import PROTOCOLS, load_suite, short, suite_names
 
@@ -91,6 +92,7 @@ device_option = click.option("--device", default="auto", show_default=True, help
 @click.version_option(package_name="howsure")
 def howsure() -> None:
     """How sure is your network? Compare uncertainty scores for trained image classifiers."""
+    keep_freed_memory()
 
 
 @howsure.command()
