@@ -26,6 +26,7 @@ def rows_times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def single(t: Tensor) -> bool:
+    """Whether a tensor is one that oneDNN's convolutions are timed with: in single precision, on a CPU."""
     return t.dtype == torch.float32 and t.device.type == "cpu"
 
 
