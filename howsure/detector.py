@@ -7,15 +7,15 @@ that scores far from the boundary keep their order. The fitted state is a flat d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal
+from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import UserError
+from .products import rows_times
 
 Kind = Literal["mlp", "logistic"]
 EPSILON = 1e-20
@@ -67,9 +68,12 @@ def fit_detector(
 
 def score_detector(x: Tensor, mean: Tensor, gain: Tensor, **layers: Tensor) -> Tensor:
     """Log-odds of "outlier", `[N]`, float64, for rows `[N, D]`."""
-    x = (x.double() - mean) * gain
-    for i in range(len(layers) // 2):
-        x = F.linear(F.relu(x) if i else x, layers[f"weight{i}"].double(), layers[f"bias{i}"].double())
+    weights, biases = ([layers[f"{name}{i}"].double() for i in range(len(layers) // 2)] for name in ("weight", "bias"))
+    weights[0] = weights[0] * gain
+    biases[0] = biases[0] - weights[0] @ mean
+    x = F.linear(x.double(), weights[0], biases[0])
+    for weight, bias in zip(weights[1:], biases[1:], strict=True):
+        x = F.linear(F.relu(x), weight, bias)
     return x[:, 0]
 
 
@@ -99,43 +103,51 @@ def _mlp(
     faster than random mini-batches. Each takes one thread.
     """
     generator = np.random.default_rng(seed)
-    rows, sign = x.numpy(), np.where(y.numpy() == 1, 1, -1).astype(np.float32)
-    weight = (np.where(sign > 0, 0.5 / (sign > 0).sum(), 0.5 / (sign < 0).sum())).astype(np.float32)
-    shapes = ((hidden, rows.shape[1]), (hidden,), (1, hidden), (1,))
-    loss: Callable[..., Any] = partial(_loss, x=rows, sign=sign, weight=weight, decay=weight_decay, shapes=shapes)
+    sign = 2 * y - 1
+    weight = torch.where(sign > 0, 0.5 / (sign > 0).sum(), 0.5 / (sign < 0).sum())
+    shapes = ((hidden, x.shape[1]), (hidden,), (1, hidden), (1,))
+    loss = partial(_loss, x=x, columns=x.mT.contiguous(), sign=sign, weight=weight, decay=weight_decay, shapes=shapes)
     starts = [
         np.concatenate([(generator.normal(0, s[-1] ** -0.5, s) * (len(s) == 2)).ravel() for s in shapes])
         for _ in range(members)
     ]
     options = {"maxiter": steps, "maxfun": 2 * steps}
     train = partial(minimize, loss, method="L-BFGS-B", jac=True, options=options)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1):
-        found = [_parts(best.x, shapes) for best in pool.map(train, starts)]
-    weight0, bias0, weight1, bias1 = zip(*found, strict=True)
-    layers = (np.concatenate(weight0), np.concatenate(bias0), np.concatenate(weight1, 1) / members, np.mean(bias1, 0))
-    return dict(zip(("weight0", "bias0", "weight1", "bias1"), map(torch.from_numpy, layers), strict=True))
+    threads = torch.get_num_threads()
+    try:
+        with (
+            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            threadpool_limits(1),
+        ):
+            found = [_parts(torch.from_numpy(best.x), shapes) for best in pool.map(train, starts)]
+    finally:
+        torch.set_num_threads(threads)  # what threads started from now on will have
+    weight0, bias0, weight1, bias1 = (torch.stack(part) for part in zip(*found, strict=True))
+    layers = (weight0.flatten(0, 1), bias0.flatten(), weight1.flatten()[None] / members, bias1.mean(0))
+    return dict(zip(("weight0", "bias0", "weight1", "bias1"), layers, strict=True))
 
 
-def _parts(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """A flat vector as arrays of the given shapes."""
-    ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
+def _parts(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """A flat vector as tensors of the given shapes."""
+    return [part.view(shape) for part, shape in zip(flat.split([*map(prod, shapes)]), shapes, strict=True)]
 
 
 def _loss(
     flat: np.ndarray,
-    x: np.ndarray,
-    sign: np.ndarray,
-    weight: np.ndarray,
+    x: Tensor,
+    columns: Tensor,
+    sign: Tensor,
+    weight: Tensor,
     decay: float,
     shapes: Sequence[tuple[int, ...]],
 ) -> tuple[float, np.ndarray]:
     """The regularised, weighted cross-entropy of a network with one hidden layer, and its gradient."""
-    weight0, bias0, weight1, bias1 = _parts(flat.astype(np.float32), shapes)
-    h = np.maximum(x @ weight0.T + bias0, 0)
+    weight0, bias0, weight1, bias1 = _parts(torch.from_numpy(flat).float(), shapes)
+    h = rows_times(x, weight0, bias0).relu_()
     margin = sign * (h @ weight1[0] + bias1)
-    loss = (weight * np.logaddexp(0, -margin)).sum() + decay / 2 * (np.square(weight0).sum() + np.square(weight1).sum())
-    slope = -weight * sign * expit(-margin)
-    inner = np.outer(slope, weight1[0]) * (h > 0)
-    gradients = (inner.T @ x + decay * weight0, inner.sum(0), slope @ h + decay * weight1, slope.sum(keepdims=True))
-    return float(loss), np.concatenate([g.ravel() for g in gradients]).astype(np.float64)
+    loss = (weight * F.softplus(-margin)).sum() + decay / 2 * (weight0.square().sum() + weight1.square().sum())
+    slope = -weight * sign * torch.sigmoid(-margin)
+    inner = torch.outer(slope, weight1[0]) * (h > 0)
+    into0 = rows_times(columns, inner.mT).mT + decay * weight0
+    gradients = (into0, inner.sum(0), slope @ h + decay * weight1, slope.sum())
+    return loss.item(), torch.cat([g.flatten() for g in gradients]).double().numpy()

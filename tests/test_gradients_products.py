@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from howsure.gradients import grad_sq_norms, one_by_one, products
+from howsure import products
+from howsure.detector import fit_detector
+from howsure.gradients import grad_sq_norms, one_by_one
 from howsure.gradients.conv import Conv
-from howsure.gradients.products import convolutions_win, rows_times
+from howsure.products import convolutions_win, rows_times
 
 
 @pytest.fixture
 def won(monkeypatch):
     """oneDNN is the faster, and every product is worth it."""
-    for module in ("products", "conv"):
-        monkeypatch.setattr(f"howsure.gradients.{module}.convolutions_win", lambda: True)
+    for module in ("products", "gradients.conv"):
+        monkeypatch.setattr(f"howsure.{module}.convolutions_win", lambda: True)
     monkeypatch.setattr(products, "_ROWS", 1)
     monkeypatch.setattr(products, "_WORK", 1)
 
@@ -101,6 +103,15 @@ def test_norms_where_products_go_by_convolution(won, threads, alone):
         assert convolved.call_count == 4  # forward and backward
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_detector_whose_products_go_by_convolution(won):
+    inside, outside = torch.randn(60, 5), torch.randn(30, 5) + 1
+    got = fit_detector(inside, outside, steps=3)
+    with mock.patch.object(products, "convolutions_win", return_value=False):
+        want = fit_detector(inside, outside, steps=3)
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 2), (3, 1)])

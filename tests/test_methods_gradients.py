@@ -735,6 +735,22 @@ def test_detector_takes_the_threads_there_are_with_one_result(monkeypatch: pytes
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_the_gradient_of_the_detectors_loss() -> None:
+    x, sign, weight = torch.randn(9, 4), torch.ones(9) - 2 * (torch.arange(9) < 5), torch.rand(9)
+    shapes = ((3, 4), (3,), (1, 3), (1,))
+    found, gradient = detectors._loss(
+        flat := np.random.default_rng(0).normal(size=19), x, x.mT, sign, weight, 0.3, shapes
+    )
+    at = torch.from_numpy(flat).float().requires_grad_()
+    one, shift, two, base = (part.view(shape) for part, shape in zip(at.split([12, 3, 3, 1]), shapes, strict=True))
+    odds = (torch.relu(x @ one.mT + shift) @ two.mT + base)[:, 0]
+    loss = F.binary_cross_entropy_with_logits(odds, (sign + 1) / 2, weight, reduction="sum")
+    loss = loss + 0.15 * (one.square().sum() + two.square().sum())
+    loss.backward()
+    assert found == pytest.approx(loss.item(), rel=1e-5)
+    np.testing.assert_allclose(gradient, at.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["mlp", "logistic"])
 def test_detector_from_hardly_anything(kind: str) -> None:
     inside, outside = clouds(1, 1)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..products import convolutions_win, single
 from .conv_gram import shifted_gram
 from .device import fast_grouped, queued
 from .geometry import Geometry
@@ -30,7 +31,6 @@ from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
 from .linear import linear_sq_norms
 from .norm import channel_sums
-from .products import convolutions_win, single
 from .rule import Rule
 from .sums import added, per_sample, sq_norm
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..products import rows_times
 from .device import queued
 from .gram import gram_is_cheaper, sequence_gram_sq_norms
 from .layout import Layout
-from .products import rows_times
 from .rule import Rule
 from .sums import sq_norm
 
