@@ -29,7 +29,7 @@ from .device import fast_grouped, queued
 from .geometry import Geometry
 from .gram import gram_is_cheaper, gram_sq_norms
 from .layout import Layout
-from .linear import linear_sq_norms
+from .linear import linear, linear_sq_norms
 from .norm import channel_sums
 from .rule import Rule
 from .sums import added, per_sample, sq_norm
@@ -73,7 +73,7 @@ class Conv(Rule):
             matrix, x = weight.flatten(1), x.flatten(1)
         else:
             matrix, x = self.geometry.at_each_position(weight), x.movedim(1, -1).flatten(1)
-        flat = torch.nn.functional.linear(x, matrix, bias if bias is None else bias.repeat(prod(maps)))
+        flat = linear(x, matrix, bias if bias is None else bias.repeat(prod(maps)))
         self.settle()
         out = torch.ops.aten._unsafe_view(flat, [len(flat), *maps, len(weight)]).movedim(-1, 1)
         return out if last else out.contiguous()  # in a convolution's order, since the network may `view` it

@@ -29,11 +29,12 @@ def _shift(gram: Tensor, k: int, geometry: Geometry) -> Tensor:
     dims, size, m, s = len(geometry.kernel), gram.shape[1 + k], geometry.maps[k], geometry.stride[k]
     shape = list(gram.shape)
     shape[1 + k] = shape[1 + k + dims] = m
-    out = gram.new_zeros(shape)
-    for x in range(geometry.kernel[k]):
-        shift = x * geometry.dilation[k] - geometry.pads[k][0]
+    shifts = [x * geometry.dilation[k] - geometry.pads[k][0] for x in range(geometry.kernel[k])]
+    whole = 0 in shifts and s == 1 and m == size
+    out = gram.clone() if whole else gram.new_zeros(shape)
+    for shift in shifts:
         first, last = max(0, -(shift // s)), min(m - 1, (size - 1 - shift) // s)
-        if first <= last:
+        if first <= last and not (whole and shift == 0):
             to = [slice(None)] * len(shape)
             source = list(to)
             to[1 + k] = to[1 + k + dims] = slice(first, last + 1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..products import rows_times
+from ..products import Product, pays, rows_times
 from .device import queued
 from .gram import gram_is_cheaper, sequence_gram_sq_norms
 from .layout import Layout
@@ -45,13 +45,8 @@ def reached(d: Tensor) -> Tensor | None:
     return at if 2 * len(at) <= d.shape[1] else None
 
 
-class _Product(torch.autograd.Function):
-    """``x W^T + b`` for rows ``x [m, I]``; the backward pass leaves out rows without a gradient."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.weight = weight
-        return rows_times(x, weight, bias)
+class _Product(Product):
+    """The backward pass leaves out rows without a gradient."""
 
     @staticmethod
     def backward(ctx, d):
@@ -60,8 +55,17 @@ class _Product(torch.autograd.Function):
         except (RuntimeError, UserWarning):  # batched gradients, for a parameter used unseen, cannot be looked into
             at = None
         if at is None:
-            return rows_times(d, ctx.weight.mT), None, None
+            return Product.backward(ctx, d)
         return d.new_zeros(len(d), ctx.weight.shape[1]).index_copy_(0, at, rows_times(d[at], ctx.weight.mT)), None, None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, product: type[Product] | None = None) -> Tensor:
+    """``x W^T + b`` for rows ``x``: by ``product`` where nothing but the gradient at ``x`` can be asked for."""
+    product = Product if product is None and pays(x, weight) else product
+    constants = not any(t is not None and t.requires_grad for t in (weight, bias))
+    if product is None or not constants or queued(x.device) or torch.is_autocast_enabled(x.device.type):
+        return torch.nn.functional.linear(x, weight, bias)
+    return product.apply(x, weight, bias)
 
 
 class Linear(Rule):
@@ -80,12 +84,10 @@ class Linear(Rule):
     def forward(self) -> Any:
         a = self.arguments
         x, weight = a["input"], a["weight"]
-        if x.dim() == 2 or not x.is_contiguous() or torch.is_autocast_enabled(x.device.type):
+        if not x.is_contiguous() or torch.is_autocast_enabled(x.device.type):
             return super().forward()
         # like `linear`, whose output would be a view, which would have to be copied to carry a hook
-        constants = not any(isinstance(t, Tensor) and t.requires_grad for t in (weight, a.get("bias")))
-        product = _Product.apply if constants and not queued(x.device) else torch.nn.functional.linear
-        flat = product(x.flatten(0, -2), weight, a.get("bias"))
+        flat = linear(x.flatten(0, -2), weight, a.get("bias"), _Product if x.dim() > 2 else None)
         self.settle()
         return torch.ops.aten._unsafe_view(flat, [*x.shape[:-1], weight.shape[0]])
 

@@ -93,7 +93,7 @@ class BatchNorm(SumsOnce, _Norm):
         # sum d (x - mean) may be taken as sum d x - mean sum d, which saves a pass over the maps, unless that cancels;
         # a GPU is not asked, since its host would wait
         off = torch.linalg.vector_norm(self.mean * self.rstd, torch.inf)
-        self.off_centre = queued(x.device) or not bool(off <= CENTRED)
+        self.off_centre = queued(x.device) or not off.item() <= CENTRED
         scale = self.rstd if weight is None else self.rstd * weight
         # `batch_norm` gives one of two orders in memory, `addcmul` its input's
         usual = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))

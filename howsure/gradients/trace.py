@@ -137,11 +137,11 @@ class Tracer(TorchFunctionMode):
                 "the network takes a gradient during its forward pass, whose own gradient cannot be followed;"
                 " replace that gradient by its formula"
             )
-        weight = data = False
+        weight = wanted = data = False
         for t in tensors((args, kwargs) if kwargs else args):
             key = id(t)
             if t in self.weights:
-                weight = True
+                weight, wanted = True, wanted or self.weights.wants(t)
             elif key in self.shells and func not in SHAPES:
                 self.meetings += 1
                 return self.shells[key].exchange(func, args, kwargs)
@@ -153,7 +153,7 @@ class Tracer(TorchFunctionMode):
             data = self._takes_values(name, args, kwargs)
         if data:
             self._notice(name, args, kwargs)
-            return self._meet(func, args, kwargs) if weight else self._pass_on(func, args, kwargs)
+            return self._meet(func, args, kwargs, wanted) if weight else self._pass_on(func, args, kwargs)
         return self._derive(func, args, kwargs) if weight else SOUND.get(func, func)(*args, **kwargs)
 
     def reads(self) -> dict[int, int]:
@@ -235,12 +235,11 @@ class Tracer(TorchFunctionMode):
 
     # -- weights and data ---------------------------------------------------------------------------------------
 
-    def _meet(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def _meet(self, func: Any, args: tuple, kwargs: dict, wanted: bool) -> Any:
         name = name_of(func)
         shape_only = name in SHAPE_ONLY
         if shape_only and self.weights.wants(args[0]):
             return self.weights.derive(func, args, kwargs)
-        wanted = any(self.weights.wants(t) for t in tensors((args, kwargs) if kwargs else args))
         self.ungraded |= wanted and not torch.is_grad_enabled()
         if not wanted or not torch.is_grad_enabled() or shape_only:
             out = self._plainly(func, args, kwargs, self.weights.strip)
