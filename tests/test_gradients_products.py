@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -17,14 +18,16 @@ from howsure.gradients import grad_sq_norms, one_by_one
 from howsure.gradients.conv import Conv
 from howsure.products import convolutions_win, rows_times
 
+WAYS = ("_convolved", "_turned")
+
 
 @pytest.fixture
 def won(monkeypatch):
     """oneDNN is the faster, and every product is worth it."""
     for module in ("products", "gradients.conv"):
         monkeypatch.setattr(f"howsure.{module}.convolutions_win", lambda: True)
-    monkeypatch.setattr(products, "_ROWS", 1)
-    monkeypatch.setattr(products, "_WORK", 1)
+    for least in ("_ROWS", "_WORK", "_WORK_TURNED"):
+        monkeypatch.setattr(products, least, 1)
 
 
 @pytest.fixture
@@ -34,29 +37,53 @@ def undecided():
     convolutions_win.cache_clear()
 
 
-@settings(deadline=None, max_examples=40)
-@given(m=st.integers(1, 40), i=st.integers(1, 20), o=st.integers(1, 20), bias=st.booleans(), turned=st.booleans())
-def test_a_product_by_convolution(m, i, o, bias, turned):
+@settings(deadline=None, max_examples=60)
+@given(
+    m=st.integers(1, 40),
+    i=st.integers(1, 20),
+    o=st.integers(1, 20),
+    bias=st.booleans(),
+    lies=st.sampled_from(["by rows", "by columns", "apart"]),
+    way=st.sampled_from([products._convolved, products._turned]),
+)
+def test_a_product_by_convolution(m, i, o, bias, lies, way):
     torch.manual_seed(0)
-    x, w, b = torch.randn(m, i), torch.randn(i, o).mT if turned else torch.randn(o, i), torch.randn(o) if bias else None
-    got = products._convolved(x, w, b)
-    torch.testing.assert_close(got, F.linear(x, w, b))
+    x, b = torch.randn(m, i), torch.randn(o) if bias else None
+    w = {"by rows": torch.randn(o, i), "by columns": torch.randn(i, o).mT, "apart": torch.randn(o, 2 * i)[:, ::2]}[lies]
+    got = way(x, w, b)
+    torch.testing.assert_close(got, F.linear(x, w, b), rtol=1e-4, atol=1e-4)
     assert got.is_contiguous()
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "dtype", "wins", "calls"),
-    [(500, 200, torch.float32, True, 1), (500, 200, torch.float32, False, 0), (100, 400, torch.float32, True, 0),
-     (300, 100, torch.float32, True, 0), (500, 200, torch.float64, True, 0)],
-)  # fmt: skip
-def test_many_rows_in_single_precision_go_by_convolution_where_it_wins(rows, size, dtype, wins, calls):
-    x, w = torch.randn(rows, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    with (
-        mock.patch.object(products, "convolutions_win", return_value=wins),
-        mock.patch.object(products, "_convolved", side_effect=products._convolved) as convolved,
-    ):
-        torch.testing.assert_close(rows_times(x, w), F.linear(x, w), rtol=1e-4, atol=1e-4)
-    assert convolved.call_count == calls
+    ("rows", "out", "size", "dtype", "wins", "way"),
+    [
+        (500, 200, 200, torch.float32, True, "_convolved"),
+        (500, 200, 200, torch.float32, False, None),
+        (500, 200, 200, torch.float64, True, None),
+        (300, 100, 100, torch.float32, True, None),  # little work
+        (100, 150, 1000, torch.float32, True, None),  # few rows on both sides
+        (64, 1024, 600, torch.float32, True, "_turned"),
+        (600, 1024, 600, torch.float32, True, "_convolved"),
+        (32, 1024, 600, torch.float32, True, None),  # little work for few rows
+        (1, 8192, 4096, torch.float32, True, None),
+    ],
+)
+def test_long_products_in_single_precision_go_by_convolution_where_it_wins(rows, out, size, dtype, wins, way):
+    x, w = torch.randn(rows, size, dtype=dtype), torch.randn(out, size, dtype=dtype)
+    with mock.patch.object(products, "convolutions_win", return_value=wins), watched() as calls:
+        torch.testing.assert_close(rows_times(x, w), F.linear(x, w), rtol=1e-4, atol=1e-3)
+    assert calls == {"_convolved": way in ("_convolved", "_turned"), "_turned": way == "_turned"}
+
+
+@contextmanager
+def watched():
+    """How often a product went each way; one that is turned goes both if its weight lies by rows."""
+    ways = {name: mock.patch.object(products, name, side_effect=getattr(products, name)) for name in WAYS}
+    calls = dict.fromkeys(ways, 0)
+    with ways["_convolved"] as convolved, ways["_turned"] as turned:
+        yield calls
+        calls.update(_convolved=convolved.call_count, _turned=turned.call_count)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +124,26 @@ def test_norms_where_products_go_by_convolution(won, threads, alone):
     torch.set_num_threads(threads)
     try:
         for _ in range(2):
-            with mock.patch.object(products, "_convolved", side_effect=products._convolved) as convolved:
+            with watched() as calls:
                 got = grad_sq_norms(net.float(), x, loss)
             torch.testing.assert_close(got.norms.double(), want, rtol=1e-4, atol=0)
-        assert convolved.call_count == 4  # forward and backward
+        # forward and backward; the last layer's rows lie apart if it reads one token
+        assert calls == {"_convolved": 4 if alone else 6, "_turned": 0}
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_norms_where_a_kernel_that_meets_all_goes_by_convolution(won, last):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Tanh(), nn.Conv2d(6, 5, 3, 1, 1), nn.Tanh(), nn.Flatten()).eval()
+    x, loss = torch.randn(5, 3, 4, 4), lambda z: z.logsumexp(1)
+    want = one_by_one(net.double(), x.double(), [loss])
+    for _ in range(2):
+        with watched() as calls:
+            got = grad_sq_norms(net.float(), x.contiguous(memory_format=torch.channels_last) if last else x, loss)
+        torch.testing.assert_close(got.norms.double(), want, rtol=1e-4, atol=0)
+    assert calls == {"_convolved": 1, "_turned": 2}  # forward, and by columns backward
 
 
 def test_a_detector_whose_products_go_by_convolution(won):

@@ -60,7 +60,12 @@ class Conv(Rule):
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
         if prod(self.geometry.kernel) == 1 and single(a["input"]) and convolutions_win():
             a["dilation"] = 2  # which 1×1 kernels ignore; why: `products`
-        out = self._at_once() if self.groups == 1 and self.geometry.meets_all else super().forward()
+        if self.groups == 1 and self.geometry.meets_all:
+            out = self._at_once()
+        else:
+            if _channels_last(a["input"]) and single(a["input"]):  # torch would do so once for each direction
+                a["weight"] = a["weight"].contiguous(memory_format=torch.channels_last)
+            out = super().forward()
         self.arguments["weight"] = weight
         return out
 
@@ -68,7 +73,7 @@ class Conv(Rule):
         """As a linear layer, without padding or reordering, where the kernel meets all the input at each position."""
         a, maps = self.arguments, self.geometry.maps
         x, weight, bias = a["input"], a["weight"], a.get("bias")
-        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        last = _channels_last(x)
         if prod(maps) == 1 and weight.is_contiguous():
             matrix, x = weight.flatten(1), x.flatten(1)
         else:
@@ -212,6 +217,11 @@ class Conv(Rule):
         if way == "tiles":
             way += ", |a|² |d|²" if prod(self.geometry.maps) == 1 else ", product" if self.makes_gradient else ", Gram"
         return f"convolution: {way} over {'×'.join(map(str, self.geometry.maps))} positions"
+
+
+def _channels_last(t: Tensor) -> bool:
+    """Whether the channels of a map lie side by side in memory, and its positions do not."""
+    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
 
 
 def _beside(t: Tensor, last: bool) -> Tensor:
