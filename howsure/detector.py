@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import UserError
-from .products import rows_times
+from .products import convolutions_win, rows_times
 
 Kind = Literal["mlp", "logistic"]
 EPSILON = 1e-20
@@ -106,7 +106,8 @@ def _mlp(
     sign = 2 * y - 1
     weight = torch.where(sign > 0, 0.5 / (sign > 0).sum(), 0.5 / (sign < 0).sum())
     shapes = ((hidden, x.shape[1]), (hidden,), (1, hidden), (1,))
-    loss = partial(_loss, x=x, columns=x.mT.contiguous(), sign=sign, weight=weight, decay=weight_decay, shapes=shapes)
+    columns = x.mT.contiguous() if convolutions_win() else x.mT
+    loss = partial(_loss, x=x, columns=columns, sign=sign, weight=weight, decay=weight_decay, shapes=shapes)
     starts = [
         np.concatenate([(generator.normal(0, s[-1] ** -0.5, s) * (len(s) == 2)).ravel() for s in shapes])
         for _ in range(members)

@@ -67,6 +67,7 @@ def test_a_product_by_convolution(m, i, o, bias, lies, way):
         (600, 1024, 600, torch.float32, True, "_convolved"),
         (32, 1024, 600, torch.float32, True, None),  # little work for few rows
         (1, 8192, 4096, torch.float32, True, None),
+        (20, 100, 20000, torch.float32, True, None),  # few rows on both sides
     ],
 )
 def test_long_products_in_single_precision_go_by_convolution_where_it_wins(rows, out, size, dtype, wins, way):
@@ -144,6 +145,29 @@ def test_norms_where_a_kernel_that_meets_all_goes_by_convolution(won, last):
             got = grad_sq_norms(net.float(), x.contiguous(memory_format=torch.channels_last) if last else x, loss)
         torch.testing.assert_close(got.norms.double(), want, rtol=1e-4, atol=0)
     assert calls == {"_convolved": 1, "_turned": 2}  # forward, and by columns backward
+
+
+def test_autocast_is_left_alone(won):
+    net = nn.Sequential(nn.Conv2d(3, 6, 2), nn.Flatten(), nn.Linear(6, 3)).eval()
+    x, loss = torch.randn(4, 3, 2, 2), lambda z: z.float().logsumexp(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        with watched() as calls:
+            got = grad_sq_norms(net, x, loss)
+        with mock.patch.object(products, "convolutions_win", return_value=False):
+            want = grad_sq_norms(net, x, loss)
+    assert calls == {"_convolved": 0, "_turned": 0}
+    torch.testing.assert_close(got.norms, want.norms)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_kernel_is_brought_into_the_order_of_the_maps_before_both_directions(last):
+    x, layer = torch.randn(2, 3, 6, 6), nn.Conv2d(3, 4, 3)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    call = {"input": x, "weight": layer.weight.detach(), "bias": layer.bias.detach()}
+    conv = Conv(torch.conv2d, dict(call), set())
+    with mock.patch.object(conv, "func", side_effect=torch.conv2d) as convolution:
+        torch.testing.assert_close(conv.forward(), layer(x).detach())
+    assert convolution.call_args.kwargs["weight"].is_contiguous(memory_format=torch.channels_last) == last
 
 
 def test_a_detector_whose_products_go_by_convolution(won):

@@ -720,9 +720,14 @@ def test_detector_is_deterministic_and_portable(kind: str) -> None:
 
 
 def test_detector_takes_the_threads_there_are_with_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    points, threads, states, used = clouds(400, 300), torch.get_num_threads(), [], set()
+    points, threads, states, used, afterwards = clouds(400, 300), torch.get_num_threads(), [], set(), []
     loss = detectors._loss
-    monkeypatch.setattr(detectors, "_loss", lambda *args, **kw: (used.add(threading.get_ident()), loss(*args, **kw))[1])
+
+    def noted(*args, **kwargs):
+        used.add((threading.get_ident(), torch.get_num_threads()))
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(detectors, "_loss", noted)
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
@@ -730,6 +735,11 @@ def test_detector_takes_the_threads_there_are_with_one_result(monkeypatch: pytes
             states.append(fit_detector(*points))
             assert torch.get_num_threads() == count
             assert (len(used) > 1) == (count > 1)
+            assert {each for _, each in used} == {1}
+            later = threading.Thread(target=lambda: afterwards.append(torch.get_num_threads()))
+            later.start()
+            later.join()
+            assert afterwards.pop() == count
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
