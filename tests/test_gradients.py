@@ -155,6 +155,11 @@ def test_a_cut_kernel_used_twice(size):
     exact(model_of(Twice(nn.Conv2d(3, 2, 3, padding=1))), images(3, 3, size, size))
 
 
+def test_the_gram_form_of_a_strided_convolution_that_keeps_the_size():
+    with mock.patch.object(Conv, "way", "gram"):
+        exact(model_of(nn.Conv2d(2, 3, 4, stride=2, padding=3)), images(3, 2, 4, 4))
+
+
 def test_grouped_convolution_of_maps_of_one_position():
     exact(model_of(nn.Conv2d(4, 4, (1, 2), 1, (0, 1), 1, 2)), images(2, 4, 1, 1))
 

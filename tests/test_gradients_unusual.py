@@ -1532,3 +1532,10 @@ def test_an_exported_network_takes_the_rules_of_its_own():
     own, its = explain(net, x), explain(exported, x)
     assert [rule for _, rule in its] == [rule for _, rule in own]
     torch.testing.assert_close(grad_sq_norms(exported, x, spread).norms, grad_sq_norms(net, x, spread).norms)
+
+
+def test_a_bias_made_of_data():
+    def forward(net, x):
+        return F.linear(torch.stack([x, x.sin()], 1), net.last.weight, net.first(x)[0, :3]).mean(1)
+
+    exact(Net(forward), torch.rand(1, 4).double())
