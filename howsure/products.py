@@ -19,7 +19,7 @@ _WORK = 2**23  # multiplications below which calls take longest
 _WORK_TURNED = 2**25
 _FASTER = 0.75  # of MKL's time
 # on one thread torch has fewer than 16 images made by MKL too, unless there is a dilation, which 1×1 kernels ignore
-_DILATION = 2
+DILATION = 2
 
 
 def rows_times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,7 +71,7 @@ def convolutions_win() -> bool:
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """With the rows of ``x`` as positions."""
-    out = F.conv2d(_as_map(x), weight.contiguous()[..., None, None], bias, dilation=_DILATION)
+    out = F.conv2d(_as_map(x), weight.contiguous()[..., None, None], bias, dilation=DILATION)
     return out.permute(0, 2, 3, 1).reshape(-1, len(weight))
 
 
@@ -82,7 +82,7 @@ def _turned(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         _, out, _ = torch.ops.aten.convolution_backward(
             _as_map(x.mT), _as_map(weight.mT), x.new_empty(len(x), len(weight), 1, 1), None, [1, 1], [0, 0],
-            [_DILATION] * 2, False, [0, 0], 1, [False, True, False],
+            [DILATION] * 2, False, [0, 0], 1, [False, True, False],
         )  # fmt: skip
         out = out[..., 0, 0]
     out = out.contiguous()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..products import convolutions_win, single
+from ..products import DILATION, convolutions_win, single
 from .conv_gram import shifted_gram
 from .device import fast_grouped, queued
 from .geometry import Geometry
@@ -59,7 +59,7 @@ class Conv(Rule):
         if self.geometry.touched is not None:
             a["padding"] = tuple(before for before, _ in self.geometry.pads)
         if prod(self.geometry.kernel) == 1 and single(a["input"]) and convolutions_win():
-            a["dilation"] = 2  # which 1×1 kernels ignore; why: `products`
+            a["dilation"] = DILATION
         if self.groups == 1 and self.geometry.meets_all:
             out = self._at_once()
         else:

@@ -84,7 +84,7 @@ class Linear(Rule):
     def forward(self) -> Any:
         a = self.arguments
         x, weight = a["input"], a["weight"]
-        if not x.is_contiguous() or torch.is_autocast_enabled(x.device.type):
+        if not x.is_contiguous():
             return super().forward()
         # like `linear`, whose output would be a view, which would have to be copied to carry a hook
         flat = linear(x.flatten(0, -2), weight, a.get("bias"), _Product if x.dim() > 2 else None)

@@ -1,4 +1,4 @@
-"""Products of many rows by a 1×1 convolution, wherever that would be taken for the faster."""
+"""Large products by a 1×1 convolution, wherever that would be taken for the faster."""
 
 from __future__ import annotations
 
