@@ -23,7 +23,7 @@ class AdaScaleA(_AdaScale):
     not trained on, and h' the features after moving the share `o` of input values with the smallest gradients of the
     top logit by 0.5 (in normalised inputs). Two forward passes and one backward pass to the input.
 
-    k1 and k2 are the paper's; the authors' code had them the other way round at first.
+    k1 and k2 are the paper's; the authors' code in OpenOOD has their names exchanged.
     """
 
     def score(self, reps: Reps, reference: Tensor) -> Tensor:

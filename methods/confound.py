@@ -21,6 +21,8 @@ class ConfoundNorm(Method):
     with respect to parameter set p: score = Σ_p ‖g_p‖² ("sum"), Σ_p ‖g_p‖² / size_p ("normalised"), or Σ_p log ‖g_p‖²
     ("log", blind to each set's scale); shape [N], higher means more uncertain. One backward pass.
 
+    pytorch-ood's untrained sum (`GradUncertainty`) has the softmax of z instead of σ(z), and the opposite sign.
+
     The paper trains a detector on the vector of these norms (`confound_detector`) and expects larger gradients for less
     familiar inputs. In fact, the sign of the plain sum depends on network and data.
     """

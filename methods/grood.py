@@ -63,8 +63,8 @@ class Grood(Method):
 
     A synthetic outlier is a training image whose first feature map is mixed with the mean of the second most likely
     class. The paper mixes in the mean map; here it is the mean of each channel, since the maps of all training images
-    would not fit in memory. The authors' code in OpenOOD uses lam = 0.5 and by default validation outliers instead.
-    Classes without training images have no prototype.
+    would not fit in memory. The authors' code in OpenOOD mixes with lam = 0.5 and by default takes validation outliers
+    instead. Classes without training images have no prototype.
     """
 
     lam: Fraction = 0.8

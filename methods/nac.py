@@ -50,8 +50,9 @@ class NAC(Method):
     At the penultimate features, the default, the gradient has a closed form: no backward pass. Named `layers` take one;
     the authors' runs on residual networks use the penultimate features and the first three stages.
 
-    `samples` training images are used, evenly spaced, as in the paper (`r` counts images). The authors' code spaces the
-    M parts more densely around 1/2 and tunes α, r and M for each layer and network; here all layers share them.
+    `samples` training images are used, as many as in the paper (`r` counts images), but evenly spaced; the authors'
+    code draws them at random, as many of each class. It spaces the M parts more densely around 1/2, so that its α means
+    something else, and tunes α, r and M for each layer and network; here all layers share them.
     """
 
     alpha: PositiveFloat = 100.0

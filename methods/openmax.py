@@ -21,8 +21,9 @@ class OpenMax(Method):
     rank, and the unknown class gets z_0 = sum_c z_c (1 - w_c);
     score = z_0 - logsumexp_c(z_c w_c), the log-odds of the unknown class; shape [N], higher means more uncertain.
 
-    The distance is Euclidean, between whole vectors of logits, as in OpenOOD. The authors' code by default uses a
-    two-hundredth of that plus the cosine distance; by its comments so does the paper, which was not consulted on this.
+    The distance is Euclidean, between whole vectors of logits, as in OpenOOD, which reweights the 3 largest. The
+    authors' code by default uses a two-hundredth of that plus the cosine distance; by its comments so does the paper,
+    which was not consulted on this.
 
     The log-odds rank images like the probability, but do not tie at one. Algorithm 2 has the Weibull's survival
     function where the authors' code has F, its distribution function, as here. pytorch-ood also fits to wrongly

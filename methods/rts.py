@@ -29,7 +29,7 @@ class TemperatureVariance(Representation[Tensor]):
 
 @dataclass(frozen=True)
 class RTS(Method):
-    """Random temperature scaling. Lang et al., 2023 (as in OpenOOD, arXiv:2306.09301).
+    """Random temperature scaling. Shang et al., 2023, arXiv:2212.01015.
 
     score = mean of the variances of the temperature that divides the logits, as a head trained with the network
     predicts them; shape [N], higher means more uncertain: training makes the temperature large where the network errs.

@@ -448,7 +448,7 @@ def pnml(train: Data, h: Array) -> float:
     v, inverse = unit(h), np.linalg.pinv(x.T @ x, rcond=1e-12)
     beyond = v - np.linalg.pinv(x, rcond=1e-6) @ x @ v
     q = v @ inverse @ v
-    g = 1.0 if beyond @ beyond > 1e-10 else q / (1 + q)
+    g = max(beyond @ beyond, q / (1 + q))
     p = softmax(train.w @ v + train.b)
     return math.log(sum(q / (q + q**g * (1 - q)) for q in p)) / math.log(C)
 
@@ -462,6 +462,12 @@ def test_pnml_beyond_the_span_of_training_features() -> None:
     train, test = data(15)
     train.h[:, 2] = 0
     test.h[:, 2] = np.arange(len(test.h)) % 2
+    got = scores("pnml", train, test)
+    np.testing.assert_allclose(got, [pnml(train, h) for h in test.h], rtol=1e-5)
+
+
+def test_pnml_of_fewer_training_images_than_features() -> None:
+    train, test = data(15, n_train=3)
     got = scores("pnml", train, test)
     np.testing.assert_allclose(got, [pnml(train, h) for h in test.h], rtol=1e-5)
 

@@ -23,6 +23,10 @@ differs from the paper ("differs" below), the tests compare ours with the paper'
 
 Not in these libraries, so compared only with their formulas (`tests/test_methods_formulas.py`): {alone}.
 
+Nor are these, compared with their formulas in `tests/test_methods_passes.py` and `test_methods_gradients.py`: `tta`,
+`ensemble`, `rts`, `adascale_a`, `adascale_l`, `gaia_a`, `gaia_z`, `grood`, `exgrad`, `gradorth`, `predgrad`,
+`gradvector_knn`, `gradvector_mahalanobis`, `purview`.
+
 Not compared, because the peers have something else under these names: `mahalanobis_layers` (theirs is a sum of the
 layers' distances with given weights), `nac` (theirs has parts that are denser towards 0 and 1), `mc_dropout` (theirs
 are means and variances of the softmax).

@@ -259,7 +259,7 @@ COMPARISONS = [
         "GradUncertainty",
         on_images(peer.GradUncertainty, -1),
         {"loss": Confound(output="softmax")},
-        differs="its gradient has p (1 - p) raised to 1e-12 in a denominator; its sign is turned here",
+        differs="both with the softmax; in its gradient a denominator is raised to 1e-12; its sign is turned here",
         formula=confound,
         network=True,
         rtol=1e-2,
