@@ -140,3 +140,5 @@ def test_chunks_on_a_gpu_count_the_memory_that_torch_holds_unused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400)
     assert plan.chunk(128, torch.device("cuda")) == 20
     assert plan.chunk(8, torch.device("cuda")) == 8
+    plan.gradients = 30
+    assert plan.chunk(128, torch.device("cuda")) == 5

@@ -9,13 +9,15 @@ from unittest import mock
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from howsure.gradients import explain, grad_sq_norms, one_by_one, verify
 from howsure.gradients.chunk import Chunk
-from howsure.gradients.layout import Layout
+from howsure.gradients.layout import Layout, candidates, codes, explains, plausible
 from howsure.gradients.parts import Call
 from howsure.gradients.plan import _plans
 from howsure.gradients.sums import sq_norm
@@ -1539,3 +1541,238 @@ def test_a_bias_made_of_data():
         return F.linear(torch.stack([x, x.sin()], 1), net.last.weight, net.first(x)[0, :3]).mean(1)
 
     exact(Net(forward), torch.rand(1, 4).double())
+
+
+class Labelled(Tensor):
+    """A tensor whose kind survives operations."""
+
+
+class Shifted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("by", torch.rand(4, dtype=torch.float64).as_subclass(Labelled))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.by
+
+
+@pytest.mark.parametrize("where", ["images", "buffer", "weight"])
+def test_tensors_of_a_kind_of_their_own_before_an_operation_in_place(where):
+    net = nn.Sequential(Shifted() if where == "buffer" else nn.Identity(), nn.Linear(4, 4), nn.ReLU(inplace=True))
+    net.append(nn.Linear(4, 3))
+    net, x = net.double(), images(5, 4)
+    if where == "weight":
+        net[1].weight = nn.Parameter(net[1].weight.detach().as_subclass(Labelled))
+        assert isinstance(net[1].weight, Labelled)
+    exact(net, x.as_subclass(Labelled) if where == "images" else x)
+
+
+def positive(y: Tensor) -> Tensor:
+    return (y > 0).to(y.dtype)
+
+
+positive_scripted = script(positive)
+
+
+def size_of(y: Tensor) -> Tensor:
+    return y.abs().mean().expand(1, 1, 1)
+
+
+def in_a_thread(y: Tensor) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: positive(y.detach())).result()
+
+
+class Masked(nn.Module):
+    """A convolution's output is read by its batch norm, and by `mask`."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask, self.conv, self.norm, self.last = mask, nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.last((self.norm(y) * self.mask(y.detach() if self.mask is positive_scripted else y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        positive,
+        positive_scripted,
+        in_a_thread,
+        torch.vmap(positive),
+        torch.vmap(lambda y: size_of(y.detach())),
+        lambda y: positive(y.to(y.device)),
+    ],
+    ids=["seen", "scripted", "in a thread", "mapped", "mapped values", "on its device"],
+)
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_output_of_a_folded_convolution_read_unseen(mask, n):
+    net, x = Masked(mask).double().eval(), images(n, 3, 8, 8)
+    exact(net, x)
+    torch.testing.assert_close(grad_sq_norms(net, x, spread).logits, net(x).detach())
+
+
+def test_an_error_of_the_network_itself_under_a_fold():
+    net, x = Masked(positive).double().eval(), images(3, 3, 8, 8)
+    exact(net, x)
+    net.mask = lambda y: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        grad_sq_norms(net, x, spread)
+    net.mask = positive
+    exact(net, x)
+
+
+class Graph(nn.Module):
+    """A layer on 12 nodes, and their neighbours' sums by a sparse matrix."""
+
+    def __init__(self, kept: str, layout: torch.layout):
+        super().__init__()
+        matrix = (torch.eye(12, dtype=torch.float64) + (torch.rand(12, 12) < 0.2)).to_sparse(layout=layout)
+        self.register_buffer("matrix", matrix) if kept == "buffer" else setattr(self, "matrix", matrix)
+        self.first, self.last, self.bias = nn.Linear(4, 6), nn.Linear(6, 3), nn.Parameter(torch.rand(12, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).tanh().transpose(0, 1).reshape(12, -1)
+        y = torch.sparse.addmm(self.bias.expand_as(y), self.matrix, y)
+        return self.last(y.view(12, len(x), 6).mean(0))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.parametrize("kept", ["buffer", "attribute"])
+def test_sparse_matrices(kept, layout):
+    exact(Graph(kept, layout), images(5, 12, 4))
+
+
+def test_several_tensors_in_place():
+    def forward(net, x):
+        y, scale = net.first(x) * 1, net.a * 1
+        torch._foreach_mul_([y], 2.0)
+        torch._foreach_add_([scale], 1.0)
+        return net.last(y.tanh() * scale)
+
+    exact(Net(forward), images(5, 4))
+
+
+def test_several_tensors_in_place_with_parameters_is_an_error():
+    def forward(net, x):
+        y = net.first(x) * 1
+        torch._foreach_mul_([y], [net.a])
+        return net.last(y)
+
+    with pytest.raises(NotImplementedError, match="several tensors in place"):
+        grad_sq_norms(Net(forward).double().eval(), images(5, 4), spread)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_call_with_named_outputs(first):
+    def forward(net, x):
+        matrix = net.first.weight + 4 * torch.eye(4, dtype=x.dtype)
+        return net.last(
+            torch.linalg.lstsq(matrix, (x if first else x @ net.last.weight.T @ net.last.weight).T).solution.T
+        )
+
+    exact(Net(forward), images(5, 4))
+
+
+class Old(torch.autograd.Function):
+    """Twice the data; its backward pass warns that it is out of date."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(x, scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx, d):
+        warnings.warn("out of date", DeprecationWarning, stacklevel=1)
+        x, scale = ctx.saved_tensors
+        return d * scale, (d * x).sum(0)
+
+
+@pytest.mark.filterwarnings("ignore:out of date")
+def test_a_backward_pass_that_warns():
+    exact(Net(lambda net, x: net.last(Old.apply(net.first(x), net.a))), images(5, 4))
+
+
+def by_cells(cell, state):
+    def forward(net, x):
+        h = x[:, 0] * 0
+        for row in x.unbind(1):
+            h = net.cell(row, (h, h * 2) if state else h)
+            h = h[0] + h[1] if state else h
+        return net.last(h)
+
+    def make(bias):
+        net = Net(forward)
+        net.cell = cell(4, 4, bias)
+        del net.first, net.a, net.b
+        return net, images(5, 3, 4)
+
+    return make
+
+
+def by_products(bias):
+    net = Net(lambda net, x: net.last(net.cell(x, x.sin())))
+    net.cell = nn.Bilinear(4, 4, 4, bias)
+    del net.first, net.a, net.b
+    return net, images(5, 4)
+
+
+STEPWISE = {
+    "lstm": by_cells(nn.LSTMCell, True),
+    "gru": by_cells(nn.GRUCell, False),
+    "rnn": by_cells(nn.RNNCell, False),
+    "relu rnn": by_cells(lambda i, h, bias: nn.RNNCell(i, h, bias, "relu"), False),
+    "bilinear": by_products,
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", STEPWISE)
+def test_layers_that_are_made_of_linear_ones(name, bias):
+    net, x = STEPWISE[name](bias)
+    exact(net, x)
+    assert not [rule for _, rule in explain(net, x) if "general" in rule]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradients_that_are_kept_whole_are_kept_for_few_images_at_a_time(shared, monkeypatch):
+    def forward(net, x):
+        return net.last(
+            net.first(net.first(x)) if shared else torch.kron(net.first(x).tanh(), net.b.view(2, 2))[::2, :4]
+        )
+
+    net, x, sizes = Net(forward).double().eval(), images(11, 4), []
+    exact(net, x)
+    monkeypatch.setattr("howsure.gradients.plan._KEPT", 3 * 8 * (20 if shared else 4))
+    run = Chunk.result
+    monkeypatch.setattr(Chunk, "result", lambda self: sizes.append(self.n) or run(self))
+    exact(net, x, calls=1)
+    assert max(sizes) == 3
+    assert sum(sizes) == 11
+
+
+@given(st.integers(2, 5), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_fast_look_at_layouts_keeps_those_that_explain_a_gradient(n, sizes, data):
+    shape = [size * n if data.draw(st.booleans()) else size for size in sizes] + [12 * n]
+    options = candidates(torch.Size(shape), n)
+    true, plain = data.draw(st.sampled_from(options)), torch.randn(shape, dtype=torch.float64)
+    plain[torch.rand(shape) < data.draw(st.sampled_from([0.0, 0.5, 0.99]))] = 0
+    factors, coded = codes(n, plain), plain.clone()
+    rows = true.apart(coded, n)
+    rows.mul_(factors.view(n, *[1] * (rows.dim() - 1)))
+    kept = plausible(options, plain, coded, factors)
+    wanted = [layout for layout in options if explains(layout, plain, coded, factors)]
+    assert [layout for layout in kept if explains(layout, plain, coded, factors)] == wanted
+    assert true in wanted
+
+
+def test_a_fast_look_at_layouts_leaves_few():
+    plain, true = torch.randn(4 * 360, 8, dtype=torch.float64), Layout(0, 60, 6)
+    factors, coded = codes(4, plain), plain.clone()
+    true.apart(coded, 4).mul_(factors[:, None, None, None])
+    assert plausible(candidates(plain.shape, 4), plain, coded, factors) == [true]

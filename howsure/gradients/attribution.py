@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .device import queued
-from .layout import ROUNDING, Layout, candidates, codes, explains
+from .layout import ROUNDING, Layout, candidates, codes, explains, plausible
 from .plan import Again, Plan
 from .site import Site
 from .trace import Tracer
@@ -137,8 +137,9 @@ class Attribution:
         if not plain.numel():
             return []
         noise = self._noise(plain)
-        found = [layout for layout in allowed if explains(layout, plain, coded, factors, *noise)]
-        if not found:
+        likely = plausible(allowed, plain, coded, factors, *noise)
+        found = [layout for layout in likely if explains(layout, plain, coded, factors, *noise)]
+        if not found and (plain.dim() or plain.any()):
             self._refuse_or_defer(site)
         return found
 
@@ -159,7 +160,9 @@ class Attribution:
         def look(site: Site, grads: tuple) -> None:
             self.refuse_unsure(site, grads)
             for g, layout in zip(grads, site.layout, strict=True):
-                if g is not None and g.numel() and layout.split(g, self.n)[others].nan_to_num(0, 0, 0).any():
+                if g is None or not g.numel() or not g.dim():
+                    continue
+                if layout.split(g, self.n)[others].nan_to_num(0, 0, 0).any():
                     self._refuse_or_defer(site)
 
         pull(seed, look)

@@ -16,7 +16,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from .attempts import Attempt
 from .attribution import Attribution, Serve
 from .caches import caches_aside
-from .fold import Fold, find
+from .fold import Fold, Misread, find
 from .general import autocasting
 from .graph import graph_of, pull_back
 from .ledger import Ledger
@@ -109,7 +109,14 @@ class Chunk:
         with disable_saved_tensors_hooks(_HOOKS_AROUND):  # raises where some are on already
             pass
         with _eagerly(self.task.net.modules.values()), disable_saved_tensors_hooks(_CHECKPOINTS), self.tracer:
-            logits = self.task.net.model(self.x)
+            try:
+                logits = self.task.net.model(self.x)
+            except (Again, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                if self.tracer.shells:
+                    raise Misread from error
+                raise
         self.tracer.check_folds()
         if self.tracer.reads_memory and self.task.plan.format_of(self.x) == torch.channels_last:
             raise ReadsMemory
@@ -149,6 +156,7 @@ class Chunk:
         self.ledger = Ledger(task.wanted, task.small, self.tracer, self.hidden, self.n, logits, plan.guesses)
         for site in self.tracer.sites:
             site.rule.doubts = self.attempt.doubts
+        plan.gradients = self.ledger.kept
         self.attribution = Attribution(self.tracer, plan, self.n, bool(self.hidden))
         self.attribution.find(logits, partial(self._pull, logits), self.attempt.probe)
         self._find_folds(logits)
@@ -175,7 +183,12 @@ class Chunk:
         """A backward pass through every site, even one that depends only on a parameter used unseen."""
         if self.tracer.sites and logits.requires_grad:
             ends, self.serve = [self.tracer.anchor, *self.hidden, *self.inner], serve
-            torch.autograd.grad(logits, ends, seed, retain_graph=keep, allow_unused=True)
+            try:
+                torch.autograd.grad(logits, ends, seed, retain_graph=keep, allow_unused=True)
+            except RuntimeError as error:
+                if "use_reentrant" in str(error):
+                    raise RuntimeError(_CHECKPOINTS) from error
+                raise
             self.serve = _pass_by
 
     def _add_hidden(self, logits: Tensor, seed: Tensor) -> None:
@@ -196,6 +209,7 @@ class Chunk:
             )
         self.awaited.remove(site.index)
         site.check_inputs()
+        grads = tuple([None if g is not None and not g.dim() and self.n > 1 else g for g in grads])
         with torch.no_grad():
             self.ledger.serve(site, tuple([g if g is None or g.dtype in _FULL else g.float() for g in grads]))
         if self.releases:

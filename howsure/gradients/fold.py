@@ -39,6 +39,8 @@ SHAPES = {
     *(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
 }
 """What may be asked of an empty shell."""
+_DEVICE: Any = torch.Tensor.device
+DEVICE = _DEVICE.__get__
 
 
 class Unfolded(Again):
@@ -50,6 +52,13 @@ class Unfolded(Again):
 
     def learn(self, plan: Plan) -> None:
         plan.give_up_fold(self.fold)
+
+
+class Misread(Again):
+    """A pass with folds failed, perhaps since a shell was looked into unseen."""
+
+    def learn(self, plan: Plan) -> None:
+        plan.folds = {}
 
 
 @dataclass(eq=False, repr=False)

@@ -57,7 +57,7 @@ def pull_back(outputs: list[Tensor], inputs: list[Tensor], rows: list[Tensor]) -
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             return list(once(rows, True))
-    except (RuntimeError, UserWarning, NotImplementedError):
+    except (RuntimeError, Warning, NotImplementedError):
         each = [once([r[i] for r in rows], False) for i in range(rows[0].shape[0])]
         return [
             None if all(g is None for g in gs) else torch.stack([g for g in gs if g is not None])

@@ -24,7 +24,7 @@ def doubt_of_logits(net: Contents, x: Tensor) -> str:
     kept = {name: b.clone() for name, b in net.model.named_buffers()}
     with _as_in_a_pass(net):
         alone, among = (net.model(part.detach().clone()) for part in (x[:few], x))
-        changed = [name for name, b in net.model.named_buffers() if name in kept and not torch.equal(kept[name], b)]
+        changed = [name for name, b in net.model.named_buffers() if name in kept and not _equal(kept[name], b)]
         again = net.model(x[:few].detach().clone()) if changed else alone
     if not all(isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point() for z in (alone, among, again)):
         return ""
@@ -76,6 +76,10 @@ def _as_in_a_pass(net: Contents) -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.to_dense(), b.to_dense()) if a.layout != torch.strided else torch.equal(a, b)
 
 
 def _off(logits: Tensor, others: Tensor, among: Tensor) -> float:

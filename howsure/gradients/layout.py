@@ -9,6 +9,7 @@ from torch import Tensor
 
 ROUNDING = 1e-6
 """How far two backward passes may differ where sums are made in a fixed order, relative to the largest entry."""
+_MANY, _DRAWN = 4, 4096
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,25 @@ def codes(n: int, like: Tensor, digit: int = 0) -> Tensor:
     i = torch.arange(n, device=like.device)
     exponents = (5 * i + 3 * (i // 8) + 2) % 8 if digit == 0 else (5 * (i // 8) + 2) % 8
     return (torch.ones_like(i) << exponents).to(like.dtype)
+
+
+def plausible(
+    layouts: list[Layout], plain: Tensor, coded: Tensor, factors: Tensor, noise: float = ROUNDING, least: float = 0.0
+) -> list[Layout]:
+    """Those that a few entries, drawn at random, do not contradict: a fast look before ``explains``, looser than it."""
+    if len(layouts) < _MANY or not plain.numel():
+        return layouts
+    n, generator = len(factors), torch.Generator().manual_seed(0)
+    drawn = torch.randint(plain.numel(), (_DRAWN,), generator=generator, device="cpu").to(plain.device)
+    place = torch.unravel_index(drawn, plain.shape)
+    before, after = (t[place].to(factors.dtype) for t in (plain, coded))
+    most = plain.nan_to_num(0, 0, 0).abs().amax().to(factors.dtype) * factors.amax()
+    off = []
+    for layout in layouts:
+        want = before * factors[place[layout.dim] // layout.after % n]
+        slack = 1e-2 * want.abs() + noise * most + least * factors.amax()
+        off.append(((after - want).abs() > slack).any())
+    return [layout for layout, wrong in zip(layouts, torch.stack(off).tolist(), strict=True) if not wrong]
 
 
 def explains(

@@ -63,7 +63,15 @@ class Ledger:
                     if id(w) not in self.made_of:
                         self.made_of[id(w)] = self._made_of(w, site)
         self.direct = self._direct(tracer, hidden)
+        self.kept = self._kept(tracer, hidden)
+        """Bytes of a sample's gradients that are kept whole at once."""
         self.done: list[tuple[Tensor, Tensor]] = []
+
+    def _kept(self, tracer: Tracer, hidden: list[Tensor]) -> int:
+        uses = [(site, w) for site in tracer.sites for w in site.weights.values()]
+        summed = {id(w): w.nbytes for _, w in uses if id(w) not in self.direct} | {id(t): t.nbytes for t in hidden}
+        alone = [w.nbytes for site, w in uses if id(w) in self.direct and isinstance(site.rule, General)]
+        return sum(summed.values()) + max(alone, default=0)
 
     def _made_of(self, weight: Tensor, site: Site) -> list[Tensor]:
         found = leaves_of(weight)

@@ -17,6 +17,7 @@ from .parameters import Contents
 if TYPE_CHECKING:
     from .fold import Fold
 
+_KEPT = 2**29  # bytes of gradients that a chunk may keep
 _CACHE = 2.4e6  # bytes of activations in one layer beyond which larger chunks gain nothing on the CPUs measured
 
 
@@ -57,6 +58,9 @@ class Plan:
     """Bytes of the parameters asked for."""
     outputs: float = 0.0
     """Bytes of all sites' outputs per sample."""
+    gradients: int = 0
+    """Bytes of a sample's gradients of the weights whose gradients are kept whole: shared ones, those of which only
+    parts are parameters, and the largest of a call without a rule."""
     channels_last: bool = True
     """Whether images go in with their channels side by side, which is faster on a CPU."""
 
@@ -88,9 +92,9 @@ class Plan:
         if not self.settled or not self.outputs:
             return n
         if device.type == "cuda":
-            return max(1, min(n, int(_free_memory(device) / 6 / self.outputs)))
+            return max(1, min(n, int(_free_memory(device) / 6 / (self.outputs + self.gradients))))
         parts = max(1, round(n * self.outputs / (_CACHE * len(self.layouts) + self.weights)))
-        return -(-n // parts)
+        return -(-n // max(parts, -(-n * self.gradients // _KEPT)))
 
 
 def _free_memory(device: torch.device) -> int:

@@ -55,6 +55,49 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
     return (scores + attn_mask).softmax(dim=-1) @ value
 
 
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A bilinear layer as a linear one on all products of its inputs' features."""
+    products = input1.unsqueeze(-1) * input2.unsqueeze(-2)
+    return _F.linear(products.flatten(-2), weight.flatten(1), bias)
+
+
+def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    """A step of an LSTM by linear layers."""
+    gates = _F.linear(input, w_ih, b_ih) + _F.linear(hx[0], w_hh, b_hh)
+    i, f, g, o = gates.chunk(4, -1)
+    c = f.sigmoid() * hx[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    """The same of a GRU."""
+    (r, z, n), (rh, zh, nh) = (_F.linear(x, w, b).chunk(3, -1) for x, w, b in ((input, w_ih, b_ih), (hx, w_hh, b_hh)))
+    n, z = (n + (r + rh).sigmoid() * nh).tanh(), (z + zh).sigmoid()
+    return n + z * (hx - n)
+
+
+def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    """The same of a plain recurrent network."""
+    return (_F.linear(input, w_ih, b_ih) + _F.linear(hx, w_hh, b_hh)).tanh()
+
+
+def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    """The same with ReLU."""
+    return (_F.linear(input, w_ih, b_ih) + _F.linear(hx, w_hh, b_hh)).relu()
+
+
+STEPS: dict[Any, Callable[..., Any]] = {
+    _F.scaled_dot_product_attention: attention,
+    _F.bilinear: bilinear,
+    torch.bilinear: bilinear,
+    torch.lstm_cell: lstm_cell,
+    torch.gru_cell: gru_cell,
+    torch.rnn_tanh_cell: rnn_tanh_cell,
+    torch.rnn_relu_cell: rnn_relu_cell,
+}
+"""Calls that meet weights, as several calls for which there are rules."""
+
+
 def repeat_as_expand(t: Tensor, *sizes: Any) -> Tensor:
     """``t.repeat``, through a view where only dimensions of size one are repeated, whose gradient is a cheap sum."""
     flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes

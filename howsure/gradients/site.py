@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,6 +61,23 @@ class Start(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         return None, None
+
+
+def start(anchor: Tensor, run: Callable[[], Any]) -> Any:
+    """What ``run`` gives, requiring grad as ``anchor`` does."""
+    made: list[Any] = []
+
+    def once() -> Any:
+        made.append(run())
+        return made[0]
+
+    out = Start.apply(anchor, once)
+    return out if isinstance(out, Tensor) else like(made[0], out)
+
+
+def like(outputs: Any, others: tuple[Tensor, ...]) -> Any:
+    """The tensors of a call's ``others`` named as its ``outputs`` are, where these have names."""
+    return others if type(outputs) in (tuple, list) else type(outputs)(others)
 
 
 class Tie(torch.autograd.Function):

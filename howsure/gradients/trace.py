@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .calls import (
@@ -33,16 +32,16 @@ from .calls import (
 )
 from .chance import Chance, draws
 from .conv import Conv
-from .fold import SHAPES, Fold, Folded, Unfolded
+from .fold import DEVICE, SHAPES, Fold, Folded, Unfolded
 from .general import General
 from .graph import graph_of
 from .parameters import Contents
 from .plan import Plan
-from .rewrites import SOUND, attention, opened
+from .rewrites import SOUND, STEPS, opened
 from .rule import Rule
 from .rules import rule_for
-from .site import Site, Start, Tie
-from .trees import map_tensors, tensors
+from .site import Site, Tie, like, start
+from .trees import map_tensors, memory_of, tensors
 from .weights import Weights
 
 
@@ -145,6 +144,8 @@ class Tracer(TorchFunctionMode):
             elif key in self.shells and func not in SHAPES:
                 self.meetings += 1
                 return self.shells[key].exchange(func, args, kwargs)
+            elif key in self.shells and func is DEVICE:
+                return self.anchor.device
             elif t.requires_grad or key in self.data:
                 data = True
                 if key in self.outputs and func not in SHAPES:
@@ -221,16 +222,17 @@ class Tracer(TorchFunctionMode):
             if not t.requires_grad and not self.weights.wants(t):
                 self.data[id(t)] = t
 
-    def _before_overwrite(self, target: Tensor) -> None:
-        for site, key in self.saved.pop(target.untyped_storage()._cdata, ()):
-            site.keep_copy(key)
+    def _before_overwrite(self, target: Tensor | Sequence[Tensor]) -> None:
+        for t in tensors((target,)):
+            for site, key in self.saved.pop(memory_of(t), ()):
+                site.keep_copy(key)
 
-    def _unfold(self, changed: Tensor) -> None:
+    def _unfold(self, changed: Tensor | Sequence[Tensor]) -> None:
         """Raise ``Unfolded`` where something folded may be changed afterwards."""
-        memory = changed.untyped_storage()._cdata
+        memory = [memory_of(t) for t in tensors((changed,))]
         for fold in self.folds.values():
             parts = (fold.weight, fold.bias, *fold.weights().values())
-            if any(t is not None and t.untyped_storage()._cdata == memory for t in parts):
+            if any(t is not None and memory_of(t) in memory for t in parts):
                 raise Unfolded(fold)
 
     # -- weights and data ---------------------------------------------------------------------------------------
@@ -268,10 +270,10 @@ class Tracer(TorchFunctionMode):
 
     def _without_rule(self, func: Any, args: tuple, kwargs: dict, name: str) -> Any:
         """The calls that this one consists of, where they can be seen; otherwise the general path."""
-        if func is F.scaled_dot_product_attention:
+        if func in STEPS:
             try:
                 with self:
-                    return attention(*args, **kwargs)
+                    return STEPS[func](*args, **kwargs)
             except NotImplementedError:
                 pass
         if isinstance(func, types.FunctionType):
@@ -281,6 +283,10 @@ class Tracer(TorchFunctionMode):
 
     def _meet_in_place(self, func: Any, args: tuple, kwargs: dict) -> Any:
         target = args[0]
+        if not isinstance(target, Tensor):
+            raise NotImplementedError(
+                f"{name_of(func)}: parameters meet several tensors in place at once; write into one at a time"
+            )
         if target in self.weights:
             if not self.weights.release(target):
                 raise NotImplementedError(
@@ -300,12 +306,12 @@ class Tracer(TorchFunctionMode):
     def _fold(self, fold: Fold, conv: Rule, weights: dict[Any, Tensor], name: str) -> Tensor:
         """The convolution and its batch norm as one; the network gets an empty shell to call the batch norm with."""
         out = self._site(Folded(conv, fold), {**weights, **fold.weights()}, name)
-        shell = torch.full((), torch.nan, dtype=out.dtype, device=out.device).expand(out.shape)
+        shell = torch.empty(out.shape, dtype=out.dtype, device="meta")
         self.shells[id(shell)] = _Shell(shell, fold, out)
         return shell
 
     def _site(self, rule: Rule, weights: dict[Any, Tensor], name: str) -> Any:
-        out = rule.forward() if rule.connected() else Start.apply(self.anchor, rule.forward)
+        out = rule.forward() if rule.connected() else start(self.anchor, rule.forward)
         outputs = [out] if isinstance(out, Tensor) else list(tensors((out,)))
         names = self.weights.names
         label = ", ".join([names.get(id(w)) or f"a tensor made of parameters in {name}" for w in weights.values()])
@@ -319,7 +325,7 @@ class Tracer(TorchFunctionMode):
             return out
         site = Site(len(self.sites), self.meetings, rule, weights, label, outputs)
         for key, t in rule.saved.items():
-            self.saved.setdefault(t.untyped_storage()._cdata, []).append((site, key))
+            self.saved.setdefault(memory_of(t), []).append((site, key))
         self.sites.append(site)
         return self._listen(site, out)
 
@@ -327,9 +333,10 @@ class Tracer(TorchFunctionMode):
         """``out``, whose gradient is handed to the sink when it arrives."""
         if not isinstance(out, Tensor):
             tied = Tie.apply(lambda grads: self.sink(site, grads), *out)
-            return tied if type(out) in (tuple, list) else type(out)(tied)
+            return like(out, tied)
         if out._is_view():
-            out = out.clone()
+            with torch._C.DisableTorchFunctionSubclass():  # which gives a view again, of a tensor of its own kind
+                out = out.clone()
         slot = out.output_nr
         out.grad_fn.register_prehook(lambda grads: self.sink(site, (grads[slot],)))
         self.nodes[out.grad_fn] = site

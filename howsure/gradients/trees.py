@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +16,11 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield item
         elif isinstance(item, (tuple, list, dict)):
             yield from tensors(item)
+
+
+def memory_of(t: Tensor) -> int:
+    """What tells the memory of a tensor, which its views share."""
+    return t.untyped_storage()._cdata if t.layout == torch.strided else id(t)
 
 
 def map_tensors(f: Callable[[Tensor], Any], tree: Any) -> Any:

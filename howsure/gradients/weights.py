@@ -60,8 +60,8 @@ class Weights:
             func(*args)
             self._plain.pop(id(args[0]), None)
         out = func(*map_tensors(self.alias, args), **map_tensors(self.alias, kwargs))
-        changed = [args[0], *([args[0]._base] if args[0]._is_view() else [])] if in_place(func, args, kwargs) else []
-        for t in tensors((changed, out)):
+        changed = list(tensors((args[0],))) if in_place(func, args, kwargs) else []
+        for t in tensors((changed, [t._base for t in changed if t._is_view()], out)):
             if t.requires_grad and id(t) not in self.names:
                 self.wanted[id(t)] = t
         return out
