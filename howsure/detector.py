@@ -27,11 +27,18 @@ from .products import convolutions_win, rows_times
 
 Kind = Literal["mlp", "logistic"]
 EPSILON = 1e-20
+ROUNDING = 1e-14
+"""A squared norm as a fraction of the image's largest below which it is what sums that cancel leave in single
+precision."""
 
 
 def log_norms(sq_norms: Tensor) -> Tensor:
-    """Logs of squared norms, float64, with a floor for those that vanish."""
-    return sq_norms.double().clamp_min(EPSILON).log()
+    """Logs of squared norms `[N, P]`, float64, with a floor for those that vanish but for rounding.
+
+    The gradient of a key's bias in attention, say, is zero, and its computed norm is noise.
+    """
+    norms = sq_norms.double()
+    return norms.clamp_min((ROUNDING * norms.amax(1, keepdim=True)).clamp_min(EPSILON)).log()
 
 
 def fit_detector(

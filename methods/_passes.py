@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from howsure import Batch, Network
+from howsure import Batch, Network, UserError
 from howsure.layers import module
 
 from ._softmax import entropy
@@ -98,8 +98,21 @@ def input_gradient(model: nn.Module, images: Tensor, objective: Callable[[Tensor
     """Gradient `[n, …]` of `objective(logits) -> [n]` with respect to each image."""
     with torch.enable_grad():
         x = tracked(images)
-        (gradient,) = torch.autograd.grad(objective(model(x)).sum(), x)
-    return gradient
+        return gradient_at(x, objective(model(x)))
+
+
+def gradient_at(x: Tensor, values: Tensor, keep: bool = False) -> Tensor:
+    """Gradient of the sum of `values` at the images `x`; `keep` the graph for others.
+
+    Raises:
+        UserError: they do not depend on the images by way of derivatives.
+    """
+    found = (
+        torch.autograd.grad(values.sum(), x, retain_graph=keep, allow_unused=True)[0] if values.requires_grad else None
+    )
+    if found is None:
+        raise UserError("the network has no gradient at its input, since it rounds its pixels or looks them up")
+    return found
 
 
 def shared_input_gradient(batch: Batch, objective: Callable[[Tensor], Tensor]) -> Tensor:
@@ -112,7 +125,7 @@ def shared_input_gradient(batch: Batch, objective: Callable[[Tensor], Tensor]) -
 
     x, logits = batch.share("input to logits", forward)
     with torch.enable_grad():
-        return torch.autograd.grad(objective(logits).sum(), x, retain_graph=True)[0]
+        return gradient_at(x, objective(logits), keep=True)
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:

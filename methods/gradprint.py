@@ -59,7 +59,8 @@ class GradPrint(Method):
 
     (a) v = log ‖g_p‖² for each parameter set p, g the gradient under the cross-entropy to the uniform distribution;
     (b) w = log(|g_c| + ε_c) for each channel c of the biases of normalisation layers, g the gradient under the
-    cross-entropy to the predicted class, ε_c a ten-thousandth of the channel's root mean square in training.
+    cross-entropy to the predicted class, ε_c a ten-thousandth of the channel's root mean square in training;
+    |g_c| counts as 1e-7 of the largest channel's if it is less, which may be rounding.
     For each, take the log of the squared Mahalanobis distance to the mean of the predicted class, standardised on
     in-distribution training images (except those that are alone in their class, and hence its mean); score = their sum;
     shape [N], higher means more uncertain. No outliers are seen. Two backward passes.
@@ -81,11 +82,12 @@ class GradPrint(Method):
 
     def fit(self, train: Reps) -> dict[str, Tensor]:
         shifts = train[self.needs[1]].double()
-        floor = 1e-4 * shifts.square().mean(0).sqrt().clamp_min(1e-30)
-        state = {"floor": floor}
+        size = shifts.square().mean(0).sqrt()
+        floors = {"floor": 1e-4 * size.clamp_min(1e-30), "least": 1e-7 * size.amax()}
+        state = dict(floors)
         group, groups = train[Logits()].argmax(1), train[Logits()].shape[1]
         several = group.bincount()[group] > 1
-        vectors = zip(self._vectors(train, floor), (self.shrinkage, self.shift_shrinkage), strict=True)
+        vectors = zip(self._vectors(train, **floors), (self.shrinkage, self.shift_shrinkage), strict=True)
         for i, (v, shrinkage) in enumerate(vectors):
             gaussian = fit_around(v, group, groups, shrinkage)
             distance = log_distance(distance_around(v, group, **gaussian))
@@ -93,12 +95,13 @@ class GradPrint(Method):
             state |= {f"{key}{i}": value for key, value in gaussian.items()} | {f"mean{i}": mean, f"std{i}": std}
         return state
 
-    def score(self, reps: Reps, floor: Tensor, **state: Tensor) -> Tensor:
+    def score(self, reps: Reps, floor: Tensor, least: Tensor, **state: Tensor) -> Tensor:
         group, total = reps[Logits()].argmax(1), torch.zeros(len(reps[Logits()]), dtype=torch.float64)
-        for i, v in enumerate(self._vectors(reps, floor)):
+        for i, v in enumerate(self._vectors(reps, floor, least)):
             distance = log_distance(distance_around(v, group, state[f"means{i}"], state[f"whiten{i}"]))
             total = total + (distance - state[f"mean{i}"]) / state[f"std{i}"]
         return total
 
-    def _vectors(self, reps: Reps, floor: Tensor) -> tuple[Tensor, Tensor]:
-        return log_norms(reps[self.needs[0]]), (reps[self.needs[1]].double().abs() + floor).log()
+    def _vectors(self, reps: Reps, floor: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+        shifts = reps[self.needs[1]].double().abs().clamp_min(least)
+        return log_norms(reps[self.needs[0]]), (shifts + floor).log()

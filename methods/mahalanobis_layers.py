@@ -17,7 +17,7 @@ from howsure.readings import channel_means
 from howsure.values import Fraction
 
 from ._gaussians import whiten
-from ._passes import output_at, recorded, tracked
+from ._passes import gradient_at, output_at, recorded, tracked
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def _gradients(batch: Batch, gaussians: dict[str, list[Tensor]]) -> list[Tensor]
     with torch.enable_grad(), recorded(model, tuple(gaussians)) as maps:
         x = tracked(batch.images)
         model(x)
-        distances = [_at(maps[name], name, batch, gaussian).sum() for name, gaussian in gaussians.items()]
-        return [torch.autograd.grad(d, x, retain_graph=True)[0] for d in distances]
+        distances = [_at(maps[name], name, batch, gaussian) for name, gaussian in gaussians.items()]
+        return [gradient_at(x, d, keep=True) for d in distances]
 
 
 def _at(output: Tensor, name: str, batch: Batch, gaussian: list[Tensor]) -> Tensor:

@@ -240,6 +240,28 @@ def test_vanished_and_constant_norms_are_finite() -> None:
         assert method.score(one, **method.fit(one)).isfinite().all()
 
 
+def test_logs_of_norms_that_are_only_rounding_are_alike() -> None:
+    norms = torch.tensor([[90.0, 3e-17, 1e-9, 0.0], [90.0, 8e-16, 1e-9, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    logs = detectors.log_norms(norms)
+    torch.testing.assert_close(logs[:2, 1], logs[:2, 3])
+    torch.testing.assert_close(logs[:2, 2], norms[:2, 2].double().log())
+    assert (logs[2] == logs[2, 0]).all()
+    assert logs.isfinite().all()
+
+
+def test_channels_whose_gradient_is_only_rounding_count_alike_in_gradprint() -> None:
+    method, rng = METHODS["gradprint"](), torch.Generator().manual_seed(0)
+    norms, needs = normal_log_norms(), method.needs
+    shifts = torch.randn(60, 4, generator=rng)
+    shifts[:, 3] *= 1e-9
+    state = method.fit(Reps({needs[0]: norms, needs[1]: shifts, Logits(): torch.randn(60, 2, generator=rng)}))
+    test, logits = normal_log_norms(seed=1), torch.randn(60, 2, generator=rng)
+    other = shifts.clone()
+    other[:, 3] = shifts[:, 3].flip(0)
+    one, two = (method.score(Reps({needs[0]: test, needs[1]: v, Logits(): logits}), **state) for v in (shifts, other))
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
 def test_gradprint(network: Network) -> None:
     method = METHODS["gradprint"](columns=10_000)
     needs = (*method.needs, SmallGrads(Predicted()))

@@ -220,6 +220,24 @@ def test_refusals() -> None:
         assert refusal(METHODS[name](), flat) is None
 
 
+class Palette(nn.Module):
+    """Pixels become the nearest of four colours, so that the logits have no gradient there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colours, self.conv, self.last = nn.Embedding(4, 8), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        colour = (x.mean(1, keepdim=True) > torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1)).sum(1)
+        return self.last(self.conv(self.colours(colour).movedim(3, 1)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["odin", "adascale_a", "adascale_l"])
+def test_networks_without_a_gradient_at_the_input_are_refused_in_words(name: str, conv: Network) -> None:
+    with pytest.raises(UserError, match="no gradient at its input"):
+        read(replace(conv, model=Palette().eval(), members=[]), pixels(), METHODS[name]().needs)
+
+
 def test_ensemble(conv: Network) -> None:
     method = METHODS["ensemble"]()
     scores = method.score(read(conv, pixels(), method.needs))
