@@ -17,8 +17,9 @@ from .extract import Extractor, seeded, union
 from .image_files import LooseImages
 from .images import Images, Subset, as_images
 from .method import Method
+from .network import warn_of_low_accuracy
 from .networks import load_network
-from .representations import Logits
+from .representations import Labels, Logits
 from .sources import num_classes, resolve
 from .split import Split
 from .store import Store
@@ -72,11 +73,13 @@ def score_folder(
     if refused:
         raise UserError(f"{method} cannot score this network: {refused}")
     extractor = Extractor(network, Store(cache_root() / "representations"), split)
-    needs = union([(Logits(), *scorer.needs)])
+    needs = union([(Logits(), Labels(), *scorer.needs)])
     fit_split = _held_out(scorer, source, known) or split
     extractor(fit_split, [rep for rep in needs if not rep.needs])
     to_fit, to_compare, to_score = (extractor(some, needs) for some in (fit_split, apart, folder))
     classes = to_score[Logits()].argmax(1).tolist()
+    right = to_compare[Logits()].argmax(1) == to_compare[Labels()]
+    warn_of_low_accuracy(network, float(right.double().mean()))
     to_fit, to_compare, to_score = (reps.only(tuple(scorer.needs), method) for reps in (to_fit, to_compare, to_score))
     state = seeded(0, lambda: scorer.fit(to_fit)) if scorer.supervision == "id-train" else {}
     try:

@@ -53,6 +53,11 @@ class Bench:
         found = extractor.together([(self.splits[split], index) for split, index in images], needs)
         return [reps.only(tuple(needs), method) for reps in found]
 
+    def leave_out(self, shift: str) -> None:
+        """Go on without a shift."""
+        self.splits = {name: split for name, split in self.splits.items() if name != shift}
+        self.shifts = [s for s in self.shifts if s.name != shift]
+
     @cached_property
     def ids(self) -> dict[str, Reps]:
         """Image hashes and labels of each split but `synthetic`, whose images go with their originals."""
@@ -78,8 +83,12 @@ class Bench:
 
     @cached_property
     def divisible(self) -> list[Shift]:
-        """The shifts with an image in every part; the others are too small for protocols that divide them."""
-        return [s for s in self.shifts if all(len(self.part(s.name, part)) for part in (FIT, VAL, TEST))]
+        """The shifts that protocols can divide, as they do `test`: those with an image in every part."""
+        return [s for s in self.shifts if self.has_parts("test") and self.has_parts(s.name)]
+
+    def has_parts(self, split: str) -> bool:
+        """Whether a split has an image in every part; if not, it is too small for protocols that divide it."""
+        return all(len(self.part(split, part)) for part in (FIT, VAL, TEST))
 
     def indices(self, split: str, part: int, tuning: bool = False) -> Tensor:
         """Indices of the images of a part to fit or tune on.

@@ -100,7 +100,7 @@ def _timm(name: str, num_classes: int, asked: dict[str, Any]) -> Blueprint:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        raise unknown("timm network", name, timm.list_models(), "timm/")
+        raise unknown("timm network", name, timm.list_models())
     config = timm.models.get_pretrained_cfg(name)
     given = _override(_timm_input(config), asked, f"timm/{name}")
     arguments: dict[str, Any] = {"in_chans": given.channels}
@@ -147,7 +147,7 @@ def _torchvision(name: str, num_classes: int, asked: dict[str, Any]) -> Blueprin
 
     known = models.list_models(module=models)
     if name not in known:
-        raise unknown("torchvision network", name, known, "torchvision/")
+        raise unknown("torchvision network", name, known)
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     own = InputSpec(

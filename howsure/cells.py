@@ -97,7 +97,7 @@ class Scorer:
         if protocol == "none":
             return self.bench.shifts
         for name in ("test", *(() if self.bench.divisible else (s.name for s in self.bench.shifts))):
-            if not all(len(self.bench.part(name, part)) for part in (FIT, VAL, TEST)):
+            if not self.bench.has_parts(name):
                 raise CellError(f"'{name}' is too small for protocol {protocol}: one of its three parts has no image")
         return self.bench.divisible
 
@@ -271,6 +271,8 @@ def scored(method: Method, reps: Reps, state: Mapping[str, Tensor], where: str) 
     if not isinstance(scores, Tensor):
         got = type(scores).__name__
         raise CellError(f"score returned a {got} for {where}; it must return a tensor with one number per image")
+    if not scores.is_floating_point():
+        raise CellError(f"scores of {where} are {scores.dtype}; they must be floating-point numbers")
     values = scores.detach().cpu().double().numpy()
     if values.shape != (reps.images,):
         raise CellError(f"scores of {where} have shape {list(values.shape)}; they must have shape [{reps.images}]")

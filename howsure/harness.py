@@ -29,7 +29,7 @@ from .keys import room, sources_of
 from .material import Material
 from .method import Method
 from .metrics import misclassification
-from .network import Network
+from .network import Network, warn_of_low_accuracy
 from .networks import load_network
 from .protocol import FIT, TEST, VAL, Shift, unmet_need, without_severity
 from .record import new_record, now
@@ -111,6 +111,11 @@ class Run:
                 self._say_once(f"protocol '{protocol}' left out: it needs {need}")
         return [protocol for protocol, need in unmet.items() if not need]
 
+    def _to_divide(self, bench: Bench) -> Sequence[Shift]:
+        """The shifts that protocols are chosen by; all, where the suite asks for protocols and none can be divided, so
+        that these fail with the reason."""
+        return bench.divisible or (bench.shifts if self.suite.protocols else ())
+
     def _refuse_nothing_to_run(self) -> None:
         pairs = self._pairs()
         idle = [name for name in self.methods if name not in {method for method, _ in pairs}]
@@ -160,7 +165,20 @@ class Run:
 
     def _assemble(self) -> pd.DataFrame:
         self.record["finished"] = now()
+        self._say_what_stays_out()
         return self.folder.assemble(self.record)
+
+    def _say_what_stays_out(self) -> None:
+        """Name what earlier runs into this folder finished and this one did not ask for."""
+        mine = [(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]]
+        others = [astuple(c.name) for c in self.folder.cells() if c.state == "done" and astuple(c.name) not in mine]
+        apart = [f"seed {v}" if isinstance(v, int) else str(v) for k in (3, 0, 1) for v in _new(others, mine, k)]
+        if apart:
+            named = ", ".join(apart[:5]) + (", …" if len(apart) > 5 else "")
+            self._say_once(
+                f"{self.folder.folder}: results of earlier runs ({named}) stay there, but out of the tables;"
+                " ask for all at once to have them together"
+            )
 
     @cached_property
     def material(self) -> Material:
@@ -197,7 +215,7 @@ class Run:
         test = bench.extractor(bench.splits["test"], (Logits(), Labels()))
         errors = (test[Logits()].argmax(1) != test[Labels()]).numpy()
         network.accuracy = float((~errors).mean())
-        _warn_of_low_accuracy(network)
+        warn_of_low_accuracy(network, network.accuracy)
         for split, n, other in bench.overlaps():
             self._say_once(
                 f"{n} of the {len(bench.splits[split])} images of '{split}' are also among those of '{other}'"
@@ -209,11 +227,12 @@ class Run:
         })  # fmt: skip
         self.folder.write_errors(spec.name, seed, errors)
         if set(self.suite.chosen_protocols()) != {"none"}:
+            small = "too small for protocols that divide it into three parts; only `none` includes it"
+            if not bench.has_parts("test"):
+                self._say_once(f"'test' is {small}")
             for shift in bench.shifts:
-                if shift not in bench.divisible:
-                    self.material.leave_out(
-                        shift.name, "too small for protocols that divide it into three parts; only `none` includes it"
-                    )
+                if not bench.has_parts(shift.name):
+                    self.material.leave_out(shift.name, small)
         self._run_cells(bench, spec.name, refusals, errors)
         self._time(bench, able)
 
@@ -286,8 +305,14 @@ class Run:
             again = [rep for rep in fitted if any(rep in some for some in learning)]
             if again:
                 bench.extractor(bench.splits["train"], again)
-            for split in splits.values():
-                bench.extractor(split, needed, progress=bar.update)
+            for name, split in splits.items():
+                try:
+                    bench.extractor(split, needed, progress=bar.update)
+                except UserError as error:
+                    if isinstance(error, NoGradients) or name not in {shift.name for shift in bench.shifts}:
+                        raise
+                    self.material.break_off(name, one_line(error))
+                    bench.leave_out(name)
             if detecting and (seen := self._made_of_training(bench)):
                 bar.total = bar.n + sum(len(index) for _, index in seen)
                 bench.extractor.together(seen, _plain(detecting), progress=bar.update)
@@ -295,7 +320,7 @@ class Run:
     def _made_of_training(self, bench: Bench) -> list[tuple[Split, Tensor]]:
         """The training images, and the outliers made of such, that detectors are fitted on."""
         seen: list[tuple[str, Tensor]] = []
-        for protocol in self._protocols(bench.divisible or bench.shifts):
+        for protocol in self._protocols(self._to_divide(bench)):
             if protocol in MADE_OF_TRAINING:
                 with suppress(CellError):
                     seen += chain(*to_fit_on(bench, (protocol,), FIT))
@@ -303,7 +328,7 @@ class Run:
 
     def _run_cells(self, bench: Bench, backbone: str, refusals: dict[str, Refusal], errors: np.ndarray) -> None:
         self.folder.begin(self.record)
-        protocols = self._protocols(bench.divisible or bench.shifts)
+        protocols = self._protocols(self._to_divide(bench))
         with self._bar(len(self.methods) * len(protocols), f"{backbone}: cells", "cell") as bar:
             for name, method in self.methods.items():
                 scorer = Scorer(bench, name, method)
@@ -436,14 +461,9 @@ def _reason(error: BaseException) -> str:
     return one_line(error) if isinstance(error, CellError | UserError) else described(error)
 
 
-def _warn_of_low_accuracy(network: Network) -> None:
-    chance = 1 / network.num_classes
-    if network.accuracy is not None and network.accuracy < chance + 0.1 * (1 - chance):
-        print(
-            f"howsure: {network.name}: accuracy {100 * network.accuracy:.1f} %, hardly above chance; does it have its"
-            " weights (checkpoint = …), and its classes in the order of the data?",
-            file=sys.stderr,
-        )
+def _new(others: Sequence[tuple[Any, ...]], mine: Sequence[tuple[Any, ...]], k: int) -> list[Any]:
+    """What stands at place k in `others` alone, in order."""
+    return [v for v in dict.fromkeys(other[k] for other in others) if v not in {one[k] for one in mine}]
 
 
 def _rows(row: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:

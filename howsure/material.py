@@ -104,6 +104,12 @@ class Material:
             self.missing[shift] = why
             print(f"howsure: shift '{shift}' left out: {why}", file=sys.stderr)
 
+    def break_off(self, shift: str, why: str) -> None:
+        """Leave out a shift whose images cannot all be read."""
+        self.splits.pop(shift, None)
+        self.broken[shift] = why
+        self.leave_out(shift, why)
+
     def shifts(self, among: Collection[str]) -> list[Shift]:
         """The shifts whose splits are among those named, in the suite's order."""
         found = [self._shift(spec) for spec in self.suite.shift if spec.name in among]

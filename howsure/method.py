@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from torch import Tensor
 
+from .errors import UserError
 from .representation import Representation
 from .values import check_values
 
@@ -83,10 +84,24 @@ def misdeclared(method: Method) -> str | None:
         return "supervision 'none' does not allow a fit; set supervision to 'id-train' or 'outliers'"
     if cls.supervision != "none" and cls.fit is Method.fit:
         return f"supervision '{cls.supervision}' requires a fit; write one, or set supervision to 'none'"
+    try:
+        hash(method)
+    except TypeError as error:
+        return (
+            f"has no hash ({error}); decorate it with @dataclass(frozen=True), and give its fields values that cannot"
+            " change, such as tuples"
+        )
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for name, values in method.grid.items():
         if name not in known:
             return f"grid names '{name}', which is not a field; the fields are {', '.join(known) or 'none'}"
         if not isinstance(values, (tuple, list)):
             return f"grid of {name} is a {type(values).__name__}, but must be a tuple of values"
+        if not values:
+            return f"grid of {name} is empty; give it values to choose from, or leave {name} out"
+        for value in values:
+            try:
+                replace(method, **{name: value})  # type: ignore[type-var]
+            except (UserError, TypeError, ValueError) as error:
+                return f"grid of {name} holds {value!r}: {error}"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -144,6 +145,17 @@ def check_output(network: Network, use: str) -> None:
         )
     if not out.isfinite().all():
         raise UserError(f"{use}: its logits are NaN or infinite; give other weights, or train with a smaller lr")
+
+
+def warn_of_low_accuracy(network: Network, accuracy: float) -> None:
+    """Say on stderr where a network does hardly better than chance."""
+    chance = 1 / network.num_classes
+    if accuracy < chance + 0.1 * (1 - chance):
+        print(
+            f"howsure: {network.name}: accuracy {100 * accuracy:.1f} %, hardly above chance; does it have its weights"
+            " (a checkpoint), and its classes in the order of the data?",
+            file=sys.stderr,
+        )
 
 
 @torch.no_grad()

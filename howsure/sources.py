@@ -126,6 +126,8 @@ class Npz(Dataset):
         return None if self.path.is_file() else f"{self.path}: no such file; put it there or name another"
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.path.exists() and not zipfile.is_zipfile(self.path):
+            raise UserError(f"{self.path}: not an .npz archive; write it with np.savez(file, x=…, y=…)")
         try:
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 missing = [key for key in ("x", "y") if key not in arrays]
@@ -191,7 +193,7 @@ class ImageList(Dataset):
         return None if first.exists() else f"{self.file}: no {first}, its first image; unpack the images there"
 
     def _entry(self, number: int, line: str) -> tuple[str, int]:
-        path, _, label = line.strip().rpartition(" ")
+        path, label = (*line.strip().rsplit(maxsplit=1), "")[:2]
         if not path or not re.fullmatch(r"-1|\d+", label) or int(label) >= MOST_CLASSES:
             raise UserError(
                 f"{self.file}: line {number} is '{line.strip()}'; give the image's path and its class index"

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from howsure import Batch, Network, UserError
+from howsure import Batch, Network
+from howsure.errors import NoGradients
 from howsure.layers import module
 
 from ._softmax import entropy
@@ -105,13 +106,13 @@ def gradient_at(x: Tensor, values: Tensor, keep: bool = False) -> Tensor:
     """Gradient of the sum of `values` at the images `x`; `keep` the graph for others.
 
     Raises:
-        UserError: they do not depend on the images by way of derivatives.
+        NoGradients: they do not depend on the images by way of derivatives.
     """
     found = (
         torch.autograd.grad(values.sum(), x, retain_graph=keep, allow_unused=True)[0] if values.requires_grad else None
     )
     if found is None:
-        raise UserError("the network has no gradient at its input, since it rounds its pixels or looks them up")
+        raise NoGradients("the network has no gradient at its input, since it rounds its pixels or looks them up")
     return found
 
 

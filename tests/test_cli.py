@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -165,10 +166,12 @@ def test_a_mistake_in_a_suite_is_one_line_and_status_two(mistake, suite, capsys,
 def test_a_truncated_image(suite, folder, capsys, tmp_path):
     file = folder / "a" / "1.png"
     file.write_bytes(file.read_bytes()[:40])
-    assert stop("run", suite(shift=f"imagefolder:{folder}"), "--out", tmp_path / "out") == 2
-    err = capsys.readouterr().err
-    assert "1.png" in err
-    assert len(err.strip().splitlines()) == 1
+    assert stop("run", suite(shift=f"imagefolder:{folder}"), "--out", tmp_path / "out") == 1
+    out, err = capsys.readouterr()
+    assert "howsure: shift 'images' left out" in err
+    assert [line for line in err.splitlines() if "failed" in line and "1.png: not a readable image" in line]
+    assert "misclassification" in out
+    assert set(pd.read_csv(tmp_path / "out" / "results.csv")["task"]) == {"misclassification"}
 
 
 def test_an_empty_folder(suite, capsys, tmp_path):
@@ -378,6 +381,22 @@ def test_score_fits_on_held_out_images_where_the_method_asks_for_some(tmp_path, 
     data, inputs = tmp_path / "data", {"mean": [0.5], "std": [0.25], "size": [8, 8]}
     score_folder(f"{net}:build", method, f"imagefolder:{data}", data, None, torch.device("cpu"), inputs)
     assert seen == [fitted]
+
+
+def test_score_tells_of_a_network_that_guesses(tmp_path, capsys):
+    net, rng = tmp_path / "net3.py", np.random.default_rng(0)
+    net.write_text(
+        "from torch import nn\n\ndef build():\n    last = nn.Linear(64, 8)\n    nn.init.zeros_(last.weight)\n"
+        "    return nn.Sequential(nn.Flatten(), last)\n"
+    )
+    np.savez(tmp_path / "train.npz", x=rng.integers(0, 256, (400, 8, 8), dtype=np.uint8), y=np.arange(400) % 8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "images" / "one.png")
+    train, place = f"npz:{tmp_path / 'train.npz'}", tmp_path / "images"
+    inputs = {"mean": [0.5], "std": [0.25], "size": [8, 8]}
+    score_folder(f"{net}:build", "msp", train, place, None, torch.device("cpu"), inputs)
+    assert "howsure: network: accuracy" in (err := capsys.readouterr().err)
+    assert "hardly above chance" in err
 
 
 def test_a_percentile_says_how_many_usual_images_score_lower(tmp_path):

@@ -180,6 +180,13 @@ def test_a_list_takes_paths_from_its_own_folder(tmp_path):
     assert [np.asarray(image)[0, 0, 0] for image, _ in (images[0], images[1])] == [10, 20]
 
 
+def test_a_list_with_tabs_and_names_with_spaces(tmp_path):
+    folder_of(tmp_path, {"a b.png": 10})
+    (tmp_path / "l.txt").write_text("a b.png\t3\n")
+    images = resolve("imglist:l.txt", tmp_path).split("test")
+    assert (np.asarray(images[0][0])[0, 0, 0], images.y.tolist()) == (10, [3])
+
+
 def test_a_list_of_absolute_paths(tmp_path, tmp_path_factory):
     elsewhere = folder_of(tmp_path_factory.mktemp("elsewhere"), {"1.png": 10})
     (tmp_path / "l.txt").write_text(f"{elsewhere / '1.png'} 0\n")
@@ -441,7 +448,7 @@ def test_a_damaged_npz_is_one_line(tmp_path, damage):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
 def test_what_is_no_npz_at_all(tmp_path, content):
     (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match=r"not an \.npz archive; write it with np\.savez"):
         resolve("npz:bad.npz", tmp_path).split("train")
     with pytest.raises(UserError, match="no such file") as error:
         resolve("npz:none.npz", tmp_path).split("train")
@@ -451,7 +458,7 @@ def test_what_is_no_npz_at_all(tmp_path, content):
 def test_a_npy_called_npz(tmp_path):
     with (tmp_path / "bad.npz").open("wb") as stream:
         np.save(stream, X)
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match=r"not an \.npz archive; write it with np\.savez"):
         resolve("npz:bad.npz", tmp_path).split("train")
 
 

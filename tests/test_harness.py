@@ -921,6 +921,32 @@ def test_a_shift_too_small_to_be_split_is_left_out_of_the_protocols_that_split(m
     assert set(rows[rows["shift"] == "outliers"]["protocol"]) == {"none", "same-shift", "leave-one-out"}
 
 
+def test_protocols_that_cannot_be_had_are_left_out_by_default_and_fail_if_asked_for(material, tmp_path, capsys):
+    np.savez(material / "one.npz", x=made_up("outliers").images.x[:1], y=np.zeros(1, int))
+    text = Path(write_suite(material, "only_small", ["msp"], ["same-shift"])).read_text()
+    text = text[: text.index("[[shift]]")] + '[[shift]]\ndata = "npz:one.npz"\n'
+    for asked, status in (True, 1), (False, 0):
+        lines = [line for line in text.splitlines() if asked or not line.startswith("protocols")]
+        suite = material / "only_small.toml"
+        suite.write_text("\n".join(lines))
+        assert run("run", suite, "--out", tmp_path / str(asked)) == status
+        err = capsys.readouterr().err
+        assert ("is too small for protocol same-shift" in err) == asked
+        assert ("protocol 'same-shift' left out: it needs a shift that is large enough" in err) != asked
+    assert set(pd.read_csv(tmp_path / "False" / "results.csv")["protocol"]) == {"none"}
+
+
+def test_what_earlier_runs_left_in_the_folder_is_told(material, tmp_path, capsys):
+    suite = write_suite(material, "more", ["msp", "knn", "energy"], ["none"])
+    assert run("run", suite, "--out", tmp_path, "--methods", "msp,energy") == 0
+    assert told(capsys) == []
+    assert run("run", suite, "--out", tmp_path, "--methods", "knn", "--seed", "1") == 0
+    [line] = told(capsys)
+    assert line.startswith(f"howsure: {tmp_path}: results of earlier runs (energy, msp, seed 0) stay there")
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert [line for line in told(capsys) if "(seed 1)" not in line] == []
+
+
 def test_leaving_one_out_needs_two_shifts_that_are_large_enough(material, tmp_path, capsys):
     np.savez(material / "two.npz", x=made_up("outliers").images.x[:2], y=np.zeros(2, int))
     file = Path(write_suite(material, "too_few", ["knn", "feature_detector"], ["same-shift", "leave-one-out"]))
@@ -963,6 +989,8 @@ def test_a_cache_that_cannot_be_written_stops_no_run(material, tmp_path, capsys,
         (lambda z: z.amax(1) * torch.inf, "are NaN or infinite"),
         (lambda z: z.amax(1)[:-1], "they must have shape"),
         (lambda z: None, "score returned a NoneType"),
+        (lambda z: z.amax(1).to(torch.complex64), "are torch.complex64; they must be floating-point numbers"),
+        (lambda z: z.argmax(1), "are torch.int64; they must be floating-point numbers"),
         (lambda z: sys.exit(3), "SystemExit: 3"),
     ],
     indirect=["plugin"],

@@ -80,6 +80,12 @@ def test_long_tails_are_squeezed_and_order_is_kept():
     assert (np.diff(near) > 0).all()
 
 
+def test_huge_scores_that_are_mostly_alike_are_squeezed():
+    near, far = histograms._squeezed(np.array([0.0] * 9 + [1e200]), np.array([1e200], np.float64))
+    assert near[0] == 0
+    assert 0 < near[-1] == far[0] < 10
+
+
 def test_a_very_sure_network_has_a_histogram():
     """Its ID scores lie within less than the smallest normal number."""
     got = histograms.histogram({"x": (np.array([0, 1e-320, 3e-320]), np.array([0.5, 1]))}, {"x": "far"})
@@ -151,9 +157,11 @@ def test_methods_that_lack_cells_have_a_star_in_every_plot(tmp_path):
     assert style.with_stars(rows) == {m: f"{m}*" for m in ("msp", "energy", "knn")}
     graded = severity.severity(rows[rows["task"] == "corruption"], ["msp", "energy", "knn"], "none")
     assert labels_of(graded) == ["msp*", "knn*"]
+    assert "methods" not in graded.legends[0].get_title().get_text()
     curves = {("near", "msp"): np.linspace(0, 1, 101), ("near", "knn"): np.linspace(0, 1, 101)}
-    figure = roc.roc(curves, ["msp", "energy", "knn"], {"knn": "knn*"}, "none")
+    figure = roc.roc(curves, ["msp", "energy", "knn"], {"knn": "knn*"}, "none", 12)
     assert labels_of(figure) == ["msp", "knn*"]
+    assert "2 of 12 methods" in figure.legends[0].get_title().get_text()
     assert "some cells missing" in figure.legends[0].get_title().get_text()
 
 

@@ -92,6 +92,8 @@ def histogram(
 
 def _squeezed(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
     """asinh of the scores' distance from the median of `low`, in interquartile ranges of `low`."""
-    quarter, middle, three = np.quantile(low.astype(np.float64), [0.25, 0.5, 0.75])
-    scale = max(three - quarter or low.std() or 1.0, 1e-300 * max(np.abs(low).max(), np.abs(high).max()))
-    return [np.arcsinh((v.astype(np.float64) - middle) / scale) for v in (low, high)]
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    quarter, middle, three = np.quantile(low, [0.25, 0.5, 0.75])
+    largest = max(np.abs(low).max(), np.abs(high).max(), 1e-300)
+    scale = max(three - quarter or largest * (low / largest).std() or 1.0, 1e-300 * largest)
+    return [np.arcsinh((v - middle) / scale) for v in (low, high)]

@@ -14,9 +14,16 @@ _GRID = np.linspace(0, 1, 101)
 
 
 def roc(
-    curves: dict[tuple[str, str], np.ndarray], chosen: Sequence[str], stars: Mapping[str, str], protocol: str
+    curves: dict[tuple[str, str], np.ndarray],
+    chosen: Sequence[str],
+    stars: Mapping[str, str],
+    protocol: str,
+    methods: int,
 ) -> Figure:
-    """ROC curves by group of shifts: the mean share of shifted images flagged against that of ID images flagged."""
+    """ROC curves by group of shifts: the mean share of shifted images flagged against that of ID images flagged.
+
+    `methods` were run, of which some are `chosen`.
+    """
     groups = ordered(g for g, _ in curves)
     figure, panels = panels_of(len(groups), 3.4, 3.4, legend_width(chosen), columns=3)
     for axes, group in zip(panels, groups, strict=True):
@@ -30,7 +37,7 @@ def roc(
     figure.supylabel("share of shifted images flagged", fontsize=9, x=0.01, ha="left")
     drawn = {method for _, method in curves}
     names = {m: stars.get(m, m) for m in chosen if m in drawn}
-    legend(figure, chosen, names, f"Protocol {protocol}", marker=None)
+    legend(figure, chosen, names, f"Protocol {protocol}", methods, marker=None)
     return figure
 
 

@@ -14,7 +14,7 @@ from .style import legend, legend_width, panels_of, style, with_stars
 
 def severity(rows: pd.DataFrame, chosen: Sequence[str], protocol: str) -> Figure:
     """AUROC against severity, for all corruptions and for each family, averaged over types and backbones."""
-    stars = with_stars(rows)
+    stars, methods = with_stars(rows), rows["method"].nunique()
     rows = rows[rows["method"].isin(chosen)]
     families = ["all corruptions", *ordered(rows["group"])]
     if len(families) == 2:
@@ -33,7 +33,7 @@ def severity(rows: pd.DataFrame, chosen: Sequence[str], protocol: str) -> Figure
     figure.supxlabel("severity", fontsize=9, y=0.01, va="bottom")
     figure.supylabel("AUROC", fontsize=9, x=0.01, ha="left")
     names = {m: stars.get(m, m) for m in chosen if m in set(rows["method"])}
-    legend(figure, chosen, names, f"Protocol {protocol}", markersize=4)
+    legend(figure, chosen, names, f"Protocol {protocol}", methods, markersize=4)
     return figure
 
 

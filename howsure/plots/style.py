@@ -36,9 +36,10 @@ def style(method: str, chosen: Sequence[str]) -> dict[str, Any]:
     return {"color": OKABE_ITO[colour], "linestyle": dash, "linewidth": 1.5, "marker": MARKERS[place % len(MARKERS)]}
 
 
-def legend(figure: Figure, chosen: Sequence[str], names: Mapping[str, str], title: str, **more: Any) -> None:
-    """A legend for the methods in `names`, with the lines that `style` gives them among the `chosen`."""
+def legend(figure: Figure, chosen: Sequence[str], names: Mapping[str, str], title: str, of: int, **more: Any) -> None:
+    """A legend for the methods in `names`, with the lines that `style` gives them among the `chosen`; `of` so many."""
     handles = [Line2D([], [], **{**style(m, chosen), **more}, label=name) for m, name in names.items()]
+    title += f"\n{len(names)} of {of} methods" if len(names) < of else ""
     title += "\n* some cells missing" if any(name.endswith("*") for name in names.values()) else ""
     figure.legend(
         handles=handles, title=title, loc="center right", fontsize=8, title_fontsize=8, frameon=False, handlelength=3.5

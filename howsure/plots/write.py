@@ -84,7 +84,7 @@ def _of_scores(
     if curves:
         mean = {key: np.mean(many, axis=0) for key, many in curves.items()}
         stars = with_stars(auroc[auroc["task"] != "misclassification"])
-        yield slug("roc", protocol), roc(mean, chosen, stars, protocol)
+        yield slug("roc", protocol), roc(mean, chosen, stars, protocol, len(board))
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:
