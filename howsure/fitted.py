@@ -95,7 +95,8 @@ def fit(
     for rep in scorer.needs:
         _fit_representation(fitted, rep, images)
     if scorer.supervision != "none":
-        fitted.state = _learnt(scorer, *(fitted.read(given) for given in (images, outliers) if given is not None))
+        known = _labelled(images, network.num_classes)
+        fitted.state = _learnt(scorer, *(fitted.read(given) for given in (known, outliers) if given is not None))
     return fitted
 
 
@@ -105,7 +106,8 @@ def _fit_representation(fitted: Fitted, rep: Representation[Any], images: Inputs
         return
     for inner in rep.needs:
         _fit_representation(fitted, inner, images)
-    fitted.states = {**fitted.states, rep: _learnt(rep, fitted.read(images, rep.needs).only(rep.needs, repr(rep)))}
+    known = _labelled(images, fitted.network.num_classes)
+    fitted.states = {**fitted.states, rep: _learnt(rep, fitted.read(known, rep.needs).only(rep.needs, repr(rep)))}
 
 
 def _learnt(learner: Any, *seen: Reps) -> dict[str, Tensor]:
@@ -118,6 +120,18 @@ def _first(images: Inputs) -> Tensor:
     for inputs, _ in map(_pair, images):
         return _checked(inputs)
     raise UserError("there are no images to fit on; give at least one batch")
+
+
+def _labelled(images: Inputs, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, once their labels are seen to be class indices."""
+    for inputs, labels in map(_pair, images):
+        whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == (len(inputs),)
+        if not whole or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
+            raise UserError(
+                f"the labels must be class indices [n], integers from 0 to {classes - 1}, as the network has {classes}"
+                " logits"
+            )
+        yield inputs, labels
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

@@ -1776,3 +1776,13 @@ def test_a_fast_look_at_layouts_leaves_few():
     factors, coded = codes(4, plain), plain.clone()
     true.apart(coded, 4).mul_(factors[:, None, None, None])
     assert plausible(candidates(plain.shape, 4), plain, coded, factors) == [true]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm_is_as_exact_on_maps_with_their_channels_side_by_side(affine):
+    net = nn.Sequential(nn.GroupNorm(8, 8, affine=affine), nn.Flatten(), nn.Linear(8 * 32 * 32, 3)).eval()
+    x = torch.randn(4, 8, 32, 32) + 3
+    last = F.group_norm(x.to(memory_format=torch.channels_last), 8)
+    assert not torch.equal(last, F.group_norm(x, 8))  # or torch has become more exact, and the rewrite is of no use
+    torch.testing.assert_close(grad_sq_norms(net, x, spread).logits, net(x), rtol=0, atol=0)
+    assert verify(net, x, spread) < 1e-5
