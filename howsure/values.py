@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
-from math import isfinite
 from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -63,8 +62,6 @@ def _wanted(value: Any, options: tuple[Any, ...]) -> str | None:
         what, kind = ("a number", Real) if float in numbers else ("an integer", Integral)
         if isinstance(value, bool) or not isinstance(value, kind):
             return what
-        if not isfinite(value):
-            return "finite"
     return None
 
 
