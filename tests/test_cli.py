@@ -174,6 +174,16 @@ def test_a_truncated_image(suite, folder, capsys, tmp_path):
     assert set(pd.read_csv(tmp_path / "out" / "results.csv")["task"]) == {"misclassification"}
 
 
+def test_a_truncated_image_of_the_test_set_ends_the_run(suite, folder, capsys, tmp_path):
+    (folder / "a").rename(folder / "0")
+    file = folder / "0" / "1.png"
+    file.write_bytes(file.read_bytes()[:40])
+    assert stop("run", suite(test=f"imagefolder:{folder}"), "--out", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert "1.png: not a readable image" in err
+    assert "left out" not in err
+
+
 def test_an_empty_folder(suite, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert stop("run", suite(shift=f"imagefolder:{tmp_path / 'empty'}"), "--out", tmp_path / "out") == 2

@@ -1738,14 +1738,35 @@ def test_layers_that_are_made_of_linear_ones(name, bias):
     assert not [rule for _, rule in explain(net, x) if "general" in rule]
 
 
-@pytest.mark.parametrize("shared", [True, False])
+def test_the_device_of_a_folded_output_may_be_asked_for():
+    net, x = Masked(lambda y: torch.ones((), dtype=y.dtype, device=y.device)).double().eval(), images(5, 3, 8, 8)
+    exact(net, x)
+    assert [plan.folds for plan in _plans[net].values()] != [{}]
+
+
+def test_an_output_of_no_dimension_that_has_a_gradient_is_where_images_meet():
+    net = Net(lambda net, x: net.last(net.first(x)) + torch.linalg.vector_norm(net.a * x[0])).double().eval()
+    net.register_forward_hook(lambda *_: None)  # so that the logits are not compared first
+    with pytest.raises(RuntimeError, match=r"meet|depend on the other images"):
+        grad_sq_norms(net, images(5, 4), spread)
+    net = Net(lambda net, x: net.last(net.first(x)) + torch.dot(net.a, x[0])).double().eval()
+    net.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"meet|depend on the other images"):
+        grad_sq_norms(net, images(5, 4), spread)
+
+
+@pytest.mark.parametrize("shared", [True, False, None])
 def test_gradients_that_are_kept_whole_are_kept_for_few_images_at_a_time(shared, monkeypatch):
     def forward(net, x):
+        if shared is None:
+            return net.last(torch.kron(net.first(x).tanh(), net.c)[::2, :4])
         return net.last(
             net.first(net.first(x)) if shared else torch.kron(net.first(x).tanh(), net.b.view(2, 2))[::2, :4]
         )
 
-    net, x, sizes = Net(forward).double().eval(), images(11, 4), []
+    net, x, sizes = Net(forward), images(11, 4), []
+    net.c = nn.Parameter(torch.rand(2, 2))
+    net = net.double().eval()
     exact(net, x)
     monkeypatch.setattr("howsure.gradients.plan._KEPT", 3 * 8 * (20 if shared else 4))
     run = Chunk.result

@@ -936,6 +936,17 @@ def test_protocols_that_cannot_be_had_are_left_out_by_default_and_fail_if_asked_
     assert set(pd.read_csv(tmp_path / "False" / "results.csv")["protocol"]) == {"none"}
 
 
+def test_a_test_set_too_small_to_be_divided_leaves_the_protocol_none(material, tmp_path, capsys):
+    known = np.load(material / "known.npz")
+    np.savez(material / "few.npz", x=known["x"][:2], y=known["y"][:2])
+    text = Path(write_suite(material, "few_known", ["msp"], ["none"])).read_text()
+    suite = material / "few_known.toml"
+    suite.write_text(text.replace("npz:known.npz", "npz:few.npz").replace('protocols = ["none"]', ""))
+    assert run("run", suite, "--out", tmp_path) == 0
+    assert "'test' is too small for protocols that divide it into three parts" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "results.csv")["protocol"]) == {"none"}
+
+
 def test_what_earlier_runs_left_in_the_folder_is_told(material, tmp_path, capsys):
     suite = write_suite(material, "more", ["msp", "knn", "energy"], ["none"])
     assert run("run", suite, "--out", tmp_path, "--methods", "msp,energy") == 0

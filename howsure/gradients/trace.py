@@ -56,7 +56,7 @@ class _Shell:
     """The empty output ``t`` of a folded convolution, and what its batch norm gives when called with it, once."""
 
     def __init__(self, t: Tensor, fold: Fold, out: Tensor):
-        self.t, self.fold = t, fold
+        self.t, self.fold, self.device = t, fold, out.device
         self.out: Tensor | None = out
 
     def exchange(self, func: Any, args: tuple, kwargs: dict) -> Tensor:
@@ -145,7 +145,7 @@ class Tracer(TorchFunctionMode):
                 self.meetings += 1
                 return self.shells[key].exchange(func, args, kwargs)
             elif key in self.shells and func is DEVICE:
-                return self.anchor.device
+                return self.shells[key].device
             elif t.requires_grad or key in self.data:
                 data = True
                 if key in self.outputs and func not in SHAPES:
