@@ -144,7 +144,7 @@ class Tracer(TorchFunctionMode):
             elif key in self.shells and func not in SHAPES:
                 self.meetings += 1
                 return self.shells[key].exchange(func, args, kwargs)
-            elif key in self.shells and func is DEVICE:
+            elif key in self.shells and func == DEVICE:
                 return self.shells[key].device
             elif t.requires_grad or key in self.data:
                 data = True
