@@ -187,7 +187,7 @@ def test_mistakes_are_told():
 @pytest.mark.parametrize(
     "labels", [torch.full((16,), 4), torch.full((16,), -1), torch.zeros(16), torch.zeros(16, 1, dtype=torch.long)]
 )
-@pytest.mark.parametrize("name", ["knn", "layerprint"])
+@pytest.mark.parametrize("name", ["knn", "grood"])
 def test_labels_that_are_no_class_indices(name, labels):
     given = [(images, labels[: len(images)]) for images, _ in inputs("train")]
     with pytest.raises(UserError, match=r"class indices .n., integers from 0 to 3, as the network has 4 logits"):
