@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
@@ -148,10 +148,17 @@ class Run:
 
     def _add_earlier_cells(self) -> None:
         """Add to the record the cells that this run was kept from, but that an earlier one finished identically."""
-        noted = {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]}
-        for cell in self.folder.cells():
-            if cell.state == "done" and astuple(cell.name) not in noted and self._would_be_the_same(cell):
+        for cell in self._others():
+            if self._would_be_the_same(cell):
                 self._note(cell)
+
+    def _others(self) -> list[Cell]:
+        """The finished cells in the folder that this run has not noted."""
+        noted = self._noted()
+        return [cell for cell in self.folder.cells() if cell.state == "done" and astuple(cell.name) not in noted]
+
+    def _noted(self) -> set[tuple[Any, ...]]:
+        return {(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]}
 
     def _would_be_the_same(self, cell: Cell) -> bool:
         """Whether this run would compute an identical cell; if its network is not loaded, as far as the suite says."""
@@ -170,9 +177,9 @@ class Run:
 
     def _say_what_stays_out(self) -> None:
         """Name what earlier runs into this folder finished and this one did not ask for."""
-        mine = [(c["backbone"], c["seed"], c["protocol"], c["method"]) for c in self.record["cells"]]
-        others = [astuple(c.name) for c in self.folder.cells() if c.state == "done" and astuple(c.name) not in mine]
-        apart = [f"seed {v}" if isinstance(v, int) else str(v) for k in (3, 0, 1) for v in _new(others, mine, k)]
+        mine, others = self._noted(), [astuple(cell.name) for cell in self._others()]
+        kinds = {3: "", 0: "", 1: "seed ", 2: "protocol "}  # by place in the name of a cell
+        apart = [f"{kind}{v}" for k, kind in kinds.items() for v in _new(others, mine, k)]
         if apart:
             named = ", ".join(apart[:5]) + (", …" if len(apart) > 5 else "")
             self._say_once(
@@ -461,9 +468,10 @@ def _reason(error: BaseException) -> str:
     return one_line(error) if isinstance(error, CellError | UserError) else described(error)
 
 
-def _new(others: Sequence[tuple[Any, ...]], mine: Sequence[tuple[Any, ...]], k: int) -> list[Any]:
+def _new(others: Iterable[tuple[Any, ...]], mine: Iterable[tuple[Any, ...]], k: int) -> list[Any]:
     """What stands at place k in `others` alone, in order."""
-    return [v for v in dict.fromkeys(other[k] for other in others) if v not in {one[k] for one in mine}]
+    known = {one[k] for one in mine}
+    return [v for v in dict.fromkeys(other[k] for other in others) if v not in known]
 
 
 def _rows(row: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:

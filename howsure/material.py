@@ -55,6 +55,7 @@ class Material:
         _check_distinct(found)
         if "synthetic" in suite.chosen_protocols():
             found["synthetic"] = Split("synthetic", Synthetic(found["train"].images))
+        self.splits = found
         for spec in suite.shift:
             try:
                 source = resolve(spec.data, base)
@@ -64,8 +65,7 @@ class Material:
                     raise
                 self.leave_out(spec.name, str(error))
             except FAULTS as error:
-                self.broken[spec.name] = described(error)
-                self.leave_out(spec.name, self.broken[spec.name])
+                self.break_off(spec.name, described(error))
         self.splits = {**found, **self._corrupted(found["test"].images)}
         if "leave-one-out" in suite.chosen_protocols():
             self._refuse_a_kind_twice()

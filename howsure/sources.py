@@ -193,12 +193,12 @@ class ImageList(Dataset):
         return None if first.exists() else f"{self.file}: no {first}, its first image; unpack the images there"
 
     def _entry(self, number: int, line: str) -> tuple[str, int]:
-        path, label = (*line.strip().rsplit(maxsplit=1), "")[:2]
-        if not path or not re.fullmatch(r"-1|\d+", label) or int(label) >= MOST_CLASSES:
+        entry = re.fullmatch(r"(.+?)\s+(-1|\d+)", line.strip())
+        if not entry or int(entry[2]) >= MOST_CLASSES:
             raise UserError(
                 f"{self.file}: line {number} is '{line.strip()}'; give the image's path and its class index"
             )
-        return path, int(label)
+        return entry[1], int(entry[2])
 
 
 SCHEMES = {"imagefolder": ImageFolder, "npz": Npz, "imglist": ImageList}

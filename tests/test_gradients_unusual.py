@@ -1677,19 +1677,13 @@ def test_a_call_with_named_outputs(first):
     exact(Net(forward), images(5, 4))
 
 
-class Old(torch.autograd.Function):
-    """Twice the data; its backward pass warns that it is out of date."""
-
-    @staticmethod
-    def forward(ctx, x, scale):
-        ctx.save_for_backward(x, scale)
-        return x * scale
+class Old(Doubled):
+    """The same, whose backward pass warns that it is out of date."""
 
     @staticmethod
     def backward(ctx, d):
         warnings.warn("out of date", DeprecationWarning, stacklevel=1)
-        x, scale = ctx.saved_tensors
-        return d * scale, (d * x).sum(0)
+        return Doubled.backward(ctx, d)
 
 
 @pytest.mark.filterwarnings("ignore:out of date")
@@ -1712,6 +1706,13 @@ def by_cells(cell, state):
         return net, images(5, 3, 4)
 
     return make
+
+
+def test_a_bilinear_layer_at_several_positions():
+    net = Net(lambda net, x: net.last(net.cell(x, x.sin()).mean(1)))
+    net.cell = nn.Bilinear(4, 4, 4)
+    exact(net, images(5, 3, 4))
+    assert [rule for _, rule in explain(net, images(5, 3, 4)) if "general" in rule]
 
 
 def by_products(bias):
@@ -1776,6 +1777,18 @@ def test_gradients_that_are_kept_whole_are_kept_for_few_images_at_a_time(shared,
     assert sum(sizes) == 11
 
 
+@pytest.mark.parametrize("what", ["overflows", "complex"])
+def test_a_fast_look_at_layouts_of_odd_gradients(what):
+    plain = torch.randn(4 * 12, 8, dtype=torch.complex128 if what == "complex" else torch.float32)
+    options, factors, coded = candidates(plain.shape, 4), codes(4, plain.real), plain.clone()
+    Layout(0, 12).apart(coded, 4).mul_(factors[:, None, None, None])
+    if what == "overflows":
+        coded[:12] = torch.inf
+    kept = plausible(options, plain, coded, factors)
+    assert Layout(0, 12) in kept
+    assert len(kept) < len(options)
+
+
 @given(st.integers(2, 5), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_fast_look_at_layouts_keeps_those_that_explain_a_gradient(n, sizes, data):
@@ -1807,3 +1820,18 @@ def test_group_norm_is_as_exact_on_maps_with_their_channels_side_by_side(affine)
     assert not torch.equal(last, F.group_norm(x, 8))  # or torch has become more exact, and the rewrite is of no use
     torch.testing.assert_close(grad_sq_norms(net, x, spread).logits, net(x), rtol=0, atol=0)
     assert verify(net, x, spread) < 1e-5
+
+
+class Turned(nn.Module):
+    """Group norm of maps turned on their side, which comes out in the plain order."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Linear(4 * 5 * 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x).contiguous().transpose(2, 3)).view(len(x), -1))
+
+
+def test_group_norm_of_maps_in_another_order():
+    exact(Turned(), images(5, 3, 6, 5))

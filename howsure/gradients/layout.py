@@ -90,13 +90,14 @@ def plausible(
     n, generator = len(factors), torch.Generator().manual_seed(0)
     drawn = torch.randint(plain.numel(), (_DRAWN,), generator=generator, device="cpu").to(plain.device)
     place = torch.unravel_index(drawn, plain.shape)
-    before, after = (t[place].to(factors.dtype) for t in (plain, coded))
-    most = plain.nan_to_num(0, 0, 0).abs().amax().to(factors.dtype) * factors.amax()
-    off = []
+    before, after = (t[place].float() if t.dtype == torch.float16 else t[place] for t in (plain, coded))
+    size = noise * plain.abs().nan_to_num(0, 0, 0).amax()
+    size = size + max(least, _least(size))
+    finite, off = before.isfinite() & after.isfinite(), []
     for layout in layouts:
-        want = before * factors[place[layout.dim] // layout.after % n]
-        slack = 1e-2 * want.abs() + noise * most + least * factors.amax()
-        off.append(((after - want).abs() > slack).any())
+        want = before * factors[place[layout.dim] // layout.after % n].to(before.dtype)
+        wrong = (after - want).abs() > 1e-2 * want.abs() + size * factors.amax()
+        off.append((wrong & finite).any())
     return [layout for layout, wrong in zip(layouts, torch.stack(off).tolist(), strict=True) if not wrong]
 
 
@@ -117,6 +118,11 @@ def explains(
     finite = (before.isfinite() & after.isfinite()).all(dim=1)
     want = before * factors[:, None].to(before.dtype)
     slack = 1e-2 * want.abs() + noise * want.abs().amax(dim=1, keepdim=True)
-    numbers = torch.finfo(slack.dtype)
-    slack = slack + max(least, numbers.tiny / numbers.eps) * factors[:, None].to(slack.dtype)
+    slack = slack + max(least, _least(slack)) * factors[:, None].to(slack.dtype)
     return (((after - want).abs() <= slack) | ~finite[:, None]).all() & finite.any()
+
+
+def _least(t: Tensor) -> float:
+    """What a sum of subnormal numbers may come to."""
+    numbers = torch.finfo(t.dtype)
+    return numbers.tiny / numbers.eps

@@ -59,8 +59,8 @@ class Plan:
     outputs: float = 0.0
     """Bytes of all sites' outputs per sample."""
     gradients: int = 0
-    """Bytes of a sample's gradients of the weights whose gradients are kept whole: shared ones, those of which only
-    parts are parameters, and the largest of a call without a rule."""
+    """Bytes of a sample's gradients that are kept whole: of shared and derived weights, and the largest of a call
+    without a rule."""
     channels_last: bool = True
     """Whether images go in with their channels side by side, which is faster on a CPU."""
 

@@ -43,11 +43,12 @@ def _sound(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _exact(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Group ``norm`` on maps with the positions side by side, for which torch is more exact in single precision."""
+    """Group ``norm``, for which torch is less exact on maps in channels-last than in the plain format."""
 
     @wraps(norm)
     def exact(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if input.dim() != 4 or input.is_contiguous() or input.device.type != "cpu":
+        last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        if not last or input.is_contiguous() or input.device.type != "cpu":
             return norm(input, *args, **kwargs)
         return norm(input.contiguous(), *args, **kwargs).contiguous(memory_format=torch.channels_last)
 
@@ -56,9 +57,9 @@ def _exact(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 _F = torch.nn.functional
 SOUND: dict[Any, Callable[..., Any]] = {
-    norm: _sound(norm) for norm in (_F.batch_norm, torch.batch_norm, _F.instance_norm, torch.instance_norm)
+    **{norm: _sound(norm) for norm in (_F.batch_norm, torch.batch_norm, _F.instance_norm, torch.instance_norm)},
+    **{norm: _exact(norm) for norm in (_F.group_norm, torch.group_norm)},
 }
-SOUND |= {norm: _exact(norm) for norm in (_F.group_norm, torch.group_norm)}
 """Calls that torch makes or differentiates wrongly or inexactly, and sound ones to make where no rule makes its own."""
 
 
@@ -71,7 +72,9 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 
 
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A bilinear layer as a linear one on all products of its inputs' features."""
+    """A bilinear layer on vectors as a linear one on all products of their features."""
+    if input1.dim() != 2:  # at many positions these would fill the memory
+        raise NotImplementedError
     products = input1.unsqueeze(-1) * input2.unsqueeze(-2)
     return _F.linear(products.flatten(-2), weight.flatten(1), bias)
 
@@ -104,7 +107,6 @@ def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
 STEPS: dict[Any, Callable[..., Any]] = {
     _F.scaled_dot_product_attention: attention,
     _F.bilinear: bilinear,
-    torch.bilinear: bilinear,
     torch.lstm_cell: lstm_cell,
     torch.gru_cell: gru_cell,
     torch.rnn_tanh_cell: rnn_tanh_cell,
