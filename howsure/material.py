@@ -55,7 +55,6 @@ class Material:
         _check_distinct(found)
         if "synthetic" in suite.chosen_protocols():
             found["synthetic"] = Split("synthetic", Synthetic(found["train"].images))
-        self.splits = found
         for spec in suite.shift:
             try:
                 source = resolve(spec.data, base)
@@ -105,8 +104,7 @@ class Material:
             print(f"howsure: shift '{shift}' left out: {why}", file=sys.stderr)
 
     def break_off(self, shift: str, why: str) -> None:
-        """Leave out a shift whose images cannot all be read."""
-        self.splits.pop(shift, None)
+        """Leave out a shift whose images cannot all be read; the run then counts as failed."""
         self.broken[shift] = why
         self.leave_out(shift, why)
 

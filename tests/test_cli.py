@@ -166,12 +166,16 @@ def test_a_mistake_in_a_suite_is_one_line_and_status_two(mistake, suite, capsys,
 def test_a_truncated_image(suite, folder, capsys, tmp_path):
     file = folder / "a" / "1.png"
     file.write_bytes(file.read_bytes()[:40])
-    assert stop("run", suite(shift=f"imagefolder:{folder}"), "--out", tmp_path / "out") == 1
+    file = suite(shift=f"imagefolder:{folder}")
+    file.write_text(f"seeds = [0, 1]\n{file.read_text()}")
+    assert stop("run", file, "--out", tmp_path / "out") == 1
     out, err = capsys.readouterr()
     assert "howsure: shift 'images' left out" in err
     assert [line for line in err.splitlines() if "failed" in line and "1.png: not a readable image" in line]
     assert "misclassification" in out
-    assert set(pd.read_csv(tmp_path / "out" / "results.csv")["task"]) == {"misclassification"}
+    rows = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert set(rows["task"]) == {"misclassification"}
+    assert set(rows["seed"]) == {0, 1}
 
 
 def test_a_truncated_image_of_the_test_set_ends_the_run(suite, folder, capsys, tmp_path):
